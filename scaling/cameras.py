@@ -1,0 +1,86 @@
+"""Cameras and rays: OpenCV axes (x right, y down, z forward), camera-to-world, world z up.
+
+Intrinsics are normalised by the image size: focal lengths and principal point are fractions of the
+image's width and height, so resizing an image leaves them as they are.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Rays:
+    """Straight lines p(t) = origin + t · direction; t is a distance, as directions have length 1.
+
+    origins, directions: [..., R, 3], world coordinates.
+    """
+
+    origins: Tensor
+    directions: Tensor
+
+    def __getitem__(self, index: object) -> Rays:
+        return Rays(self.origins[index], self.directions[index])  # type: ignore[index]
+
+    def to(self, device: torch.device | str) -> Rays:
+        return Rays(self.origins.to(device), self.directions.to(device))
+
+
+def pixel_rays(cam2world: Tensor, intrinsics: Tensor, height: int, width: int) -> Rays:
+    """Rays through the centres of the pixels of an image, row by row.
+
+    cam2world [..., 4, 4], intrinsics [..., 3, 3] (normalised) → Rays [..., height · width, 3].
+    Pixel (row i, column j) has its centre at ((j + ½) / width, (i + ½) / height).
+    """
+    if cam2world.shape[-2:] != (4, 4) or intrinsics.shape[-2:] != (3, 3):
+        raise ValueError(f"expected [..., 4, 4] and [..., 3, 3], got {cam2world.shape} and {intrinsics.shape}")
+    like = {"dtype": cam2world.dtype, "device": cam2world.device}
+    v, u = torch.meshgrid(
+        (torch.arange(height, **like) + 0.5) / height,
+        (torch.arange(width, **like) + 0.5) / width,
+        indexing="ij",
+    )
+    u, v = u.flatten(), v.flatten()
+    focal_x, focal_y = intrinsics[..., 0, 0, None], intrinsics[..., 1, 1, None]
+    centre_x, centre_y, skew = intrinsics[..., 0, 2, None], intrinsics[..., 1, 2, None], intrinsics[..., 0, 1, None]
+    y = (v - centre_y) / focal_y
+    x = (u - centre_x - skew * y) / focal_x
+    in_camera = torch.stack([x, y, torch.ones_like(x)], dim=-1)
+    directions = in_camera @ cam2world[..., :3, :3].transpose(-1, -2)
+    directions = directions / directions.norm(dim=-1, keepdim=True)
+    origins = cam2world[..., None, :3, 3].expand_as(directions)
+    return Rays(origins, directions)
+
+
+def look_at_origin(azimuth: Tensor, elevation: Tensor, radius: Tensor) -> Tensor:
+    """Cameras on a sphere that look at the origin with the world's z up.
+
+    azimuth, elevation (radians), radius: [V] → cam2world [V, 4, 4].
+    """
+    position = radius[:, None] * torch.stack(
+        [elevation.cos() * azimuth.cos(), elevation.cos() * azimuth.sin(), elevation.sin()], dim=-1
+    )
+    forward = -position / position.norm(dim=-1, keepdim=True)
+    up = torch.tensor([0.0, 0.0, 1.0], dtype=position.dtype).expand_as(forward)
+    right = torch.linalg.cross(forward, up)
+    right = right / right.norm(dim=-1, keepdim=True)
+    down = torch.linalg.cross(forward, right)
+    cam2world = torch.eye(4, dtype=position.dtype).repeat(len(position), 1, 1)
+    cam2world[:, :3, :3] = torch.stack([right, down, forward], dim=-1)
+    cam2world[:, :3, 3] = position
+    return cam2world
+
+
+def orbit(num_views: int, radius: float, elevation: float = math.radians(25.0)) -> Tensor:
+    """num_views cameras [V, 4, 4] at equal steps once around the origin, for turntables."""
+    azimuth = torch.arange(num_views) * (2 * math.pi / num_views)
+    return look_at_origin(azimuth, torch.full_like(azimuth, elevation), torch.full_like(azimuth, radius))
+
+
+def normalised_intrinsics(focal: float) -> Tensor:
+    """Intrinsics [3, 3] with one focal length (fraction of the image size) and a centred principal point."""
+    return torch.tensor([[focal, 0.0, 0.5], [0.0, focal, 0.5], [0.0, 0.0, 1.0]])

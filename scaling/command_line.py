@@ -1,0 +1,103 @@
+"""Command lines: settings from `--preset`, `--config` and `--section.key`, and the flags all commands share."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel
+
+from scaling.config import Settings, SettingsError, flatten, make_settings, merge, read_preset, read_yaml, unflatten
+
+
+def positive_int(text: str) -> int:
+    """argparse type of counts that must be at least 1."""
+    try:
+        value = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
+    return value
+
+
+def count(text: str) -> int:
+    """argparse type of counts that may be 0."""
+    return 0 if text == "0" else positive_int(text)
+
+
+def _documented_keys(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _documented_keys(field.annotation, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", field.description or ""
+
+
+def command_parser(description: str, *flags: str) -> argparse.ArgumentParser:
+    """A parser with the settings flags and the named shared ones of "run", "store", "address", "num-scenes"."""
+    parser = argparse.ArgumentParser(
+        description=description, allow_abbrev=False, usage="%(prog)s [flags]   (--help shows every flag and key)"
+    )
+    parser.add_argument("--preset", default="default", help="settings of experiments/presets/NAME.yaml")
+    parser.add_argument("--config", type=Path, help="YAML file of settings over the preset's")
+    if "run" in flags:
+        parser.add_argument("--run", type=Path, help="run folder (default: runs/<preset>)")
+    if "store" in flags:
+        parser.add_argument("--store", help="scene store: folder or file-system URI (default: the embedded cars)")
+    if "num-scenes" in flags:
+        parser.add_argument("--num-scenes", type=positive_int, required=True, help="scenes to take")
+        parser.add_argument("--scenes", type=Path, help="file with one scene id a line, instead of store order")
+    if "address" in flags:
+        parser.add_argument("--address", help="Ray cluster to join (default: RAY_ADDRESS, else a local one)")
+    return parser
+
+
+def parse_settings(
+    parser: argparse.ArgumentParser, argv: Sequence[str] | None = None, base: dict[str, Any] | None = None
+) -> tuple[argparse.Namespace, Settings]:
+    """Reads the command line; ends the program with status 2 and a message where it is wrong.
+
+    base: values under the preset's. The namespace gains `given`: the dotted settings that flags or --config named.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--preset", default="default")
+    first.add_argument("--config", type=Path)
+    chosen, _ = first.parse_known_args(argv)
+    try:
+        values = merge(base or {}, read_preset(chosen.preset))
+        from_file = read_yaml(chosen.config) if chosen.config else {}
+        shown = flatten(make_settings(merge(values, from_file)).model_dump())
+        _add_settings(parser, shown)
+        namespace, unknown = parser.parse_known_args(argv)
+        if unknown:
+            parser.error(_explain_unknown(unknown[0], list(shown)))
+        flags = {key: yaml.safe_load(text) for key, text in vars(namespace).items() if key in shown}
+        over = merge(from_file, unflatten(flags))
+        settings = make_settings(merge(values, over))
+    except (SettingsError, yaml.YAMLError) as error:
+        parser.error(str(error))
+    namespace.given = flatten(over)
+    if getattr(namespace, "run", False) is None:
+        namespace.run = Path("runs") / namespace.preset
+    return namespace, settings
+
+
+def _explain_unknown(flag: str, keys: list[str]) -> str:
+    section = flag.removeprefix("--").split("=")[0].rpartition(".")[0]
+    near = [key for key in keys if section and key.rpartition(".")[0] == section]
+    hint = f"keys of {section}: {', '.join(near)}" if near else "--help lists the flags and keys"
+    return f"unknown flag {flag}; {hint}"
+
+
+def _add_settings(parser: argparse.ArgumentParser, shown: dict[str, Any]) -> None:
+    group = parser.add_argument_group("settings (value of the chosen preset in brackets)")
+    for key, doc in _documented_keys(Settings):
+        value = str(shown.get(key)).replace("None", "null")
+        help_text = f"{doc} [{value}]".replace("%", "%%")
+        group.add_argument(f"--{key}", dest=key, metavar="VALUE", default=argparse.SUPPRESS, help=help_text)

@@ -1,0 +1,385 @@
+"""The settings page: every key, its type, its default and one line on what it does.
+
+Read in this order, later wins: the defaults below, `--preset NAME` (experiments/presets/NAME.yaml),
+`--config FILE`, then `--section.key VALUE`. The defaults below are the preset `default`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+PRESETS = Path(__file__).resolve().parent.parent / "experiments" / "presets"
+
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class SettingsError(ValueError):
+    """A settings file or flag that cannot be used; the message names the key and what is allowed."""
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
+
+
+class Data(Section):
+    image_size: Positive = 128
+    """Side of the training images in pixels; a store's larger images are area-filtered down to it."""
+    embedded_views: Annotated[int, Field(ge=4)] = 40
+    """Views rendered of each embedded car."""
+
+
+class Representation(Section):
+    space: Literal["latent", "rgb"] = "latent"
+    """What planes encode: the autoencoder's latents, or RGB pixels (no autoencoder)."""
+    micro_features: Count = 4
+    """F_mic: features of the planes that a scene owns."""
+    macro_features: Count = 12
+    """F_mac: features of the base planes, which all scenes share."""
+    num_base_planes: Count = 16
+    """M: number of base tri-planes; a scene has one coefficient for each."""
+    resolution: Annotated[int, Field(ge=2)] = 32
+    """K: side of a plane in texels."""
+    plane_axes: list[Literal["xy", "xz", "yz", "yx", "zx", "zy"]] = ["xy", "xz", "yz"]
+    """World axes along the width and height of each plane."""
+    box_side: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.05
+    """Side of the cube around the origin that the planes span, world units."""
+    field_width: Positive = 64
+    """Hidden units of the field, the small network from features to density and colours."""
+    micro_std: Rate = 0.0
+    """Standard deviation of a scene's micro planes before the first step."""
+    base_std: Rate = 0.1
+    """Standard deviation of the base planes before the first step."""
+    coefs_std: Rate = 0.25
+    """Standard deviation of a stage-1 scene's coefficients before the first step."""
+    stage2_start: Literal["mean", "random"] = "mean"
+    """A stage-2 scene starts at stage 1's mean coefs and zero micro planes, or drawn as in stage 1."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Representation:
+        if (self.macro_features == 0) != (self.num_base_planes == 0):
+            raise ValueError("macro_features and num_base_planes must both be 0 (micro only) or both above 0")
+        if self.micro_features + self.macro_features == 0:
+            raise ValueError("micro_features and macro_features cannot both be 0")
+        if not self.plane_axes:
+            raise ValueError("plane_axes needs at least one plane")
+        return self
+
+
+class Rendering(Section):
+    near: Annotated[float, Field(gt=0)] | None = None
+    """Distance of the first sample along a ray; null: where the ray enters the box."""
+    far: Annotated[float, Field(gt=0)] | None = None
+    """Distance of the last sample; null: where the ray leaves the box."""
+    samples: Annotated[int, Field(ge=2)] = 24
+    """Stratified samples a ray."""
+    importance_samples: Count = 0
+    """Samples a ray drawn from the weights of a first pass; 0: one pass only."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Rendering:
+        if (self.near is None) != (self.far is None):
+            raise ValueError("give near and far together, or neither (the box decides)")
+        if self.near is not None and self.far is not None and self.near >= self.far:
+            raise ValueError(f"near ({self.near}) must be below far ({self.far})")
+        return self
+
+
+class Autoencoder(Section):
+    pretrained: str | None = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    """Hub name or local folder of a diffusers AutoencoderKL (safetensors); null: train one from scratch."""
+    subfolder: str | None = "vae"
+    """Folder inside the hub repository; ignored where the local folder itself holds config.json."""
+    revision: str | None = None
+    """Pinned revision of the hub repository."""
+    block_out_channels: list[Positive] = [32, 64, 96, 128]
+    """From scratch: channels per resolution; n entries shrink images 2^(n-1) times a side."""
+    layers_per_block: Positive = 1
+    """From scratch: residual layers per resolution."""
+    norm_num_groups: Positive = 16
+    """From scratch: groups of the group norms; must divide every entry of block_out_channels."""
+    latent_channels: Positive = 4
+    """From scratch: channels of the latents."""
+    latent_scale: Annotated[float, Field(gt=0)] | None = None
+    """s of the normalisation tanh(s z); null: 0.11 / std(z), measured on training images."""
+    kl_weight: Rate = 1e-4
+    """From scratch: weight of the mean KL divergence of the latents from N(0, 1)."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Autoencoder:
+        for channels in self.block_out_channels:
+            if channels % self.norm_num_groups:
+                raise ValueError(f"norm_num_groups ({self.norm_num_groups}) must divide block_out_channels {channels}")
+        return self
+
+
+class Rates(Section):
+    """Learning rates at the start of a phase; 0 freezes the part."""
+
+    encoder: Rate = 0.0
+    """Encoder of the autoencoder."""
+    decoder: Rate = 0.0
+    """Decoder of the autoencoder."""
+    field: Rate = 0.0
+    """The field."""
+    base_planes: Rate = 0.0
+    """Base planes."""
+    micro_planes: Rate = 0.0
+    """Micro planes of each scene."""
+    coefs: Rate = 0.0
+    """Coefficients of each scene."""
+
+
+class LossWeights(Section):
+    latent: Rate = 0.0
+    """Rendered latents against encoded images, both normalised."""
+    rgb: Rate = 0.0
+    """Decoded renders against images."""
+    autoencoder: Rate = 0.0
+    """Decoded encodings against images."""
+
+
+class Phase(Section):
+    num_epochs: Count = 1
+    """Epochs; 0 leaves the phase out."""
+    steps_per_epoch: Positive | None = None
+    """Steps of an epoch; null: one pass over every training view of every scene."""
+    rays_per_item: Positive | None = None
+    """Random rays of one scene, over all its training views, a step; null: the rays of one whole view."""
+    loss: LossWeights = LossWeights()
+    lr: Rates = Rates()
+    lr_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Factor on the learning rates after each epoch."""
+    lr_cosine_to: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Factor reached by a half cosine over the whole phase; 1: none."""
+    lr_milestones: list[Positive] = []
+    """Epochs at which the learning rates drop by lr_milestone_factor."""
+    lr_milestone_factor: Annotated[float, Field(gt=0, le=1)] = 0.3
+    """Factor on the learning rates at each milestone."""
+    field_frozen_from_epoch: Count | None = None
+    """Epoch from which the field no longer moves; null: never."""
+    tv_weight: Rate = 0.0
+    """Weight of the planes' total variation (mean over the batch)."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Phase:
+        if self.rays_per_item is not None and (self.loss.rgb or self.loss.autoencoder):
+            raise ValueError("rays_per_item must be null where loss.rgb or loss.autoencoder decode whole views")
+        return self
+
+
+class Stage1Phase(Phase):
+    items_per_step: Positive = 32
+    """Items (whole views, or scenes where rays_per_item is set) in a step's global batch."""
+
+
+class Stage2Phase(Phase):
+    pass
+
+
+SCENE_RATES = {"micro_planes": 2e-2, "coefs": 2e-2}
+
+
+class Stage1(Section):
+    autoencoder: Stage1Phase = Stage1Phase(
+        num_epochs=40,
+        items_per_step=32,
+        loss=LossWeights(autoencoder=1.0),
+        lr=Rates(encoder=1e-3, decoder=1e-3),
+        lr_cosine_to=0.05,
+    )
+    """Phase 0: an autoencoder from scratch, left out where a pre-trained one is named."""
+    warmup: Stage1Phase = Stage1Phase(
+        num_epochs=20,
+        steps_per_epoch=500,
+        items_per_step=32,
+        rays_per_item=64,
+        loss=LossWeights(latent=1.0),
+        lr=Rates(field=5e-3, base_planes=1e-2, **SCENE_RATES),
+        lr_cosine_to=0.1,
+    )
+    """Phase 1a: planes, coefs and field on cached latents; the autoencoder is frozen."""
+    joint: Stage1Phase = Stage1Phase(
+        num_epochs=10,
+        steps_per_epoch=500,
+        items_per_step=8,
+        loss=LossWeights(latent=1.0, rgb=1.0, autoencoder=0.1),
+        lr=Rates(encoder=1e-4, decoder=1e-4, field=1e-4, base_planes=1e-3, micro_planes=1e-3, coefs=1e-3),
+        lr_cosine_to=0.1,
+    )
+    """Phase 1b: everything, the autoencoder included: the latent space becomes 3D-aware."""
+    adapt: Stage1Phase = Stage1Phase(
+        num_epochs=10,
+        steps_per_epoch=500,
+        items_per_step=8,
+        loss=LossWeights(rgb=1.0),
+        lr=Rates(decoder=5e-4),
+        lr_cosine_to=0.05,
+    )
+    """Phase 1c (ours): a copy of the decoder learns to read rendered latents; stage 2 decodes with it."""
+    num_buckets: Positive = 4
+    """Scene buckets that every batch draws from equally; the number of workers must divide it."""
+    dense_adam: bool = False
+    """Published behaviour: a step moves the parameters of all scenes, not only those in its batch."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Stage1:
+        for name in ("autoencoder", "warmup", "joint", "adapt"):
+            items = getattr(self, name).items_per_step
+            if items % self.num_buckets:
+                raise ValueError(f"{name}.items_per_step ({items}) must be a multiple of num_buckets")
+        if self.adapt.loss.latent or self.adapt.loss.autoencoder:
+            raise ValueError("adapt.loss may only weigh rgb: the phase moves the decoder alone")
+        return self
+
+
+class Stage2(Section):
+    mode: Literal["frozen", "cohort"] = "frozen"
+    """frozen: scenes are fitted alone on the shared model as it is; cohort: with a copy of it, fine-tuned together."""
+    scenes_per_batch: Positive = 16
+    """Scenes that an actor fits together and commits as one part."""
+    latent: Stage2Phase = Stage2Phase(
+        steps_per_epoch=650,
+        rays_per_item=64,
+        loss=LossWeights(latent=1.0),
+        lr=Rates(**SCENE_RATES),
+        lr_cosine_to=0.02,
+    )
+    """Phase 2a: micro planes and coefs against the encoded training views."""
+    rgb: Stage2Phase = Stage2Phase(
+        num_epochs=2,
+        loss=LossWeights(rgb=1.0),
+        lr=Rates(micro_planes=2e-3, coefs=2e-3),
+        lr_cosine_to=0.1,
+    )
+    """Phase 2b: the same through the decoder, against the training images."""
+    micro_dtype: Literal["float16", "int8"] = "float16"
+    """How a library stores micro planes; int8 has one scale per plane and channel."""
+    max_attempts: Positive = 3
+    """Attempts at a scene whose actor died before it is recorded as failed."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Stage2:
+        for name in ("latent", "rgb"):
+            phase: Phase = getattr(self, name)
+            if phase.lr.encoder or phase.loss.autoencoder:
+                raise ValueError(f"{name}: stage 2 never moves the encoder (lr.encoder, loss.autoencoder must be 0)")
+        return self
+
+
+class Settings(Section):
+    """Everything that shapes a run's results."""
+
+    seed: Count = 0
+    """Seed of every random stream (with scene ids and step numbers)."""
+    data: Data = Data()
+    representation: Representation = Representation()
+    rendering: Rendering = Rendering()
+    autoencoder: Autoencoder = Autoencoder()
+    stage1: Stage1 = Stage1()
+    stage2: Stage2 = Stage2()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Settings:
+        if self.representation.space == "rgb":
+            for key in ("stage1.joint", "stage1.adapt", "stage2.rgb"):
+                section, name = key.split(".")
+                if getattr(getattr(self, section), name).num_epochs:
+                    raise ValueError(f"{key}.num_epochs must be 0: representation.space is rgb, which has no decoder")
+        shrink = 2 ** (len(self.autoencoder.block_out_channels) - 1)
+        scratch = self.representation.space == "latent" and self.autoencoder.pretrained is None
+        if scratch and self.data.image_size % shrink:
+            raise ValueError(
+                f"data.image_size ({self.data.image_size}) must be a multiple of {shrink}, "
+                f"as autoencoder.block_out_channels has {len(self.autoencoder.block_out_channels)} entries"
+            )
+        if scratch and not self.stage1.autoencoder.num_epochs:
+            raise ValueError("autoencoder.pretrained is null, so stage1.autoencoder.num_epochs must be at least 1")
+        return self
+
+
+def _describe(error: ValidationError) -> str:
+    lines = []
+    for item in error.errors():
+        key = ".".join(str(part) for part in item["loc"]) or "settings"
+        message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            message = f"unknown key; allowed here: {', '.join(_fields_at(item['loc'][:-1]))}"
+            lines.append(f"{key}: {message}")
+        else:
+            given = "" if item["type"] == "value_error" else f" (given: {item['input']!r})"
+            lines.append(f"{key}: {message}{given}")
+    return "\n".join(lines)
+
+
+def _fields_at(location: tuple[int | str, ...]) -> list[str]:
+    section: Any = Settings
+    for part in location:
+        section = section.model_fields[part].annotation
+    return list(section.model_fields)
+
+
+def make_settings(values: dict[str, Any]) -> Settings:
+    """Settings from nested plain values over the defaults.
+
+    Raises SettingsError that names every wrong key and what is allowed there.
+    """
+    try:
+        return Settings.model_validate(merge(Settings().model_dump(), values))
+    except ValidationError as error:
+        raise SettingsError(_describe(error)) from None
+
+
+def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`over` on top of `base`, section by section."""
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} → {"a.b": 1}."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat.update(flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+    return flat
+
+
+def unflatten(flat: dict[str, Any]) -> dict[str, Any]:
+    """{"a.b": 1} → {"a": {"b": 1}}."""
+    values: dict[str, Any] = {}
+    for key, value in flat.items():
+        *sections, name = key.split(".")
+        into = values
+        for section in sections:
+            into = into.setdefault(section, {})
+        into[name] = value
+    return values
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A settings file as nested values. Raises SettingsError where it is missing, malformed or no mapping."""
+    try:
+        values = yaml.safe_load(path.read_text()) or {}
+    except FileNotFoundError:
+        raise SettingsError(f"{path}: no such settings file") from None
+    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: not readable as YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise SettingsError(f"{path}: expected sections with keys, found a {type(values).__name__}")
+    return values
+
+
+def read_preset(name: str) -> dict[str, Any]:
+    """Values of a preset. Raises SettingsError that lists the presets where there is none of that name."""
+    known = sorted(path.stem for path in PRESETS.glob("*.yaml"))
+    if name not in known:
+        raise SettingsError(f"--preset: no preset {name!r}; there are {', '.join(known)}")
+    return read_yaml(PRESETS / f"{name}.yaml")

@@ -1,0 +1,1 @@
+"""Posed images: the readers of the source layouts, the embedded cars and the scene store."""

@@ -1,0 +1,251 @@
+"""The scene store: Parquet parts with one row per scene, the rejected scenes, and store.json, which is written last."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from scaling.data.scenes import check_scene_id
+
+FORMAT_VERSION = 1
+SCENES_PER_ROW_GROUP = 16
+SCENES_PER_PART = 256
+SCHEMA = pa.schema(
+    [
+        ("scene_id", pa.string()),
+        ("category", pa.string()),
+        ("views", pa.list_(pa.large_binary())),
+        ("cam2world", pa.list_(pa.float32())),
+        ("intrinsics", pa.list_(pa.float32())),
+        ("test_views", pa.list_(pa.int32())),
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("source", pa.string()),
+    ]
+)
+REJECTS_SCHEMA = pa.schema([(name, pa.string()) for name in ("scene_id", "source", "file", "reason")])
+
+
+def open_uri(uri: str | Path) -> tuple[fs.FileSystem, str]:
+    """The file system and the path on it of a local path or of a URI that pyarrow knows (file://, s3://, gs://, …)."""
+    if "://" in str(uri):
+        filesystem, path = fs.FileSystem.from_uri(str(uri))
+        return filesystem, path.rstrip("/")
+    return fs.LocalFileSystem(), Path(uri).expanduser().absolute().as_posix()
+
+
+class StoreWriter:
+    """Writes a store, as a context manager. Rows keep the order in which they are added.
+
+    store.json is written when the block ends without an exception: only then is the store complete. What an
+    interrupted writer left is replaced; a complete store is not (FileExistsError). A block that added no scene
+    ends with ValueError.
+    """
+
+    def __init__(self, store_uri: str | Path, source: str) -> None:
+        self.uri = str(store_uri)
+        self.source = str(source)
+        self.rejects: list[dict[str, str]] = []
+        self._ids: set[str] = set()
+        self._rows: list[Mapping[str, Any]] = []
+        self._part: pq.ParquetWriter | None = None
+        self.filesystem, self.path = open_uri(store_uri)
+
+    @property
+    def num_scenes(self) -> int:
+        return len(self._ids)
+
+    def __enter__(self) -> StoreWriter:
+        if _is_file(self.filesystem, f"{self.path}/store.json"):
+            raise FileExistsError(f"{self.uri} already holds a scene store: choose another --store, or remove it")
+        self.filesystem.create_dir(self.path, recursive=True)
+        for path in _part_paths(self.filesystem, self.path):
+            self.filesystem.delete_file(path)
+        return self
+
+    def add(self, row: Mapping[str, Any]) -> bool:
+        """Adds a row made by `scenes.make_row`. False where it is rejected: its id is bad or already in the store."""
+        scene_id = row["scene_id"]
+        try:
+            check_scene_id(scene_id)
+        except ValueError as error:
+            self.reject(str(scene_id), row["source"], "", str(error))
+            return False
+        if scene_id in self._ids:
+            self.reject(scene_id, row["source"], "", "another scene of this source has the same id; that one was kept")
+            return False
+        self._ids.add(scene_id)
+        self._rows.append(row)
+        if len(self._rows) == SCENES_PER_ROW_GROUP:
+            self._flush()
+        if self.num_scenes % SCENES_PER_PART == 0:
+            self._close_part()
+        return True
+
+    def reject(self, scene_id: str, source: str, file: str, reason: str) -> None:
+        """Notes a scene that is not in the store, and why."""
+        self.rejects.append({"scene_id": scene_id, "source": source, "file": file, "reason": reason})
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self._rows.clear()
+            self._close_part()
+            return
+        self._close_part()
+        rejects = pa.Table.from_pylist(self.rejects, schema=REJECTS_SCHEMA)
+        pq.write_table(rejects, f"{self.path}/rejects.parquet", filesystem=self.filesystem)
+        if not self._ids:
+            first = self.rejects[0] if self.rejects else {"scene_id": "-", "reason": "no scenes were given"}
+            raise ValueError(
+                f"no scene of {self.source} could be used, {len(self.rejects)} were rejected; "
+                f"the first, {first['scene_id']}: {first['reason']} (all of them: {self.uri}/rejects.parquet)"
+            )
+        described = {
+            "format_version": FORMAT_VERSION,
+            "num_scenes": self.num_scenes,
+            "source": self.source,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        with self.filesystem.open_output_stream(f"{self.path}/store.json") as out:
+            out.write(json.dumps(described, indent=1).encode() + b"\n")
+
+    def _flush(self) -> None:
+        """Writes the waiting rows as one row group."""
+        if not self._rows:
+            return
+        if self._part is None:
+            number = (self.num_scenes - 1) // SCENES_PER_PART
+            self._part = pq.ParquetWriter(
+                f"{self.path}/scenes-{number:05d}.parquet",
+                SCHEMA,
+                filesystem=self.filesystem,
+                compression="none",  # PNGs do not shrink
+                use_dictionary=False,
+                write_statistics=["scene_id", "category"],
+            )
+        self._part.write_table(pa.Table.from_pylist(self._rows, schema=SCHEMA), row_group_size=SCENES_PER_ROW_GROUP)
+        self._rows.clear()
+
+    def _close_part(self) -> None:
+        self._flush()
+        if self._part is not None:
+            self._part.close()
+            self._part = None
+
+
+@dataclass(frozen=True)
+class _Index:
+    """The scenes of a store, in its order; places: id → (number of its part, row group, row in it)."""
+
+    categories: list[str] = field(default_factory=list)
+    places: dict[str, tuple[int, int, int]] = field(default_factory=dict)
+
+
+class SceneStore:
+    """Reads a store. FileNotFoundError where there is none; ValueError where it is damaged or of a newer version."""
+
+    def __init__(self, uri: str | Path) -> None:
+        self.uri = str(uri)
+        self.filesystem, self.path = open_uri(uri)
+        if not _is_file(self.filesystem, f"{self.path}/store.json"):
+            raise FileNotFoundError(
+                f"{self.uri} holds no complete scene store (no store.json): "
+                f"make one with experiments/prepare.py --source DIR --store {self.uri}"
+            )
+        with self.filesystem.open_input_stream(f"{self.path}/store.json") as stream:
+            text = stream.read()
+        try:
+            self.info: dict[str, Any] = json.loads(text)
+            version, self.num_scenes = int(self.info["format_version"]), int(self.info["num_scenes"])
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{self.uri}/store.json is damaged ({error!r}): prepare the store again") from error
+        if version > FORMAT_VERSION:
+            raise ValueError(
+                f"{self.uri} has format version {version}, this program reads up to {FORMAT_VERSION}: update it"
+            )
+        self._paths = _part_paths(self.filesystem, self.path)
+        self._index: _Index | None = None
+
+    def __len__(self) -> int:
+        return self.num_scenes
+
+    def paths(self) -> list[str]:
+        """The parts, in store order, as paths on `filesystem`."""
+        return list(self._paths)
+
+    def ids(self) -> list[str]:
+        """All scene ids, in store order."""
+        return list(self._indexed().places)
+
+    def categories(self) -> list[str]:
+        """The category of each scene, in store order."""
+        return list(self._indexed().categories)
+
+    def rejects(self) -> list[dict[str, str]]:
+        """The scenes that preparing left out: scene_id, source, file, reason."""
+        return pq.read_table(f"{self.path}/rejects.parquet", filesystem=self.filesystem).to_pylist()
+
+    def rows(self, ids: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+        """Rows of all scenes in store order, or of the given ids in their order, one row group in memory at a time.
+
+        ValueError (at the first step) names the ids that the store does not hold.
+        """
+        places = self._indexed().places
+        unknown = [] if ids is None else [scene_id for scene_id in ids if scene_id not in places]
+        if unknown:
+            raise ValueError(f"{self.uri} holds no scene {', '.join(unknown[:5])}{', …' if len(unknown) > 5 else ''}")
+        opened: tuple[int, int] | None = None
+        part: pq.ParquetFile | None = None
+        group: pa.Table | None = None
+        try:
+            for scene_id in places if ids is None else ids:
+                number, row_group, row = places[scene_id]
+                if part is None or opened is None or opened[0] != number:
+                    if part is not None:
+                        part.close()
+                    part, group = pq.ParquetFile(self._paths[number], filesystem=self.filesystem), None
+                if group is None or opened != (number, row_group):
+                    group, opened = part.read_row_group(row_group), (number, row_group)
+                yield group.slice(row, 1).to_pylist()[0]
+        finally:
+            if part is not None:
+                part.close()
+
+    def _indexed(self) -> _Index:
+        """Reads the id and category columns of all parts, once."""
+        if self._index is not None:
+            return self._index
+        index = _Index()
+        for number, path in enumerate(self._paths):
+            with pq.ParquetFile(path, filesystem=self.filesystem) as part:
+                columns = part.read(columns=["scene_id", "category"])
+                sizes = [part.metadata.row_group(group).num_rows for group in range(part.num_row_groups)]
+            in_part = [(number, group, row) for group, size in enumerate(sizes) for row in range(size)]
+            index.places.update(zip(columns["scene_id"].to_pylist(), in_part, strict=True))
+            index.categories.extend(columns["category"].to_pylist())
+        if not len(index.places) == len(index.categories) == self.num_scenes:
+            raise ValueError(
+                f"{self.uri} holds {len(index.places)} scenes, its store.json says {self.num_scenes}: prepare it again"
+            )
+        self._index = index
+        return index
+
+
+def _is_file(filesystem: fs.FileSystem, path: str) -> bool:
+    return filesystem.get_file_info(path).type == fs.FileType.File
+
+
+def _part_paths(filesystem: fs.FileSystem, folder: str) -> list[str]:
+    found = filesystem.get_file_info(fs.FileSelector(folder))
+    return sorted(info.path for info in found if Path(info.path).match("scenes-*.parquet"))

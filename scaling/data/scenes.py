@@ -1,0 +1,251 @@
+"""A scene: posed views of one object, as rows of the scene store and as tensors, and the checks on what comes in."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from scaling.data.png import decode_png, png_size, read_png
+
+_LARGEST_NUMBER = 1e9  # in a pose or in intrinsics: beyond it float32 has no useful precision, and products overflow
+_SCENE_ID = re.compile(r"[A-Za-z0-9._-]{1,200}")
+
+
+class SceneError(ValueError):
+    """One scene cannot be used. scene_id, source: which one; file: where it is wrong; reason: what is wrong."""
+
+    def __init__(self, scene_id: str, file: str, reason: str, source: str = "") -> None:
+        super().__init__(scene_id, file, reason, source)  # all of them, so that it survives a trip between processes
+        self.scene_id = scene_id
+        self.file = file
+        self.reason = reason
+        self.source = source
+
+    def __str__(self) -> str:
+        where = f" (source {self.source})" if self.source else ""
+        file = f"{self.file}: " if self.file else ""
+        return f"scene {self.scene_id}{where}: {file}{self.reason}"
+
+
+@dataclass(frozen=True)
+class SceneRef:
+    """Where a scene lies. folder: its path, "" where its id is no safe name; source: that path relative to --source."""
+
+    scene_id: str
+    category: str
+    folder: str
+    layout: str
+    source: str
+
+    def error(self, file: str, reason: str) -> SceneError:
+        return SceneError(self.scene_id, file, reason, self.source)
+
+
+@dataclass(frozen=True)
+class SceneViews:
+    """The views of one scene.
+
+    images: [V, 3, H, W] float32 in [0, 1]; cam2world: [V, 4, 4], OpenCV axes; intrinsics: [V, 3, 3], normalised
+    by the image size; test_views: indices of the views that are never trained on.
+    """
+
+    scene_id: str
+    category: str
+    images: Tensor
+    cam2world: Tensor
+    intrinsics: Tensor
+    test_views: tuple[int, ...]
+
+    @property
+    def train_views(self) -> tuple[int, ...]:
+        return tuple(sorted(set(range(len(self.images))) - set(self.test_views)))
+
+
+def check_scene_id(scene_id: str) -> str:
+    """The id itself, if it is 1 to 200 letters, digits, `.`, `_` and `-` and not `.` or `..`; else ValueError."""
+    if not isinstance(scene_id, str) or not _SCENE_ID.fullmatch(scene_id) or scene_id in (".", ".."):
+        raise ValueError(
+            f"bad scene id {scene_id!r:.220}: use 1 to 200 ASCII letters, digits, '.', '_' and '-', not '.' or '..'"
+        )
+    return scene_id
+
+
+def default_test_views(num_views: int) -> tuple[int, ...]:
+    """The first tenth of the views, at least one."""
+    return tuple(range(max(1, num_views // 10)))
+
+
+def check_pose(pose: ArrayLike) -> NDArray[np.float64]:
+    """A camera-to-world matrix [4, 4]. ValueError unless it is finite and rigid (to 1e-3), without a mirror."""
+    matrix = _numbers(pose, 4, "the pose")
+    if np.abs(matrix[3] - [0, 0, 0, 1]).max() > 1e-3:
+        raise ValueError(f"the pose's last row must be 0 0 0 1, got {_listed(matrix[3])}")
+    rotation = matrix[:3, :3]
+    error = np.abs(rotation @ rotation.T - np.eye(3)).max()
+    if error > 1e-3:
+        raise ValueError(f"the pose's rotation is not orthonormal (R·Rᵀ differs from the identity by {error:.3g})")
+    if np.linalg.det(rotation) < 0:
+        raise ValueError("the pose mirrors (determinant -1): its axes must be right-handed")
+    return matrix
+
+
+def check_intrinsics(intrinsics: ArrayLike) -> NDArray[np.float64]:
+    """Normalised intrinsics [3, 3]. ValueError unless they are finite with positive focal lengths."""
+    matrix = _numbers(intrinsics, 3, "the intrinsics")
+    if matrix[0, 0] <= 0 or matrix[1, 1] <= 0:
+        raise ValueError(f"focal lengths must be positive, got {_listed(np.diag(matrix)[:2])}")
+    if np.any(matrix[2] != [0, 0, 1]) or matrix[1, 0] != 0:
+        raise ValueError("the intrinsics must be [[fx, skew, cx], [0, fy, cy], [0, 0, 1]]")
+    return matrix
+
+
+def intrinsics_from_pixels(
+    focal: tuple[float, float], centre: tuple[float, float], width: float, height: float, image_size: tuple[int, int]
+) -> NDArray[np.float64]:
+    """Normalised intrinsics [3, 3] from pixels (x, y) of a width × height image.
+
+    image_size: (width, height) of the images that they are used on. ValueError where the two have other aspect ratios.
+    """
+    if not (np.isfinite([width, height]).all() and width > 0 and height > 0):
+        raise ValueError(f"image width and height must be positive, got {width:g} and {height:g}")
+    if abs(width * image_size[1] - height * image_size[0]) > 0.01 * width * image_size[1]:
+        raise ValueError(
+            f"the intrinsics are for {width:g}x{height:g} pixels, "
+            f"the images have {image_size[0]}x{image_size[1]}: another aspect ratio"
+        )
+    rows = [[focal[0] / width, 0.0, centre[0] / width], [0.0, focal[1] / height, centre[1] / height], [0.0, 0.0, 1.0]]
+    return check_intrinsics(rows)
+
+
+def read_pngs(ref: SceneRef, paths: Sequence[Path]) -> tuple[list[bytes], tuple[int, int]]:
+    """The PNG bytes of a scene's views and their common (width, height); SceneError names the first bad file."""
+    if len(paths) < 2:
+        raise ref.error(str(ref.folder), f"found {len(paths)} views, need at least 2: one to train on, one to test")
+    pngs: list[bytes] = []
+    common = (0, 0)
+    for path in paths:
+        try:
+            data, size = read_png(path)
+        except ValueError as error:
+            raise ref.error(str(path), str(error)) from error
+        common = common if pngs else size
+        if size != common:
+            reason = f"has {size[0]}x{size[1]} pixels, the scene's first view has {common[0]}x{common[1]}"
+            raise ref.error(str(path), reason)
+        pngs.append(data)
+    return pngs, common
+
+
+def make_row(
+    scene_id: str,
+    category: str,
+    pngs: Sequence[bytes],
+    cam2world: ArrayLike,
+    intrinsics: ArrayLike,
+    test_views: Sequence[int],
+    height: int,
+    width: int,
+    source: str,
+) -> dict[str, Any]:
+    """A row of the scene store.
+
+    pngs: V files' bytes; cam2world [V, 4, 4]; intrinsics [V, 3, 3], normalised. SceneError where they do not fit
+    together or a camera is no camera.
+    """
+    row = {
+        "scene_id": scene_id,
+        "category": category,
+        "views": list(pngs),
+        "cam2world": np.asarray(cam2world, dtype=np.float32).ravel(),
+        "intrinsics": np.asarray(intrinsics, dtype=np.float32).ravel(),
+        "test_views": np.asarray(test_views, dtype=np.int32).ravel(),
+        "height": int(height),
+        "width": int(width),
+        "source": source,
+    }
+    _check_row(row)
+    return row
+
+
+def views_from_row(row: Mapping[str, Any], image_size: int) -> SceneViews:
+    """Decodes a store's row into views of image_size × image_size pixels, made smaller by averaging areas.
+
+    SceneError where images are not square, smaller than image_size, damaged, or not of the row's height and width.
+    """
+    height, width, pngs = int(row["height"]), int(row["width"]), row["views"]
+    _check_row(row)
+    if height != width:
+        raise _row_error(row, "", f"images must be square, these have {width}x{height} pixels")
+    if not 0 < image_size <= height:
+        raise _row_error(row, "", f"images have {height} pixels a side, {image_size} were asked for: lower image_size")
+    images = np.empty((len(pngs), height, width, 3), dtype=np.uint8)
+    for index, data in enumerate(pngs):
+        try:
+            if png_size(data) != (width, height):
+                raise ValueError(f"the image is not {width}x{height} as the row says")
+            images[index] = decode_png(data)
+        except ValueError as error:
+            raise _row_error(row, f"views[{index}]", str(error)) from error
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
+    if image_size < height:
+        pixels = torch.nn.functional.interpolate(pixels, size=(image_size, image_size), mode="area")
+    return SceneViews(
+        scene_id=row["scene_id"],
+        category=row["category"],
+        images=pixels.contiguous(),
+        cam2world=torch.tensor(np.asarray(row["cam2world"], dtype=np.float32)).reshape(-1, 4, 4),
+        intrinsics=torch.tensor(np.asarray(row["intrinsics"], dtype=np.float32)).reshape(-1, 3, 3),
+        test_views=tuple(int(view) for view in row["test_views"]),
+    )
+
+
+def _check_row(row: Mapping[str, Any]) -> None:
+    """SceneError unless a row's columns fit together and its cameras are cameras."""
+    num_views, num_poses, num_intrinsics = len(row["views"]), len(row["cam2world"]) / 16, len(row["intrinsics"]) / 9
+    if not num_views == num_poses == num_intrinsics or num_views == 0:
+        reason = f"{num_views} views, {num_poses:g} poses and {num_intrinsics:g} intrinsics: need as many of each"
+        raise _row_error(row, "", reason)
+    tests = [int(view) for view in row["test_views"]]
+    if not tests or len(set(tests)) < len(tests) or min(tests) < 0 or max(tests) >= num_views:
+        raise _row_error(row, "test_views", f"{tests} must be different view numbers from 0 to {num_views - 1}")
+    try:
+        check_scene_id(row["scene_id"])
+    except ValueError as error:
+        raise _row_error(row, "scene_id", str(error)) from error
+    poses = np.asarray(row["cam2world"], dtype=np.float64).reshape(-1, 4, 4)
+    intrinsics = np.asarray(row["intrinsics"], dtype=np.float64).reshape(-1, 3, 3)
+    for view in range(num_views):
+        try:
+            check_pose(poses[view])
+            check_intrinsics(intrinsics[view])
+        except ValueError as error:
+            raise _row_error(row, f"view {view}", str(error)) from error
+
+
+def _row_error(row: Mapping[str, Any], file: str, reason: str) -> SceneError:
+    return SceneError(str(row["scene_id"]), file, reason, str(row["source"]))
+
+
+def _numbers(values: ArrayLike, side: int, what: str) -> NDArray[np.float64]:
+    """Finite numbers [side, side] from nested lists or from a flat list."""
+    try:
+        numbers = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{what} must be {side}x{side} numbers ({error})") from error
+    if numbers.size != side * side:
+        raise ValueError(f"{what} must be {side}x{side} numbers, got {numbers.size}")
+    if not (np.abs(numbers) < _LARGEST_NUMBER).all():
+        raise ValueError(f"{what} must be finite numbers below {_LARGEST_NUMBER:g}")
+    return numbers.reshape(side, side)
+
+
+def _listed(values: NDArray[np.float64]) -> str:
+    return " ".join(f"{value:g}" for value in values)

@@ -1,0 +1,1 @@
+"""Tri-planes, field, renderer, autoencoder, and the shared model that holds them."""

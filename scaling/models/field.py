@@ -1,0 +1,23 @@
+"""The field: a small network, shared by all scenes, from a point's features to density and colours."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+
+class Field(nn.Module):
+    """Linear F → width, softplus, Linear width → 1 + C. No view direction (paper, section 2)."""
+
+    def __init__(self, num_features: int, width: int, num_colours: int) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(num_features, width)
+        self.head = nn.Linear(width, 1 + num_colours)
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """features [..., F] (summed over planes) → raw densities [..., 1], colours [..., C] in (−0.001, 1.001).
+
+        The colour head is sigmoid(·) · 1.002 − 0.001, so that 0 and 1 are reached at finite values.
+        """
+        raw = self.head(softplus(self.hidden(features)))
+        return raw[..., :1], raw[..., 1:].sigmoid() * 1.002 - 0.001

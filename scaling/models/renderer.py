@@ -1,0 +1,116 @@
+"""The renderer: rays → samples → field → quadrature, for S scenes at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from scaling.cameras import Rays
+from scaling.models.field import Field
+from scaling.models.sampling import box_near_far, importance_depths, stratified_depths
+from scaling.models.triplanes import sample_planes
+
+
+@dataclass(frozen=True)
+class RenderOutput:
+    """colours [S, R, C] in [−1, 1], depth [S, R] (world units), opacity [S, R] in [0, 1]."""
+
+    colours: Tensor
+    depth: Tensor
+    opacity: Tensor
+
+
+def quadrature(depths: Tensor, raw_densities: Tensor, colours: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Volume rendering by the mid-point rule: density and colour of an interval are the means of its two ends.
+
+    depths [..., R, D], raw_densities [..., R, D], colours [..., R, D, C]
+    → colours [..., R, C] in [0, 1], depth [..., R], opacity [..., R], weights [..., R, D − 1].
+    density = softplus(mean raw − 1), α = 1 − exp(−density δ), weight = α Π (1 − α before it). The depth is the mean
+    depth of the weights, kept between the ray's own ends (an empty ray gets its far end, with no gradient).
+    """
+    deltas = depths[..., 1:] - depths[..., :-1]
+    middle = (depths[..., 1:] + depths[..., :-1]) / 2
+    density = softplus((raw_densities[..., 1:] + raw_densities[..., :-1]) / 2 - 1)
+    colour = (colours[..., 1:, :] + colours[..., :-1, :]) / 2
+    optical_depth = density * deltas
+    before = torch.cumsum(optical_depth, -1) - optical_depth
+    weights = torch.exp(-before) * (-torch.expm1(-optical_depth))
+    opacity = weights.sum(-1)
+    out = (weights[..., None] * colour).sum(-2)
+    empty = opacity < 1e-8
+    mean_depth = (weights * middle).sum(-1) / torch.where(empty, torch.ones_like(opacity), opacity)
+    depth = torch.where(empty, depths[..., -1], mean_depth)
+    return out, depth.clamp(depths[..., 0], depths[..., -1]), opacity, weights
+
+
+def composite(colours: Tensor, opacity: Tensor, background: Tensor) -> Tensor:
+    """Colours over the background (both in [0, 1]), mapped to [−1, 1]: 2 (Σ w c + (1 − Σ w) b) − 1.
+
+    colours [..., R, C], opacity [..., R], background [C].
+    """
+    return 2 * (colours + (1 - opacity[..., None]) * background) - 1
+
+
+@dataclass(frozen=True)
+class Renderer:
+    """How planes become colours; no parameters of its own. near and far None: where a ray crosses the box."""
+
+    plane_axes: Sequence[str]
+    box_side: float
+    near: float | None
+    far: float | None
+    samples: int
+    importance_samples: int = 0
+
+    @property
+    def uniforms_per_ray(self) -> int:
+        """Random numbers in [0, 1) that one ray takes: jitter of the strata, then importance samples."""
+        return self.samples + self.importance_samples
+
+    def __call__(
+        self, planes: Tensor, field: Field, rays: Rays, background: Tensor, uniforms: Tensor | None = None
+    ) -> RenderOutput:
+        """planes [S, P, F, K, K], rays [S, R], background [C] in [0, 1], uniforms [S, R, uniforms_per_ray].
+
+        Without uniforms every sample lies in the middle of its stratum: the same picture each time.
+        """
+        near, far = self.near_far(rays)
+        jitter = None if uniforms is None else uniforms[..., : self.samples]
+        depths = stratified_depths(near, far, self.samples, jitter)
+        raw, colours = self.query(planes, field, rays, depths)
+        if self.importance_samples:
+            *_, weights = quadrature(depths, raw, colours)
+            fine = importance_depths(depths, weights, self._importance_uniforms(depths, uniforms))
+            fine_raw, fine_colours = self.query(planes, field, rays, fine)
+            depths, order = torch.cat([depths, fine], -1).sort(-1)
+            raw = torch.cat([raw, fine_raw], -1).gather(-1, order)
+            colours = torch.cat([colours, fine_colours], -2)
+            colours = colours.gather(-2, order[..., None].expand_as(colours))
+        out, depth, opacity, _ = quadrature(depths, raw, colours)
+        return RenderOutput(composite(out, opacity, background), depth, opacity)
+
+    def near_far(self, rays: Rays) -> tuple[Tensor, Tensor]:
+        """Ends of the sampled part of each ray [S, R], [S, R]."""
+        if self.near is None or self.far is None:
+            near, far, _ = box_near_far(rays, self.box_side)
+            return near, far
+        like = rays.origins[..., 0]
+        return torch.full_like(like, self.near), torch.full_like(like, self.far)
+
+    def query(self, planes: Tensor, field: Field, rays: Rays, depths: Tensor) -> tuple[Tensor, Tensor]:
+        """Field at depths [S, R, D] → raw densities [S, R, D], colours [S, R, D, C]; plane features are summed."""
+        points = rays.origins[..., None, :] + depths[..., None] * rays.directions[..., None, :]
+        features = sample_planes(planes, points.flatten(1, 2), self.plane_axes, self.box_side).sum(1)
+        raw, colours = field(features)
+        return raw[..., 0].unflatten(1, depths.shape[1:]), colours.unflatten(1, depths.shape[1:])
+
+    def _importance_uniforms(self, depths: Tensor, uniforms: Tensor | None) -> Tensor:
+        if uniforms is not None:
+            return uniforms[..., self.samples :]
+        steps = torch.arange(self.importance_samples, dtype=depths.dtype, device=depths.device)
+        middle = (steps + 0.5) / self.importance_samples
+        return middle.expand(*depths.shape[:-1], self.importance_samples)

@@ -1,0 +1,228 @@
+"""The shared model: what stage 1 trains once and every scene of stage 2 stands on.
+
+Autoencoder, field, base planes, the background, and the statistics of stage 1's scenes; saved as safetensors
+and JSON, and named by the SHA-256 of its tensors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from scaling.cameras import Rays, pixel_rays
+from scaling.config import Settings, SettingsError, make_settings
+from scaling.models.autoencoder import (
+    IdentityAutoencoder,
+    ImageAutoencoder,
+    LatentAutoencoder,
+    LatentDecoder,
+    build_autoencoder,
+    derive_background,
+)
+from scaling.models.field import Field
+from scaling.models.renderer import Renderer, RenderOutput
+from scaling.models.triplanes import fuse_planes
+
+FORMAT_VERSION = 1
+
+
+class SharedModelError(ValueError):
+    """A shared model that cannot be used; the message names the file and what to do."""
+
+
+@dataclass(frozen=True)
+class SceneParams:
+    """What belongs to S scenes: micro_planes [S, P, F_mic, K, K] and coefs [S, M]."""
+
+    micro_planes: Tensor
+    coefs: Tensor
+
+    def __getitem__(self, rows: Any) -> SceneParams:
+        return SceneParams(self.micro_planes[rows], self.coefs[rows])
+
+
+class SharedModel(nn.Module):
+    """settings: those of stage 1; representation, rendering, autoencoder and image size are read from them."""
+
+    background: Tensor
+    coefs_mean: Tensor
+    coefs_std: Tensor
+    micro_mean: Tensor
+    micro_std: Tensor
+
+    def __init__(self, settings: Settings, autoencoder: ImageAutoencoder | None = None) -> None:
+        super().__init__()
+        self.settings = settings
+        shape = settings.representation
+        if autoencoder is None:
+            rgb = shape.space == "rgb"
+            size = settings.data.image_size
+            autoencoder = IdentityAutoencoder() if rgb else build_autoencoder(settings.autoencoder, size)
+        self.autoencoder: ImageAutoencoder = autoencoder
+        if settings.data.image_size % autoencoder.shrink:
+            raise SettingsError(
+                f"data.image_size ({settings.data.image_size}) must be a multiple of {autoencoder.shrink}, "
+                "by which the autoencoder shrinks an image's side"
+            )
+        self.decoder: LatentDecoder | None = None  # adapted to rendered latents; see adapt_decoder
+        num_planes = len(shape.plane_axes)
+        self.micro_shape = (num_planes, shape.micro_features, shape.resolution, shape.resolution)
+        base = torch.randn(shape.num_base_planes, num_planes, shape.macro_features, *self.micro_shape[2:])
+        # Without base planes there is nothing to train, so nothing may claim to be a parameter.
+        self.base_planes = nn.Parameter(base * shape.base_std, requires_grad=base.numel() > 0)
+        self.field = Field(shape.micro_features + shape.macro_features, shape.field_width, autoencoder.latent_channels)
+        self.renderer = Renderer(
+            tuple(shape.plane_axes), shape.box_side, settings.rendering.near, settings.rendering.far,
+            settings.rendering.samples, settings.rendering.importance_samples,
+        )  # fmt: skip
+        self.register_buffer("background", torch.ones(autoencoder.latent_channels))
+        for name, size in (("coefs_mean", shape.num_base_planes), ("coefs_std", shape.num_base_planes)):
+            self.register_buffer(name, torch.zeros(size))
+        for name in ("micro_mean", "micro_std"):
+            self.register_buffer(name, torch.zeros(()))
+
+    @property
+    def latent_size(self) -> int:
+        """Side of a latent image (of the image itself in RGB space)."""
+        return self.settings.data.image_size // self.autoencoder.shrink
+
+    @property
+    def device(self) -> torch.device:
+        return self.background.device
+
+    def adapt_decoder(self) -> LatentDecoder:
+        """Gives the model a decoder of its own for rendered latents; a copy of the autoencoder's at first."""
+        if not isinstance(self.autoencoder, LatentAutoencoder):
+            raise SettingsError("stage1.adapt: RGB space has no decoder to adapt; set stage1.adapt.num_epochs to 0")
+        if self.decoder is None:
+            self.decoder = self.autoencoder.copy_decoder().to(self.device)
+        return self.decoder
+
+    def update_background(self) -> None:
+        """Derives the background again from the autoencoder as it stands."""
+        background = derive_background(self.autoencoder, self.settings.data.image_size, self.device)
+        self.background.copy_(background)
+
+    def latent_rays(self, cam2world: Tensor, intrinsics: Tensor) -> Rays:
+        """Rays of latent images: [..., 4, 4], [..., 3, 3] → Rays [..., h · w]."""
+        return pixel_rays(cam2world, intrinsics, self.latent_size, self.latent_size)
+
+    def render(self, params: SceneParams, rays: Rays, uniforms: Tensor | None = None) -> RenderOutput:
+        """Rays [S, R] of S scenes → colours [S, R, C] in [−1, 1] (normalised latents), depth, opacity."""
+        planes = fuse_planes(params.micro_planes, params.coefs, self.base_planes)
+        return self.renderer(planes, self.field, rays, self.background, uniforms)
+
+    def as_latents(self, colours: Tensor) -> Tensor:
+        """Colours of whole views [B, h · w, C] → latents [B, C, h, w]."""
+        return colours.transpose(1, 2).unflatten(2, (self.latent_size, self.latent_size))
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Rendered latents [B, C, h, w] → images [B, 3, H, W] in [0, 1], by the adapted decoder where there is one."""
+        if self.decoder is None or not isinstance(self.autoencoder, LatentAutoencoder):
+            return self.autoencoder.decode(latents)
+        return self.decoder(latents, self.autoencoder.latent_scale)
+
+    def start_params(self, num_scenes: int) -> SceneParams:
+        """Where stage 2 starts: zero micro planes and stage 1's mean coefs, [S, …]."""
+        micro = torch.zeros(num_scenes, *self.micro_shape, device=self.device)
+        return SceneParams(micro, self.coefs_mean.expand(num_scenes, -1).clone())
+
+    def random_params(self, generators: list[torch.Generator]) -> SceneParams:
+        """Where stage 1 starts, one generator a scene: both normal, with the settings' standard deviations."""
+        shape = self.settings.representation
+        micro = [torch.randn(self.micro_shape, generator=g) * shape.micro_std for g in generators]
+        coefs = [torch.randn(shape.num_base_planes, generator=g) * shape.coefs_std for g in generators]
+        return SceneParams(torch.stack(micro).to(self.device), torch.stack(coefs).to(self.device))
+
+    def content_hash(self) -> str:
+        """SHA-256 over the sorted (name, dtype, shape, bytes) of every tensor."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.state_dict().items()):
+            tensor = tensor.detach().cpu().contiguous()
+            digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+            digest.update(tensor.view(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+        return digest.hexdigest()
+
+    def save(self, folder: Path, scene_ids: list[str]) -> str:
+        """Writes the shared model; hash.txt comes last and marks it whole. → its hash."""
+        folder.mkdir(parents=True, exist_ok=True)
+        config = {"format_version": FORMAT_VERSION, "settings": self.settings.model_dump()}
+        (folder / "config.json").write_text(json.dumps(config, indent=1))
+        if isinstance(self.autoencoder, LatentAutoencoder):
+            self.autoencoder.vae.save_pretrained(folder / "autoencoder", safe_serialization=True)
+        if self.decoder is not None:
+            (folder / "decoder").mkdir(exist_ok=True)
+            save_file(_contiguous(self.decoder.state_dict()), folder / "decoder" / "model.safetensors")
+        rest = {k: v for k, v in self.state_dict().items() if not k.startswith(("autoencoder.vae.", "decoder."))}
+        save_file(_contiguous(rest), folder / "planes.safetensors")
+        (folder / "scenes.txt").write_text("".join(f"{scene_id}\n" for scene_id in scene_ids))
+        content_hash = self.content_hash()
+        (folder / "hash.txt").write_text(content_hash + "\n")
+        return content_hash
+
+
+def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def read_scene_ids(folder: Path) -> list[str]:
+    """Ids of the scenes that the shared model in `folder` was trained on."""
+    return (folder / "scenes.txt").read_text().split()
+
+
+def load_shared(folder: Path, device: torch.device | str = "cpu") -> tuple[SharedModel, str]:
+    """The shared model in `folder`, frozen, and its hash.
+
+    Raises SharedModelError naming the file where one is missing, of a newer format, or changed since it was saved.
+    """
+    if not (folder / "hash.txt").is_file():
+        raise SharedModelError(
+            f"{folder}: no shared model here (no hash.txt); make one with "
+            f"`python experiments/stage1.py --run {folder.parent} --num-scenes N`, or name another with --shared"
+        )
+    try:
+        model = _read(folder)
+    except (OSError, SafetensorError, SettingsError, KeyError, RuntimeError, json.JSONDecodeError) as error:
+        raise SharedModelError(f"{folder}: the shared model cannot be read: {error}") from error
+    saved = (folder / "hash.txt").read_text().strip()
+    found = model.content_hash()
+    if saved != found:
+        raise SharedModelError(
+            f"{folder}: tensors hash to {found[:12]}…, hash.txt says {saved[:12]}…: "
+            "the files were changed since stage 1 saved them; restore them or train again"
+        )
+    return model.to(device).requires_grad_(False).eval(), found
+
+
+def _read(folder: Path) -> SharedModel:
+    config = json.loads((folder / "config.json").read_text())
+    if config["format_version"] > FORMAT_VERSION:
+        raise SharedModelError(
+            f"{folder}/config.json: format version {config['format_version']}, this program reads up to "
+            f"{FORMAT_VERSION}: use a newer one"
+        )
+    settings = make_settings(config["settings"])
+    autoencoder: ImageAutoencoder = IdentityAutoencoder()
+    if settings.representation.space == "latent":
+        vae = AutoencoderKL.from_pretrained(folder / "autoencoder", use_safetensors=True, low_cpu_mem_usage=False)
+        autoencoder = LatentAutoencoder(vae, None)
+    model = SharedModel(settings, autoencoder)
+    tensors = load_file(folder / "planes.safetensors")
+    if (folder / "decoder").is_dir():
+        model.adapt_decoder()
+        adapted = load_file(folder / "decoder" / "model.safetensors")
+        tensors.update({f"decoder.{name}": tensor for name, tensor in adapted.items()})
+    missing, unexpected = model.load_state_dict(tensors, strict=False)
+    missing = [name for name in missing if not name.startswith("autoencoder.vae.")]
+    if missing or unexpected:
+        raise SharedModelError(f"{folder}: missing tensors {missing}, unexpected tensors {list(unexpected)}")
+    return model

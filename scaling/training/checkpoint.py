@@ -1,0 +1,123 @@
+"""Checkpoints of stage 1: one shard of scenes per worker plus the shared model, as safetensors and JSON.
+
+Scenes are found by id, not by rank, so a checkpoint loads on another number of workers.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from scaling.config import SettingsError
+
+if TYPE_CHECKING:
+    from scaling.training.stage1 import Stage1
+
+
+def save_checkpoint(run: Stage1, folder: Path) -> None:
+    """Writes this worker's part into `folder`; rank 0 adds the shared model, its optimiser and the progress."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(_scene_tensors(run), folder / f"scenes-{run.workers.rank}-of-{run.workers.size}.safetensors")
+    if run.workers.rank:
+        return
+    save_file(_plain(run.shared.state_dict()), folder / "shared.safetensors")
+    save_file(_optimiser_tensors(run.optimiser), folder / "optimiser.safetensors")
+    progress = {
+        "phase_index": run.phase_index,
+        "epoch": run.epoch,
+        "seconds": run.seconds,
+        "num_shards": run.workers.size,
+        "scene_ids": run.scene_ids,
+        "settings": _settings(run),
+    }
+    (folder / "progress.json").write_text(json.dumps(progress))
+
+
+def read_progress(folder: Path) -> dict[str, Any]:
+    """What a checkpoint says of itself."""
+    return json.loads((folder / "progress.json").read_text())
+
+
+def load_checkpoint(run: Stage1, folder: Path, optimisers: bool = False) -> bool:
+    """Loads the model and scenes, or (`optimisers`) the optimisers' states, which need the phase to be entered first.
+
+    → whether the checkpoint lies within a phase. Raises SettingsError where it belongs to another job.
+    """
+    progress = read_progress(folder)
+    if progress["scene_ids"] != run.scene_ids or progress["settings"] != _settings(run):
+        raise SettingsError(
+            f"{folder}: this checkpoint was made with other scenes or settings; use another --run, or the same ones"
+        )
+    shards = _scene_shards(folder, progress["num_shards"])
+    if optimisers:
+        _load_optimiser(run.optimiser, load_file(folder / "optimiser.safetensors", device=str(run.shared.device)))
+        _load_rows(run, shards)
+        return True
+    tensors = load_file(folder / "shared.safetensors")
+    if any(name.startswith("decoder.") for name in tensors):
+        run.shared.adapt_decoder()
+    run.shared.load_state_dict(tensors)
+    for scene_id, row in run.row.items():
+        run.table.micro_planes[row] = shards[f"{scene_id}/micro_planes"].to(run.shared.device)
+        run.table.coefs[row] = shards[f"{scene_id}/coefs"].to(run.shared.device)
+    run.phase_index, run.epoch, run.seconds = progress["phase_index"], progress["epoch"], progress["seconds"]
+    return True
+
+
+def _settings(run: Stage1) -> dict[str, Any]:
+    return run.settings.model_dump(exclude={"stage2"})
+
+
+def load_scenes(folder: Path) -> dict[str, Tensor]:
+    """All scenes of a checkpoint: {"<id>/micro_planes": [P, F_mic, K, K], "<id>/coefs": [M], …}."""
+    return _scene_shards(folder, read_progress(folder)["num_shards"])
+
+
+def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _scene_tensors(run: Stage1) -> dict[str, Tensor]:
+    tensors = {}
+    for scene_id, row in run.row.items():
+        tensors[f"{scene_id}/micro_planes"] = run.table.micro_planes[row]
+        tensors[f"{scene_id}/coefs"] = run.table.coefs[row]
+        for key, optimiser in run.row_optimisers.items():
+            tensors[f"{scene_id}/{key}.first"] = optimiser.first[row]
+            tensors[f"{scene_id}/{key}.second"] = optimiser.second[row]
+            tensors[f"{scene_id}/{key}.steps"] = optimiser.steps[row]
+    return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
+
+
+def _scene_shards(folder: Path, num_shards: int) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for rank in range(num_shards):
+        tensors |= load_file(folder / f"scenes-{rank}-of-{num_shards}.safetensors")
+    return tensors
+
+
+def _load_rows(run: Stage1, shards: dict[str, Tensor]) -> None:
+    for scene_id, row in run.row.items():
+        for key, optimiser in run.row_optimisers.items():
+            for name in ("first", "second", "steps"):
+                getattr(optimiser, name)[row] = shards[f"{scene_id}/{key}.{name}"].to(run.shared.device)
+
+
+def _optimiser_tensors(optimiser: torch.optim.Adam | None) -> dict[str, Tensor]:
+    states = optimiser.state_dict()["state"] if optimiser else {}
+    return _plain({f"{index}.{name}": t for index, state in states.items() for name, t in state.items()})
+
+
+def _load_optimiser(optimiser: torch.optim.Adam | None, tensors: dict[str, Tensor]) -> None:
+    if optimiser is None or not tensors:
+        return
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        index, _, key = name.partition(".")
+        state.setdefault(int(index), {})[key] = tensor
+    optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})

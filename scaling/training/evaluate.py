@@ -1,0 +1,63 @@
+"""Metrics of a fitted scene on its test views, beside what its autoencoder and its mean image reach."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from scaling.data.scenes import SceneViews
+from scaling.models.shared import SceneParams, SharedModel
+from scaling.training.metrics import psnr, view_metrics
+
+VIEW_CHUNK = 8
+
+
+@torch.no_grad()
+def render_views(shared: SharedModel, params: SceneParams, cam2world: Tensor, intrinsics: Tensor) -> dict[str, Tensor]:
+    """Whole views of one scene: params of S = 1, cam2world [V, 4, 4], intrinsics [V, 3, 3].
+
+    → images [V, 3, H, W] in [0, 1], latents [V, C, h, w] in [−1, 1], depth and opacity [V, h, w].
+    """
+    parts: dict[str, list[Tensor]] = {"images": [], "latents": [], "depth": [], "opacity": []}
+    size = shared.latent_size
+    for start in range(0, len(cam2world), VIEW_CHUNK):
+        chunk = slice(start, start + VIEW_CHUNK)
+        rays = shared.latent_rays(cam2world[chunk], intrinsics[chunk]).to(shared.device)
+        views = rays.origins.shape[0]
+        flat = type(rays)(rays.origins.reshape(1, -1, 3), rays.directions.reshape(1, -1, 3))
+        out = shared.render(params, flat)
+        latents = shared.as_latents(out.colours[0].unflatten(0, (views, size * size)))
+        parts["latents"].append(latents)
+        parts["images"].append(shared.decode(latents))
+        parts["depth"].append(out.depth.view(views, size, size))
+        parts["opacity"].append(out.opacity.view(views, size, size))
+    return {name: torch.cat(chunks) for name, chunks in parts.items()}
+
+
+@torch.no_grad()
+def evaluate_scene(shared: SharedModel, params: SceneParams, views: SceneViews) -> dict[str, float | None]:
+    """PSNR and SSIM per view, mean over the scene's views. The training side takes as many views as the test side.
+
+    → psnr, ssim (test views), train_psnr, train_ssim, autoencoder_psnr, autoencoder_ssim (the same test views encoded
+    and decoded by the pair trained together; None in RGB space), mean_image_psnr (the mean training image as the
+    prediction of every test view), latent_psnr (rendered against encoded latents, both in [−1, 1]; None in RGB).
+    """
+    test, train = list(views.test_views), list(views.train_views)
+    spread = torch.linspace(0, len(train) - 1, min(len(test), len(train))).round().long()
+    train_part = [train[int(i)] for i in spread]
+    truth = views.images[test].to(shared.device)
+    rendered = render_views(shared, params, views.cam2world[test], views.intrinsics[test])
+    values: dict[str, float | None] = dict(view_metrics(rendered["images"], truth))
+    seen = render_views(shared, params, views.cam2world[train_part], views.intrinsics[train_part])
+    of_train = view_metrics(seen["images"], views.images[train_part].to(shared.device))
+    values |= {f"train_{name}": value for name, value in of_train.items()}
+    mean_image = views.images[train].mean(0, keepdim=True).to(shared.device).expand_as(truth)
+    values["mean_image_psnr"] = psnr(mean_image, truth).mean().item()
+    values |= {"autoencoder_psnr": None, "autoencoder_ssim": None, "latent_psnr": None}
+    if shared.settings.representation.space == "latent":
+        encoded = shared.autoencoder.encode(truth)
+        decoded = shared.autoencoder.decode(encoded)
+        values |= {f"autoencoder_{name}": value for name, value in view_metrics(decoded, truth).items()}
+        # Latents span [−1, 1]: halved, they are compared on the scale of images.
+        values["latent_psnr"] = psnr(rendered["latents"] / 2, encoded / 2).mean().item()
+    return values

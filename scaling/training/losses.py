@@ -1,0 +1,66 @@
+"""The three losses of the paper, per item of a batch: latent, RGB, autoencoder (all mean squared errors)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from scaling.cameras import Rays
+from scaling.config import LossWeights
+from scaling.models.shared import SceneParams, SharedModel
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B items: rays of one scene each. Whole views have all h · w rays of a latent image, in order.
+
+    rays [B, R]; uniforms [B, R, U] in [0, 1); latents [B, R, C] cached targets in [−1, 1]; images [B, 3, H, W] in
+    [0, 1] and noise [B, C, h, w] where views are decoded or encoded. None where the losses do not ask for it.
+    """
+
+    rays: Rays | None = None
+    uniforms: Tensor | None = None
+    latents: Tensor | None = None
+    images: Tensor | None = None
+    noise: Tensor | None = None
+
+
+def per_item(difference: Tensor) -> Tensor:
+    """Mean square of each item, [B, …] → [B]."""
+    return difference.square().flatten(1).mean(1)
+
+
+def pixel_error(images: Tensor, truth: Tensor) -> Tensor:
+    """MSE with RGB in [−1, 1], as the paper takes it; images come in [0, 1], hence the factor 4. → [B]."""
+    return 4 * per_item(images - truth)
+
+
+def item_losses(shared: SharedModel, weights: LossWeights, batch: Batch, params: SceneParams | None) -> dict[str, Tensor]:
+    """The unweighted losses that `weights` asks for, each [B]. params: rows of the items' scenes, in their order."""
+    losses: dict[str, Tensor] = {}
+    encoded: Tensor | None = None
+    if weights.autoencoder or (weights.latent and batch.latents is None):
+        assert batch.images is not None and batch.noise is not None
+        encoded, losses["kl"] = shared.autoencoder.encode_sample(batch.images, batch.noise)
+    if weights.autoencoder:
+        assert encoded is not None and batch.images is not None
+        losses["autoencoder"] = pixel_error(shared.autoencoder.decode(encoded), batch.images)
+    if weights.latent or weights.rgb:
+        assert batch.rays is not None and params is not None
+        colours = shared.render(params, batch.rays, batch.uniforms).colours
+        if weights.latent:
+            target = batch.latents if encoded is None or batch.latents is not None else encoded.flatten(2).transpose(1, 2)
+            losses["latent"] = per_item(colours - target)
+        if weights.rgb:
+            assert batch.images is not None
+            losses["rgb"] = pixel_error(shared.decode(shared.as_latents(colours)), batch.images)
+    return losses
+
+
+def weighted(losses: dict[str, Tensor], weights: LossWeights, kl_weight: float = 0.0) -> Tensor:
+    """Weighted sum of item losses, [B]."""
+    factors = {"latent": weights.latent, "rgb": weights.rgb, "autoencoder": weights.autoencoder, "kl": kl_weight}
+    terms = [factors[name] * loss for name, loss in losses.items() if factors[name]]
+    return torch.stack(terms).sum(0)

@@ -1,0 +1,99 @@
+"""Optimisers: Adam for the shared model, Adam by rows for the scenes' own parameters, and learning-rate schedules."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from scaling.config import Phase, Rates
+from scaling.models.shared import SharedModel
+
+BETAS = (0.9, 0.999)
+EPSILON = 1e-8
+
+
+def lr_factor(phase: Phase, epoch: int, progress: float) -> float:
+    """Factor on a phase's learning rates. epoch counts from 0; progress in [0, 1) is the part of the phase done."""
+    factor = phase.lr_decay**epoch
+    factor *= phase.lr_milestone_factor ** sum(epoch >= milestone for milestone in phase.lr_milestones)
+    lowest = phase.lr_cosine_to
+    return factor * (lowest + (1 - lowest) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+class RowAdam:
+    """Adam on a table with one row a scene, which steps only the rows of a batch.
+
+    Each row has its own moments and step count, so a row moves as it would under an Adam of its own. With
+    `dense`, the published behaviour: every row steps each time, those outside the batch with a zero gradient.
+    """
+
+    def __init__(self, table: Tensor, dense: bool = False) -> None:
+        self.table = table
+        self.dense = dense
+        self.first = torch.zeros_like(table)
+        self.second = torch.zeros_like(table)
+        self.steps = torch.zeros(len(table), dtype=torch.int64, device=table.device)
+
+    def leaf(self, rows: Tensor) -> Tensor:
+        """The rows as a tensor of their own that gathers a gradient."""
+        return self.table[rows].requires_grad_()
+
+    @torch.no_grad()
+    def step(self, rows: Tensor, grad: Tensor, lr: float) -> None:
+        """Moves `rows` (no duplicates) along their gradients [len(rows), …]."""
+        if self.dense:
+            rows, grad = torch.arange(len(self.table)), torch.zeros_like(self.table).index_copy_(0, rows, grad)
+        self.steps[rows] += 1
+        first = self.first[rows].lerp_(grad, 1 - BETAS[0])
+        second = self.second[rows].mul_(BETAS[1]).addcmul_(grad, grad, value=1 - BETAS[1])
+        self.first[rows], self.second[rows] = first, second
+        count = self.steps[rows].to(grad.dtype).view(-1, *[1] * (grad.dim() - 1))
+        denominator = (second / (1 - BETAS[1] ** count)).sqrt_().add_(EPSILON)
+        self.table[rows] -= lr / (1 - BETAS[0] ** count) * first / denominator
+
+
+def shared_parts(shared: SharedModel) -> dict[str, list[nn.Parameter]]:
+    """Parameters of the shared model by the name of their learning rate."""
+    encoder, decoder = shared.autoencoder.halves()
+    if shared.decoder is not None:
+        decoder = list(shared.decoder.parameters())
+    base = [shared.base_planes] if shared.base_planes.numel() else []
+    return {"encoder": encoder, "decoder": decoder, "field": list(shared.field.parameters()), "base_planes": base}
+
+
+def shared_optimiser(shared: SharedModel, rates: Rates) -> torch.optim.Adam | None:
+    """Makes trainable exactly the parts with a learning rate above 0, and an Adam that owns them."""
+    shared.requires_grad_(False)
+    groups = []
+    for name, parameters in shared_parts(shared).items():
+        rate = getattr(rates, name)
+        if rate > 0 and parameters:
+            for parameter in parameters:
+                parameter.requires_grad_(True)
+            groups.append({"params": parameters, "lr": rate, "base_lr": rate, "name": name})
+    optimiser = torch.optim.Adam(groups, betas=BETAS, eps=EPSILON, fused=True) if groups else None
+    check_ownership(shared, optimiser)
+    return optimiser
+
+
+def check_ownership(module: nn.Module, optimiser: torch.optim.Optimizer | None) -> None:
+    """Raises RuntimeError unless the trainable parameters are exactly those that the optimiser owns."""
+    owned = [p for group in optimiser.param_groups for p in group["params"]] if optimiser else []
+    names = {id(p): name for name, p in module.named_parameters()}
+    trainable = {id(p) for p in module.parameters() if p.requires_grad}
+    ids = {id(p) for p in owned}
+    if len(owned) != len(ids) or ids != trainable:
+        lost = sorted(names[i] for i in trainable - ids)
+        extra = sorted(names.get(i, "not of this model") for i in ids - trainable)
+        raise RuntimeError(
+            f"optimiser and trainable parameters differ: no optimiser owns {lost}; owned but frozen {extra}; "
+            f"{len(owned) - len(ids)} owned twice"
+        )
+
+
+def set_learning_rates(optimiser: torch.optim.Adam | None, factor: float, frozen: tuple[str, ...] = ()) -> None:
+    """Scales every group's starting rate; groups named in `frozen` stand still."""
+    for group in optimiser.param_groups if optimiser else []:
+        group["lr"] = 0.0 if group["name"] in frozen else group["base_lr"] * factor

@@ -1,0 +1,112 @@
+"""A scene made ready for training: its training views, the table of all their rays, and their encoded latents."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from scaling.cameras import Rays
+from scaling.config import Phase
+from scaling.data.scenes import SceneViews
+from scaling.models.sampling import box_near_far
+from scaling.models.shared import SharedModel
+from scaling.training.losses import Batch
+
+ENCODE_CHUNK = 32
+
+
+@dataclass
+class TrainingScene:
+    """images uint8 [V, 3, H, W] (a quarter of the memory of floats); rays [V · h · w]; hits: indices of the rays that
+    cross the box; latents [V · h · w, C] in [−1, 1] once encoded."""
+
+    scene_id: str
+    images: Tensor
+    rays: Rays
+    hits: Tensor
+    latents: Tensor | None = None
+
+    @property
+    def num_views(self) -> int:
+        return len(self.images)
+
+    def float_images(self, views: Sequence[int] | slice = slice(None)) -> Tensor:
+        return self.images[views].float() / 255
+
+
+def prepare_scene(shared: SharedModel, views: SceneViews) -> TrainingScene:
+    """The training views of a scene on the shared model's device."""
+    train = list(views.train_views)
+    images = (views.images[train] * 255).round().to(torch.uint8).to(shared.device)
+    rays = shared.latent_rays(views.cam2world[train], views.intrinsics[train])
+    rays = Rays(rays.origins.reshape(-1, 3), rays.directions.reshape(-1, 3)).to(shared.device)
+    renderer = shared.renderer
+    if renderer.near is None:
+        hits = box_near_far(rays, renderer.box_side)[2].nonzero()[:, 0]
+    else:
+        hits = torch.arange(len(rays.origins), device=shared.device)
+    if not len(hits):
+        raise ValueError(
+            f"scene {views.scene_id}: no ray of its training views meets the box of side {renderer.box_side} around "
+            "the origin: check the poses' axes (OpenCV, camera-to-world) and scale"
+        )
+    return TrainingScene(views.scene_id, images, rays, hits)
+
+
+@torch.no_grad()
+def encode_scene(shared: SharedModel, scene: TrainingScene) -> None:
+    """Caches the scene's mean latents."""
+    chunks = [
+        shared.autoencoder.encode(scene.float_images(slice(start, start + ENCODE_CHUNK)))
+        for start in range(0, scene.num_views, ENCODE_CHUNK)
+    ]
+    scene.latents = torch.cat(chunks).permute(0, 2, 3, 1).flatten(0, 2)
+
+
+@dataclass(frozen=True)
+class Item:
+    """What a batch takes of a scene: one whole view, or (view None) random rays over all of them."""
+
+    scene: TrainingScene
+    view: int | None
+    generator: torch.Generator
+
+
+def make_batch(shared: SharedModel, phase: Phase, items: Sequence[Item]) -> Batch:
+    """A batch with what the phase's losses ask for. All items draw from their own generators."""
+    loss = phase.loss
+    device = shared.device
+    images = noise = latents = uniforms = rays = None
+    if loss.rgb or loss.autoencoder:
+        images = torch.stack([item.scene.float_images([item.view])[0] for item in items if item.view is not None])
+    if loss.autoencoder:
+        size = (shared.autoencoder.latent_channels, shared.latent_size, shared.latent_size)
+        noise = torch.stack([torch.randn(size, generator=item.generator) for item in items]).to(device)
+    if loss.latent or loss.rgb:
+        picks = [_pick_rays(item, phase.rays_per_item, shared.latent_size**2) for item in items]
+        rays = Rays(
+            torch.stack([item.scene.rays.origins[pick] for item, pick in zip(items, picks)]),
+            torch.stack([item.scene.rays.directions[pick] for item, pick in zip(items, picks)]),
+        )
+        size = (rays.origins.shape[1], shared.renderer.uniforms_per_ray)
+        uniforms = torch.stack([torch.rand(size, generator=item.generator) for item in items]).to(device)
+        if loss.latent and not loss.autoencoder:
+            latents = torch.stack([_latents(item.scene)[pick] for item, pick in zip(items, picks)])
+    return Batch(rays, uniforms, latents, images, noise)
+
+
+def _latents(scene: TrainingScene) -> Tensor:
+    if scene.latents is None:
+        raise RuntimeError(f"scene {scene.scene_id} was not encoded before a phase that needs its latents")
+    return scene.latents
+
+
+def _pick_rays(item: Item, rays_per_item: int | None, rays_per_view: int) -> Tensor | slice:
+    if item.view is not None:
+        return slice(item.view * rays_per_view, (item.view + 1) * rays_per_view)
+    hits = item.scene.hits
+    choice = torch.randint(len(hits), (rays_per_item or 0,), generator=item.generator)
+    return hits[choice.to(hits.device)]

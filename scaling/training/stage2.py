@@ -1,0 +1,134 @@
+"""Stage 2: fits scenes on top of a frozen shared model. Scenes of a batch share its cost and nothing else.
+
+2a fits micro planes and coefs to the encoded training views (cached once); 2b moves them through the decoder
+towards the training images. Loss: the sum over scenes of each scene's own mean, so that no scene touches another.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+
+from scaling.config import Settings, Stage2Phase
+from scaling.data.scenes import SceneViews
+from scaling.models.shared import SceneParams, SharedModel
+from scaling.training.evaluate import evaluate_scene
+from scaling.training.losses import item_losses, weighted
+from scaling.training.optim import BETAS, EPSILON, lr_factor
+from scaling.training.scene_data import Item, TrainingScene, encode_scene, make_batch, prepare_scene
+from scaling.training.streams import stream
+
+PHASES = ("latent", "rgb")
+SHARED_PARTS = ("decoder", "field", "base_planes")
+
+
+@dataclass(frozen=True)
+class FittedScene:
+    """One scene's result: micro_planes [P, F_mic, K, K], coefs [M], its metrics, and its share of device seconds."""
+
+    views: SceneViews
+    params: SceneParams
+    metrics: dict[str, float | None]
+    seconds: float
+
+
+def unused_rates(settings: Settings) -> list[str]:
+    """Keys of the shared parts' rates above 0, which mode frozen does not use: it moves scenes alone."""
+    rates = {f"stage2.{name}.lr": getattr(settings.stage2, name).lr for name in PHASES}
+    return [f"{key}.{part}" for key, lr in rates.items() for part in SHARED_PARTS if getattr(lr, part)]
+
+
+def fit_scenes(
+    shared: SharedModel,
+    scenes: Sequence[SceneViews],
+    settings: Settings,
+    on_step: Callable[[str, int, float], None] | None = None,
+) -> list[FittedScene]:
+    """Fits S scenes together; results in the order of `scenes`.
+
+    on_step(phase, step, mean loss) is called after every step. Scenes with different numbers of training views are
+    fitted apart, as their epochs differ. A scene that diverges has NaN metrics for the caller to act on.
+    """
+    order = sorted(range(len(scenes)), key=lambda i: len(scenes[i].train_views))
+    fitted: dict[int, FittedScene] = {}
+    for _, group in groupby(order, key=lambda i: len(scenes[i].train_views)):
+        rows = sorted(group)
+        params, seconds = _fit_group(shared, [scenes[i] for i in rows], settings, on_step)
+        for k, i in enumerate(rows):
+            metrics = evaluate_scene(shared, params[k : k + 1], scenes[i])
+            fitted[i] = FittedScene(scenes[i], params[k], metrics, seconds / len(rows))
+    return [fitted[i] for i in range(len(scenes))]
+
+
+def _fit_group(
+    shared: SharedModel,
+    scenes: Sequence[SceneViews],
+    settings: Settings,
+    on_step: Callable[[str, int, float], None] | None,
+) -> tuple[SceneParams, float]:
+    start = time.perf_counter()
+    ready = [prepare_scene(shared, views) for views in scenes]
+    for scene in ready:
+        encode_scene(shared, scene)
+    params = _start(shared, settings, ready)
+    for name in PHASES:
+        phase: Stage2Phase = getattr(settings.stage2, name)
+        if phase.num_epochs:
+            _run_phase(shared, name, phase, ready, params, settings.seed, on_step)
+    params = SceneParams(params.micro_planes.detach(), params.coefs.detach())
+    if shared.device.type == "cuda":
+        torch.cuda.synchronize(shared.device)
+    return params, time.perf_counter() - start
+
+
+def _start(shared: SharedModel, settings: Settings, ready: Sequence[TrainingScene]) -> SceneParams:
+    if settings.representation.stage2_start == "random":
+        return shared.random_params([stream(settings.seed, "start", scene.scene_id) for scene in ready])
+    return shared.start_params(len(ready))
+
+
+def _run_phase(
+    shared: SharedModel,
+    name: str,
+    phase: Stage2Phase,
+    ready: Sequence[TrainingScene],
+    params: SceneParams,
+    seed: int,
+    on_step: Callable[[str, int, float], None] | None,
+) -> None:
+    optimiser = _scene_optimiser(phase, params)
+    steps_per_epoch = phase.steps_per_epoch or ready[0].num_views
+    total = phase.num_epochs * steps_per_epoch
+    streams = [stream(seed, name, scene.scene_id) for scene in ready]
+    for epoch in range(phase.num_epochs):
+        orders = [torch.randperm(scene.num_views, generator=g).tolist() for scene, g in zip(ready, streams)]
+        for step in range(steps_per_epoch):
+            done = epoch * steps_per_epoch + step
+            for group in optimiser.param_groups:
+                group["lr"] = group["base_lr"] * lr_factor(phase, epoch, done / total)
+            items = [
+                Item(scene, None if phase.rays_per_item else order[step % len(order)], g)
+                for scene, order, g in zip(ready, orders, streams)
+            ]
+            batch = make_batch(shared, phase, items)
+            loss = weighted(item_losses(shared, phase.loss, batch, params), phase.loss).sum()
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            optimiser.step()
+            if on_step is not None:
+                on_step(name, done, loss.item() / len(ready))
+
+
+def _scene_optimiser(phase: Stage2Phase, params: SceneParams) -> torch.optim.Adam:
+    """Adam acts on each number alone, so one Adam over all scenes is an Adam for each."""
+    groups = []
+    for tensor, rate in ((params.micro_planes, phase.lr.micro_planes), (params.coefs, phase.lr.coefs)):
+        if rate and tensor.numel():
+            groups.append({"params": [tensor.requires_grad_()], "lr": rate, "base_lr": rate})
+        else:
+            tensor.requires_grad_(False)
+    return torch.optim.Adam(groups, betas=BETAS, eps=EPSILON, fused=True)
