@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,7 +39,7 @@ def pixel_rays(cam2world: Tensor, intrinsics: Tensor, height: int, width: int) -
     """
     if cam2world.shape[-2:] != (4, 4) or intrinsics.shape[-2:] != (3, 3):
         raise ValueError(f"expected [..., 4, 4] and [..., 3, 3], got {cam2world.shape} and {intrinsics.shape}")
-    like = {"dtype": cam2world.dtype, "device": cam2world.device}
+    like: dict[str, Any] = {"dtype": cam2world.dtype, "device": cam2world.device}
     v, u = torch.meshgrid(
         (torch.arange(height, **like) + 0.5) / height,
         (torch.arange(width, **like) + 0.5) / width,

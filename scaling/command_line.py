@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +38,11 @@ def _documented_keys(section: type[BaseModel], prefix: str = "") -> Iterator[tup
             yield f"{prefix}{name}", field.description or ""
 
 
-def command_parser(description: str, *flags: str) -> argparse.ArgumentParser:
-    """A parser with the settings flags and the named shared ones of "run", "store", "address", "num-scenes"."""
+def simple_parser(description: str | None, *flags: str) -> argparse.ArgumentParser:
+    """A parser with the named shared flags ("run", "store", "address", "num-scenes"), for commands without settings."""
     parser = argparse.ArgumentParser(
-        description=description, allow_abbrev=False, usage="%(prog)s [flags]   (--help shows every flag and key)"
+        description=description, allow_abbrev=False, usage="%(prog)s [flags]   (--help shows them all)"
     )
-    parser.add_argument("--preset", default="default", help="settings of experiments/presets/NAME.yaml")
-    parser.add_argument("--config", type=Path, help="YAML file of settings over the preset's")
     if "run" in flags:
         parser.add_argument("--run", type=Path, help="run folder (default: runs/<preset>)")
     if "store" in flags:
@@ -54,6 +52,14 @@ def command_parser(description: str, *flags: str) -> argparse.ArgumentParser:
         parser.add_argument("--scenes", type=Path, help="file with one scene id a line, instead of store order")
     if "address" in flags:
         parser.add_argument("--address", help="Ray cluster to join (default: RAY_ADDRESS, else a local one)")
+    return parser
+
+
+def command_parser(description: str | None, *flags: str) -> argparse.ArgumentParser:
+    """The same for commands that read settings: `--preset`, `--config`, and every `--section.key` once parsed."""
+    parser = simple_parser(description, *flags)
+    parser.add_argument("--preset", default="default", help="settings of experiments/presets/NAME.yaml")
+    parser.add_argument("--config", type=Path, help="YAML file of settings over the preset's")
     return parser
 
 
@@ -101,3 +107,18 @@ def _add_settings(parser: argparse.ArgumentParser, shown: dict[str, Any]) -> Non
         value = str(shown.get(key)).replace("None", "null")
         help_text = f"{doc} [{value}]".replace("%", "%%")
         group.add_argument(f"--{key}", dest=key, metavar="VALUE", default=argparse.SUPPRESS, help=help_text)
+
+
+def run_command(main: Callable[[], int]) -> int:
+    """Runs a command. What its user can mend becomes one line and status 1 (or 2 for settings); no traceback."""
+    try:
+        return main()
+    except SettingsError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on where this one stopped", file=sys.stderr)
+        return 130

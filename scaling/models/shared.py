@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from scaling.cameras import Rays, pixel_rays
-from scaling.config import Settings, SettingsError, make_settings
+from scaling.config import Settings, SettingsError, flatten, make_settings
 from scaling.models.autoencoder import (
     IdentityAutoencoder,
     ImageAutoencoder,
@@ -179,19 +179,49 @@ def read_scene_ids(folder: Path) -> list[str]:
     return (folder / "scenes.txt").read_text().split()
 
 
-def load_shared(folder: Path, device: torch.device | str = "cpu") -> tuple[SharedModel, str]:
-    """The shared model in `folder`, frozen, and its hash.
+def settings_on(folder: Path, settings: Settings, given: dict[str, Any]) -> Settings:
+    """Settings of a stage-2 run: what the shared model in `folder` fixes comes from it, stage 2's own from `settings`.
 
-    Raises SharedModelError naming the file where one is missing, of a newer format, or changed since it was saved.
+    given: dotted keys that the user named. Raises SettingsError where one contradicts the shared model, and
+    SharedModelError where there is none.
     """
+    fixed = read_config(folder).model_dump(exclude={"stage2", "seed"})
+    known = flatten(fixed)
+    wrong = {key: value for key, value in given.items() if key in known and known[key] != value}
+    if wrong:
+        said = ", ".join(f"{key} = {value} (shared model: {known[key]})" for key, value in wrong.items())
+        raise SettingsError(f"{said}: {folder} fixes these; leave them out, or train another shared model")
+    return make_settings({**settings.model_dump(include={"stage2", "seed"}), **fixed})
+
+
+def read_config(folder: Path) -> Settings:
+    """The settings that a shared model was trained with. Raises SharedModelError where there is no whole model."""
     if not (folder / "hash.txt").is_file():
         raise SharedModelError(
             f"{folder}: no shared model here (no hash.txt); make one with "
             f"`python experiments/stage1.py --run {folder.parent} --num-scenes N`, or name another with --shared"
         )
     try:
-        model = _read(folder)
-    except (OSError, SafetensorError, SettingsError, KeyError, RuntimeError, json.JSONDecodeError) as error:
+        config = json.loads((folder / "config.json").read_text())
+        version = int(config["format_version"])
+        if version > FORMAT_VERSION:
+            raise SharedModelError(
+                f"{folder}/config.json: format version {version}, this program reads up to {FORMAT_VERSION}: update it"
+            )
+        return make_settings(config["settings"])
+    except (OSError, KeyError, TypeError, json.JSONDecodeError, SettingsError) as error:
+        raise SharedModelError(f"{folder}/config.json: not readable as a shared model's: {error}") from error
+
+
+def load_shared(folder: Path, device: torch.device | str = "cpu") -> tuple[SharedModel, str]:
+    """The shared model in `folder`, frozen, and its hash.
+
+    Raises SharedModelError naming the file where one is missing, of a newer format, or changed since it was saved.
+    """
+    settings = read_config(folder)
+    try:
+        model = _read(folder, settings)
+    except (OSError, SafetensorError, SettingsError, KeyError, RuntimeError) as error:
         raise SharedModelError(f"{folder}: the shared model cannot be read: {error}") from error
     saved = (folder / "hash.txt").read_text().strip()
     found = model.content_hash()
@@ -203,14 +233,7 @@ def load_shared(folder: Path, device: torch.device | str = "cpu") -> tuple[Share
     return model.to(device).requires_grad_(False).eval(), found
 
 
-def _read(folder: Path) -> SharedModel:
-    config = json.loads((folder / "config.json").read_text())
-    if config["format_version"] > FORMAT_VERSION:
-        raise SharedModelError(
-            f"{folder}/config.json: format version {config['format_version']}, this program reads up to "
-            f"{FORMAT_VERSION}: use a newer one"
-        )
-    settings = make_settings(config["settings"])
+def _read(folder: Path, settings: Settings) -> SharedModel:
     autoencoder: ImageAutoencoder = IdentityAutoencoder()
     if settings.representation.space == "latent":
         vae = AutoencoderKL.from_pretrained(folder / "autoencoder", use_safetensors=True, low_cpu_mem_usage=False)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from scaling.data.scenes import SceneViews
 from scaling.models.shared import SceneParams, SharedModel
-from scaling.training.metrics import psnr, view_metrics
+from scaling.training.metrics import lpips, psnr, view_metrics
 
 VIEW_CHUNK = 8
 
@@ -38,9 +38,10 @@ def render_views(shared: SharedModel, params: SceneParams, cam2world: Tensor, in
 def evaluate_scene(shared: SharedModel, params: SceneParams, views: SceneViews) -> dict[str, float | None]:
     """PSNR and SSIM per view, mean over the scene's views. The training side takes as many views as the test side.
 
-    → psnr, ssim (test views), train_psnr, train_ssim, autoencoder_psnr, autoencoder_ssim (the same test views encoded
-    and decoded by the pair trained together; None in RGB space), mean_image_psnr (the mean training image as the
-    prediction of every test view), latent_psnr (rendered against encoded latents, both in [−1, 1]; None in RGB).
+    → psnr, ssim, lpips (test views; lpips None where it cannot be had), train_psnr, train_ssim, autoencoder_psnr,
+    autoencoder_ssim (the same test views encoded and decoded by the pair trained together; None in RGB space),
+    mean_image_psnr (the mean training image as the prediction of every test view), latent_psnr (rendered against
+    encoded latents; None in RGB space).
     """
     test, train = list(views.test_views), list(views.train_views)
     spread = torch.linspace(0, len(train) - 1, min(len(test), len(train))).round().long()
@@ -48,6 +49,7 @@ def evaluate_scene(shared: SharedModel, params: SceneParams, views: SceneViews) 
     truth = views.images[test].to(shared.device)
     rendered = render_views(shared, params, views.cam2world[test], views.intrinsics[test])
     values: dict[str, float | None] = dict(view_metrics(rendered["images"], truth))
+    values["lpips"] = lpips(rendered["images"], truth)
     seen = render_views(shared, params, views.cam2world[train_part], views.intrinsics[train_part])
     of_train = view_metrics(seen["images"], views.images[train_part].to(shared.device))
     values |= {f"train_{name}": value for name, value in of_train.items()}

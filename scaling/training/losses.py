@@ -37,7 +37,9 @@ def pixel_error(images: Tensor, truth: Tensor) -> Tensor:
     return 4 * per_item(images - truth)
 
 
-def item_losses(shared: SharedModel, weights: LossWeights, batch: Batch, params: SceneParams | None) -> dict[str, Tensor]:
+def item_losses(
+    shared: SharedModel, weights: LossWeights, batch: Batch, params: SceneParams | None
+) -> dict[str, Tensor]:
     """The unweighted losses that `weights` asks for, each [B]. params: rows of the items' scenes, in their order."""
     losses: dict[str, Tensor] = {}
     encoded: Tensor | None = None
@@ -51,7 +53,8 @@ def item_losses(shared: SharedModel, weights: LossWeights, batch: Batch, params:
         assert batch.rays is not None and params is not None
         colours = shared.render(params, batch.rays, batch.uniforms).colours
         if weights.latent:
-            target = batch.latents if encoded is None or batch.latents is not None else encoded.flatten(2).transpose(1, 2)
+            target = batch.latents if encoded is None else encoded.flatten(2).transpose(1, 2)
+            assert target is not None
             losses["latent"] = per_item(colours - target)
         if weights.rgb:
             assert batch.images is not None

@@ -49,9 +49,10 @@ class RowAdam:
         first = self.first[rows].lerp_(grad, 1 - BETAS[0])
         second = self.second[rows].mul_(BETAS[1]).addcmul_(grad, grad, value=1 - BETAS[1])
         self.first[rows], self.second[rows] = first, second
-        count = self.steps[rows].to(grad.dtype).view(-1, *[1] * (grad.dim() - 1))
-        denominator = (second / (1 - BETAS[1] ** count)).sqrt_().add_(EPSILON)
-        self.table[rows] -= lr / (1 - BETAS[0] ** count) * first / denominator
+        # In double precision: in single, 1 - 0.999 ** count loses four digits at the first steps.
+        count = self.steps[rows].double().view(-1, *[1] * (grad.dim() - 1))
+        denominator = (second / (1 - BETAS[1] ** count).to(grad.dtype)).sqrt_().add_(EPSILON)
+        self.table[rows] -= (lr / (1 - BETAS[0] ** count)).to(grad.dtype) * first / denominator
 
 
 def shared_parts(shared: SharedModel) -> dict[str, list[nn.Parameter]]:

@@ -36,7 +36,9 @@ def epoch_batches(
     queues = {bucket: _deal(entries, names, bucket) for bucket, entries in buckets.items()}
     for _ in range(steps):
         yield [
-            (bucket * per_bucket + place, next(queue)) for bucket, queue in queues.items() for place in range(per_bucket)
+            (bucket * per_bucket + place, next(queue))
+            for bucket, queue in queues.items()
+            for place in range(per_bucket)
         ]
 
 

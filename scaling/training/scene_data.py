@@ -91,8 +91,8 @@ def make_batch(shared: SharedModel, phase: Phase, items: Sequence[Item]) -> Batc
             torch.stack([item.scene.rays.origins[pick] for item, pick in zip(items, picks)]),
             torch.stack([item.scene.rays.directions[pick] for item, pick in zip(items, picks)]),
         )
-        size = (rays.origins.shape[1], shared.renderer.uniforms_per_ray)
-        uniforms = torch.stack([torch.rand(size, generator=item.generator) for item in items]).to(device)
+        numbers = (rays.origins.shape[1], shared.renderer.uniforms_per_ray)
+        uniforms = torch.stack([torch.rand(numbers, generator=item.generator) for item in items]).to(device)
         if loss.latent and not loss.autoencoder:
             latents = torch.stack([_latents(item.scene)[pick] for item, pick in zip(items, picks)])
     return Batch(rays, uniforms, latents, images, noise)

@@ -25,7 +25,7 @@ from scaling.training.evaluate import evaluate_scene
 from scaling.training.losses import Batch, item_losses, weighted
 from scaling.training.optim import RowAdam, lr_factor, set_learning_rates, shared_optimiser
 from scaling.training.sampler import Entry, bucket_of, epoch_batches
-from scaling.training.scene_data import Item, TrainingScene, encode_scene, make_batch, prepare_scene
+from scaling.training.scene_data import Item, encode_scene, make_batch, prepare_scene
 from scaling.training.streams import stream
 from scaling.training.workers import Workers
 
@@ -95,7 +95,10 @@ class Stage1:
     # ------------------------------------------------------------------ the run
 
     def run(self, on_epoch: Callable[[EpochReport], None], resume: Path | None = None) -> None:
-        """All phases, from the start or from the checkpoint folder `resume`. on_epoch may call `save`."""
+        """All phases, from the start or from the checkpoint folder `resume`, then the statistics for stage 2.
+
+        on_epoch is called after every epoch and may call `save`.
+        """
         phases = active_phases(self.settings)
         in_phase = load_checkpoint(self, resume) if resume else False
         total = sum(getattr(self.settings.stage1, name).num_epochs for name in phases)
@@ -113,10 +116,9 @@ class Stage1:
                 self.seconds += time.perf_counter() - start
                 done = sum(getattr(self.settings.stage1, p).num_epochs for p in phases[: self.phase_index])
                 report = (self.epoch, done + self.epoch, total, losses, time.perf_counter() - start)
-                if self.epoch == phase.num_epochs and self.phase_index + 1 == len(phases):
-                    self._finish()
                 on_epoch(EpochReport(name, *report))
             self.phase_index, self.epoch = self.phase_index + 1, 0
+        self._finish()
 
     def save(self, folder: Path) -> None:
         """Writes this worker's part of a checkpoint: its scenes, and on rank 0 the shared model."""

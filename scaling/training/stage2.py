@@ -16,7 +16,6 @@ import torch
 from scaling.config import Settings, Stage2Phase
 from scaling.data.scenes import SceneViews
 from scaling.models.shared import SceneParams, SharedModel
-from scaling.training.evaluate import evaluate_scene
 from scaling.training.losses import item_losses, weighted
 from scaling.training.optim import BETAS, EPSILON, lr_factor
 from scaling.training.scene_data import Item, TrainingScene, encode_scene, make_batch, prepare_scene
@@ -28,11 +27,11 @@ SHARED_PARTS = ("decoder", "field", "base_planes")
 
 @dataclass(frozen=True)
 class FittedScene:
-    """One scene's result: micro_planes [P, F_mic, K, K], coefs [M], its metrics, and its share of device seconds."""
+    """One scene's result: micro_planes [P, F_mic, K, K], coefs [M], and its share of the batch's seconds, from
+    encoding to the last step."""
 
-    views: SceneViews
+    scene_id: str
     params: SceneParams
-    metrics: dict[str, float | None]
     seconds: float
 
 
@@ -51,7 +50,7 @@ def fit_scenes(
     """Fits S scenes together; results in the order of `scenes`.
 
     on_step(phase, step, mean loss) is called after every step. Scenes with different numbers of training views are
-    fitted apart, as their epochs differ. A scene that diverges has NaN metrics for the caller to act on.
+    fitted apart, as their epochs differ. A scene that diverges has params that are not finite; packing them refuses.
     """
     order = sorted(range(len(scenes)), key=lambda i: len(scenes[i].train_views))
     fitted: dict[int, FittedScene] = {}
@@ -59,8 +58,7 @@ def fit_scenes(
         rows = sorted(group)
         params, seconds = _fit_group(shared, [scenes[i] for i in rows], settings, on_step)
         for k, i in enumerate(rows):
-            metrics = evaluate_scene(shared, params[k : k + 1], scenes[i])
-            fitted[i] = FittedScene(scenes[i], params[k], metrics, seconds / len(rows))
+            fitted[i] = FittedScene(scenes[i].scene_id, params[k], seconds / len(rows))
     return [fitted[i] for i in range(len(scenes))]
 
 

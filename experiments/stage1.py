@@ -1,0 +1,31 @@
+"""Trains the shared model on the first scenes: python experiments/stage1.py --store STORE --num-scenes 500"""
+
+import sys
+
+from scaling.command_line import command_parser, parse_settings, positive_int, run_command
+
+
+def main() -> int:
+    parser = command_parser(__doc__, "run", "store", "num-scenes", "address")
+    parser.add_argument("--num-workers", type=positive_int, help="data-parallel workers (default: one per GPU, else 1)")
+    arguments, settings = parse_settings(parser)
+
+    from scaling.data.scene_source import SourceSpec, choose_ids
+    from scaling.distributed.cluster import connect
+    from scaling.distributed.train import train_stage1
+    from scaling.library.run_folder import RunFolder
+    from scaling.library.summary import table_text
+
+    spec = SourceSpec(arguments.store, settings.data.image_size, settings.data.embedded_views)
+    ids = choose_ids(spec.open(), arguments.scenes, count=arguments.num_scenes)
+    if len(ids) < arguments.num_scenes:
+        print(f"warning: {len(ids)} scenes are all there are; --num-scenes asked for {arguments.num_scenes}")
+    run = RunFolder(arguments.run)
+    metrics = train_stage1(run, settings, spec, ids, connect(arguments.address), arguments.num_workers)
+    print(table_text(metrics))
+    print(f"shared model: {run.shared}   pictures: {run.pictures}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,49 @@
+"""Fits every further scene on top of a shared model: python experiments/stage2.py --store STORE --num-scenes 5000"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from scaling.command_line import command_parser, count, parse_settings, positive_int, run_command
+
+
+def add_flags() -> argparse.ArgumentParser:
+    parser = command_parser(__doc__, "run", "store", "num-scenes", "address")
+    parser.add_argument("--skip-scenes", type=count, default=0, help="scenes to skip after stage 1's")
+    parser.add_argument("--shared", type=Path, help="folder of the shared model (default: RUN/shared)")
+    parser.add_argument("--num-actors", type=positive_int, help="actors (default: one per GPU, else one per CPU core)")
+    parser.add_argument("--mode", choices=("frozen", "cohort"), help="default: the setting stage2.mode")
+    parser.add_argument("--retry-failed", action="store_true", help="try scenes again that were given up")
+    return parser
+
+
+def main() -> int:
+    parser = add_flags()
+    arguments, settings = parse_settings(parser)
+    if (arguments.mode or settings.stage2.mode) == "cohort":
+        parser.error("mode cohort is not built yet; --mode frozen fits every scene on the shared model as it is")
+
+    from scaling.data.scene_source import SourceSpec, choose_ids
+    from scaling.distributed.cluster import connect
+    from scaling.distributed.fit import fit_stage2
+    from scaling.library.run_folder import RunFolder
+    from scaling.library.summary import table_text
+    from scaling.models.shared import read_scene_ids, settings_on
+
+    run = RunFolder(arguments.run)
+    shared = arguments.shared or run.shared
+    settings = settings_on(shared, settings, arguments.given)
+    spec = SourceSpec(arguments.store, settings.data.image_size, settings.data.embedded_views)
+    trained = read_scene_ids(shared)
+    ids = choose_ids(spec.open(), arguments.scenes, trained, arguments.skip_scenes, arguments.num_scenes)
+    if len(ids) < arguments.num_scenes:
+        print(f"warning: {len(ids)} scenes are left to fit; --num-scenes asked for {arguments.num_scenes}")
+    cluster = connect(arguments.address)
+    metrics = fit_stage2(run, shared, settings, spec, ids, cluster, arguments.num_actors, arguments.retry_failed)
+    print(table_text(metrics))
+    print(f"metrics: {run.metrics}   pictures: {run.pictures}   failures: {metrics['num_failed']} ({run.failures})")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

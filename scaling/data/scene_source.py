@@ -1,0 +1,113 @@
+"""Where rows of scenes come from: a scene store, or without one the embedded cars."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from scaling.data.scene_store import SceneStore
+from scaling.data.scenes import check_scene_id
+from scaling.data.synthetic import embedded_car, embedded_ids
+
+EMBEDDED_COUNT = 100_000  # any number could be made; a list of ids needs an end
+
+
+class SceneSource(Protocol):
+    """Ids in store order, and the rows of some of them."""
+
+    @property
+    def name(self) -> str: ...
+
+    def ids(self) -> list[str]: ...
+
+    def categories(self) -> list[str]: ...
+
+    def rows(self, ids: Sequence[str] | None = None) -> Iterator[dict[str, Any]]: ...
+
+
+@dataclass(frozen=True)
+class EmbeddedCars:
+    """Procedural cars, made when asked for."""
+
+    image_size: int
+    num_views: int
+    name: str = "the embedded cars"
+
+    def ids(self) -> list[str]:
+        return embedded_ids(EMBEDDED_COUNT)
+
+    def categories(self) -> list[str]:
+        return ["car"] * EMBEDDED_COUNT
+
+    def rows(self, ids: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+        """Rows of the store's form, one at a time."""
+        for scene_id in self.ids() if ids is None else ids:
+            yield embedded_car(scene_id, self.image_size, self.num_views)
+
+
+class StoredScenes(SceneStore):
+    """A scene store that knows its name."""
+
+    @property
+    def name(self) -> str:
+        return self.uri
+
+
+@dataclass(frozen=True)
+class SourceSpec:
+    """Names a source in plain values that travel between processes. store None: the embedded cars."""
+
+    store: str | None
+    image_size: int
+    num_views: int
+
+    def open(self) -> SceneSource:
+        """Raises FileNotFoundError or ValueError where the store cannot be used."""
+        if self.store is None:
+            return EmbeddedCars(self.image_size, self.num_views)
+        return StoredScenes(self.store)
+
+
+def read_ids(path: Path) -> list[str]:
+    """Scene ids of a file, one a line; blank lines and # comments are skipped. Raises ValueError naming the line."""
+    ids: list[str] = []
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        text = line.split("#")[0].strip()
+        if not text:
+            continue
+        try:
+            ids.append(check_scene_id(text))
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: {error}") from None
+    repeated = {scene_id for scene_id in ids if ids.count(scene_id) > 1} if len(set(ids)) < len(ids) else set()
+    if repeated:
+        raise ValueError(f"{path}: named twice: {', '.join(sorted(repeated)[:5])}")
+    return ids
+
+
+def choose_ids(
+    source: SceneSource, wanted: Path | None, leave_out: Sequence[str] = (), skip: int = 0, count: int | None = None
+) -> list[str]:
+    """Ids to work on: those of the file `wanted` or all of the source, less `leave_out`, less the first `skip`.
+
+    At most `count` of them. Raises ValueError where the file names a scene that the source does not hold, or where
+    nothing is left.
+    """
+    known = source.ids()
+    if wanted is None:
+        ids = known
+    else:
+        ids = read_ids(wanted)
+        unknown = sorted(set(ids) - set(known))
+        if unknown:
+            raise ValueError(f"{wanted}: {source.name} holds no scene {', '.join(unknown[:5])}")
+    out = set(leave_out)
+    chosen = [scene_id for scene_id in ids if scene_id not in out][skip:]
+    if not chosen:
+        raise ValueError(
+            f"no scene is left of {source.name}: {len(ids)} were named, the shared model was trained on {len(out)}, "
+            f"{skip} are skipped"
+        )
+    return chosen[:count]

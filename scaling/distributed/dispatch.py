@@ -1,0 +1,118 @@
+"""Hands batches of scenes to actors, one in flight per actor, and accounts for every scene.
+
+At least once: a batch whose actor died is cut into single scenes and tried again; a scene that has cost
+`max_attempts` actors is given up. Commits are idempotent, so results are effectively once.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import ray
+from ray.exceptions import RayActorError
+from tqdm import tqdm
+
+from scaling.library.failures import FailureLog
+
+
+@dataclass
+class Counts:
+    """How a job stands. psnrs: test PSNR of the scenes fitted so far."""
+
+    total: int
+    done: int = 0
+    failed: int = 0
+    psnrs: list[float] = field(default_factory=list)
+
+    @property
+    def left(self) -> int:
+        return self.total - self.done - self.failed
+
+    @property
+    def mean_psnr(self) -> float | None:
+        return sum(self.psnrs) / len(self.psnrs) if self.psnrs else None
+
+
+class Dispatcher:
+    """make_actor starts an actor with `ready()` and `fit(table) -> outcomes`; the driver respawns dead ones."""
+
+    def __init__(self, make_actor: Callable[[], Any], num_actors: int, max_attempts: int, failures: FailureLog) -> None:
+        self.make_actor = make_actor
+        self.num_actors = num_actors
+        self.max_attempts = max_attempts
+        self.failures = failures
+        self.again: deque[pa.Table] = deque()  # single scenes whose actor died
+        self.attempts: dict[str, int] = {}
+        self.in_flight: dict[Any, tuple[Any, pa.Table | None]] = {}  # future → its actor and batch (None: ready())
+
+    def run(self, batches: Iterator[pa.Table], total: int) -> Iterator[Counts]:
+        """Fits every batch; yields the counts after each one that came back."""
+        counts = Counts(total)
+        progress = tqdm(total=total, unit="scene", desc="stage 2")
+        try:
+            for _ in range(self.num_actors):
+                self._start_actor()
+            while self.in_flight:
+                finished, _ = ray.wait(list(self.in_flight), num_returns=1)
+                if self._collect(finished[0], batches, counts):
+                    progress.update(counts.done + counts.failed - progress.n)
+                    psnr = f"{counts.mean_psnr:.2f} dB" if counts.psnrs else "-"
+                    progress.set_postfix(done=counts.done, failed=counts.failed, left=counts.left, psnr=psnr)
+                    yield counts
+        finally:
+            progress.close()
+            for actor, _ in self.in_flight.values():
+                ray.kill(actor)
+        if counts.left:
+            raise RuntimeError(f"{counts.left} of {total} scenes are neither fitted nor recorded as failed")
+
+    def _start_actor(self) -> None:
+        actor = self.make_actor()
+        self.in_flight[actor.ready.remote()] = (actor, None)
+
+    def _collect(self, future: Any, batches: Iterator[pa.Table], counts: Counts) -> bool:
+        """Takes one finished call and gives its actor the next batch. → whether the counts changed."""
+        actor, batch = self.in_flight.pop(future)
+        try:
+            outcomes = ray.get(future)
+        except RayActorError as error:
+            ray.kill(actor)
+            if batch is None:
+                raise RuntimeError(f"an actor could not start: {error}") from error
+            self._actor_died(batch, str(error), counts)
+            if self.again or self.in_flight or counts.left:
+                self._start_actor()
+            return True
+        if batch is not None:
+            for outcome in outcomes:
+                self._record(outcome, counts)
+        following = self.again.popleft() if self.again else next(batches, None)
+        if following is None:
+            ray.kill(actor)
+        else:
+            self.in_flight[actor.fit.remote(following)] = (actor, following)
+        return batch is not None
+
+    def _record(self, outcome: dict[str, Any], counts: Counts) -> None:
+        if outcome["kind"] == "fitted":
+            counts.done += 1
+            counts.psnrs.append(outcome["psnr"])
+            return
+        counts.failed += 1
+        attempt = self.attempts.get(outcome["scene_id"], 0) + 1
+        self.failures.add(outcome["scene_id"], attempt, outcome["kind"], outcome["message"])
+
+    def _actor_died(self, batch: pa.Table, message: str, counts: Counts) -> None:
+        """Each scene of the batch has cost an actor: try it alone, or give it up."""
+        for index, scene_id in enumerate(batch["scene_id"].to_pylist()):
+            self.attempts[scene_id] = self.attempts.get(scene_id, 0) + 1
+            if self.attempts[scene_id] < self.max_attempts:
+                self.failures.add(scene_id, self.attempts[scene_id], "retry", message)
+                self.again.append(batch.slice(index, 1))
+            else:
+                counts.failed += 1
+                self.failures.add(scene_id, self.attempts[scene_id], "actor died", message)

@@ -1,0 +1,92 @@
+"""Prepares a scene store: lists the source, reads its scenes in parallel with Ray Data, writes them in order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+import pyarrow as pa
+import ray
+from ray.data import DataContext, Dataset
+from tqdm import tqdm
+
+from scaling.data.scene_source import SourceSpec
+from scaling.data.scene_store import REJECTS_SCHEMA, SCHEMA, StoreWriter
+from scaling.data.scenes import SceneError, SceneRef
+from scaling.data.sources import list_scenes, read_scene
+
+READER_CPUS = 2
+BLOCK_BYTES = 4 << 20
+OBJECT_STORE_BYTES = 128 << 20
+
+
+def bound_reading(rows_ahead: int = OBJECT_STORE_BYTES) -> None:
+    """Makes Ray Data read ahead by a fixed budget, in order, and without its no-progress timeout: by default it reads
+    as far ahead as memory allows, and a batch that is fitted for half an hour kills the job."""
+    context = DataContext.get_current()
+    context.target_max_block_size = BLOCK_BYTES
+    context.execution_options.preserve_order = True
+    context.execution_options.resource_limits = context.execution_options.resource_limits.for_limits(
+        cpu=READER_CPUS, object_store_memory=rows_ahead
+    )
+    context.execution_no_progress_timeout_s = -1
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+
+
+def scene_dataset(spec: SourceSpec, ids: list[str], rows_per_block: int) -> Dataset:
+    """A lazy dataset of scene rows in the order of `ids`; a scene that cannot be read has `error` set instead."""
+    blocks = -(-len(ids) // rows_per_block)
+    items = [{"scene_id": scene_id} for scene_id in ids]
+    named = ray.data.from_items(items, override_num_blocks=blocks)
+    return named.map_batches(_ReadRows(spec), batch_size=None, batch_format="pyarrow", zero_copy_batch=True)
+
+
+class _ReadRows:
+    """A block of ids → a block of rows."""
+
+    def __init__(self, spec: SourceSpec) -> None:
+        self.spec = spec
+
+    def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
+        source = self.spec.open()
+        for row in source.rows(block["scene_id"].to_pylist()):
+            yield pa.Table.from_pylist([row], schema=SCHEMA)
+
+
+def _read_refs(block: pa.Table) -> Iterator[pa.Table]:
+    for values in block.to_pylist():
+        ref = SceneRef(**values)
+        try:
+            row: dict[str, Any] = {**read_scene(ref), "reject": None}
+        except SceneError as error:
+            why = {"source": error.source, "file": error.file, "reason": error.reason}
+            row = {"reject": {"scene_id": ref.scene_id, **why}}
+        yield pa.Table.from_pylist([row], schema=SCHEMA.append(pa.field("reject", pa.struct(REJECTS_SCHEMA))))
+
+
+def prepare(source: str, store: str, layout: str = "auto", category: str | None = None) -> tuple[int, int]:
+    """Reads every scene below `source` into a scene store. → numbers of scenes stored and rejected.
+
+    Raises ValueError where the source's layout is not known or no scene can be used, FileExistsError where the store
+    exists already.
+    """
+    refs = list_scenes(source, layout, category)
+    bound_reading()
+    with StoreWriter(store, source) as writer:
+        dataset = ray.data.from_items([asdict(ref) for ref in refs], override_num_blocks=-(-len(refs) // 8))
+        rows = dataset.map_batches(_read_refs, batch_size=None, batch_format="pyarrow")
+        progress = tqdm(total=len(refs), unit="scene", desc="prepare")
+        for batch in rows.iter_batches(batch_size=8, prefetch_batches=1, batch_format="pyarrow"):
+            assert isinstance(batch, pa.Table)
+            for row in batch.to_pylist():
+                rejected = row.pop("reject")
+                if rejected is None:
+                    writer.add(row)
+                else:
+                    writer.reject(**rejected)
+                progress.update()
+                progress.set_postfix(rejected=len(writer.rejects))
+        progress.close()
+    return writer.num_scenes, len(writer.rejects)

@@ -1,0 +1,94 @@
+"""MLflow: one run per stage, whatever the restarts; the driver owns it."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
+
+from scaling.config import Settings, flatten
+from scaling.library.run_folder import RunFolder
+
+LONGEST_PARAM = 500
+
+
+def tracking_uri(run: RunFolder) -> str:
+    """MLFLOW_TRACKING_URI, else a database beside the run folder: runs/mlflow.db for runs/<name>."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{run.path.absolute().parent / 'mlflow.db'}"
+
+
+def ui_command(run: RunFolder) -> str:
+    """The command that shows the run in a browser."""
+    uri = tracking_uri(run)
+    if uri.startswith("http"):
+        return f"open {uri}"
+    shown = uri.replace(f"{Path.cwd()}/", "")
+    return f"mlflow ui --backend-store-uri {shown}"
+
+
+class Tracker:
+    """An MLflow run named `name` in the experiment named like the run folder; found again after a restart."""
+
+    def __init__(self, run: RunFolder, name: str, parent: str | None = None) -> None:
+        self.uri = tracking_uri(run)
+        run.path.absolute().parent.mkdir(parents=True, exist_ok=True)
+        self.client = MlflowClient(tracking_uri=self.uri)
+        experiment = self._experiment(run)
+        self.run_id = self._find(experiment, name) or self._create(experiment, name, parent)
+        self.client.update_run(self.run_id, status="RUNNING")
+
+    def _experiment(self, run: RunFolder) -> str:
+        known = self.client.get_experiment_by_name(run.name)
+        if known is not None:
+            return known.experiment_id
+        local = self.uri.startswith("sqlite")
+        artefacts = (run.path.absolute().parent / "mlartifacts").as_uri() if local else None
+        return self.client.create_experiment(run.name, artifact_location=artefacts)
+
+    def _find(self, experiment: str, name: str) -> str | None:
+        found = self.client.search_runs([experiment], filter_string=f"tags.`{MLFLOW_RUN_NAME}` = '{name}'")
+        return found[0].info.run_id if found else None
+
+    def _create(self, experiment: str, name: str, parent: str | None) -> str:
+        tags = {MLFLOW_PARENT_RUN_ID: parent} if parent else {}
+        return self.client.create_run(experiment, run_name=name, tags=tags).info.run_id
+
+    def log_settings(self, settings: Settings, job: Mapping[str, Any]) -> None:
+        """Params: the flattened settings and the job's own values. MLflow keeps the first value of a param, so what a
+        restart changed becomes a tag."""
+        known = self.client.get_run(self.run_id).data.params
+        values = {k: str(v)[:LONGEST_PARAM] for k, v in {**flatten(settings.model_dump()), **job}.items()}
+        new = [Param(key, value) for key, value in values.items() if key not in known]
+        for start in range(0, len(new), 100):
+            self.client.log_batch(self.run_id, params=new[start : start + 100])
+        for key, value in values.items():
+            if known.get(key, value) != value:
+                self.client.set_tag(self.run_id, f"changed.{key}", value)
+
+    def log_metrics(self, values: Mapping[str, float | None], step: int) -> None:
+        """Numbers at a step; None is left out."""
+        now = int(time.time() * 1000)
+        metrics = [Metric(key, float(value), now, step) for key, value in values.items() if value is not None]
+        self.client.log_batch(self.run_id, metrics=metrics)
+
+    def log_image(self, key: str, image: np.ndarray, step: int) -> None:
+        """A picture uint8 [H, W, 3]; the UI shows a key's pictures with a step slider."""
+        self.client.log_image(self.run_id, image, key=key, step=step)
+
+    def log_summary(self, metrics: Mapping[str, Any]) -> None:
+        """metrics.json's numbers, dots as slashes."""
+        numbers = {k.replace(".", "/"): v for k, v in flatten(dict(metrics)).items() if isinstance(v, int | float)}
+        self.log_metrics(numbers, step=0)
+
+    def log_file(self, path: Path) -> None:
+        self.client.log_artifact(self.run_id, str(path))
+
+    def end(self, status: str = "FINISHED") -> None:
+        self.client.set_terminated(self.run_id, status=status)

@@ -1,0 +1,261 @@
+"""Stage 1 on Ray Train: one worker per GPU (or on the CPUs), a checkpoint per epoch, resumed by the same command.
+
+1. the driver chooses the scenes and starts the workers;
+2. each worker reads the scenes of its buckets and runs scaling.training.stage1 with the shared model under DDP;
+3. after every epoch all workers report: losses to MLflow, a checkpoint to RUN/checkpoints/stage1;
+4. the driver turns the last checkpoint into RUN/shared, the stage's fitted scenes and their pictures.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import threading
+import time
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import torch
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train.collective import broadcast_from_rank_zero
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from safetensors.torch import load_file
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from scaling.config import Settings, SettingsError, make_settings
+from scaling.data.png import decode_png
+from scaling.data.scene_source import SourceSpec
+from scaling.data.scenes import views_from_row
+from scaling.distributed.cluster import Resources, Share, share
+from scaling.distributed.tracking import Tracker
+from scaling.library.fitted_scenes import commit_part, pack_scene
+from scaling.library.pictures import log_scene_pictures
+from scaling.library.render import save_png, scene_sheet
+from scaling.library.run_folder import RunFolder, settings_hash
+from scaling.library.summary import summarise
+from scaling.models.shared import SceneParams, SharedModel, read_scene_ids
+from scaling.training.checkpoint import load_scenes, read_progress
+from scaling.training.sampler import bucket_of
+from scaling.training.stage1 import EpochReport, Stage1, check_workers
+from scaling.training.workers import Workers
+
+SCENES_PER_PART = 256
+PICTURED_SCENES = 4
+
+
+def train_stage1(
+    run: RunFolder,
+    settings: Settings,
+    spec: SourceSpec,
+    scene_ids: list[str],
+    resources: Resources,
+    workers: int | None,
+) -> dict[str, Any]:
+    """Trains the shared model on `scene_ids`, or goes on where a killed run stopped. → the run's metrics.
+
+    Raises SettingsError where the workers cannot share the buckets, or the run folder belongs to another job.
+    """
+    if (run.shared / "hash.txt").is_file():
+        _check_same_job(run, settings, scene_ids)
+        print(f"{run.shared}: the shared model is there already")
+        return summarise(run)
+    parts = share(resources, workers, reserve_cpu=False)
+    check_workers(settings, parts.workers)
+    bucket_of(scene_ids, settings.stage1.num_buckets)
+    job = {"num_scenes": len(scene_ids), "num_workers": parts.workers, "store": spec.store or "embedded"}
+    run.write_config("stage1", settings, job)
+    tracker = Tracker(run, "stage1")
+    tracker.log_settings(settings, job)
+    history = run.checkpoints / f"stage1-{time.time_ns()}.jsonl"
+    try:
+        with _Follow(history):
+            result = _trainer(run, settings, spec, scene_ids, parts, history).fit()
+        assert result.checkpoint is not None
+        with result.checkpoint.as_directory() as folder:
+            _finish(run, Path(folder), settings, spec, tracker)
+    except BaseException:
+        tracker.end("FAILED")
+        raise
+    metrics = summarise(run)
+    tracker.log_summary({"stage1": metrics["stage1"], "shared_bytes": metrics["shared_bytes"]})
+    tracker.end()
+    return metrics
+
+
+def _check_same_job(run: RunFolder, settings: Settings, scene_ids: list[str]) -> None:
+    trained = read_scene_ids(run.shared)
+    config = json.loads((run.shared / "config.json").read_text())["settings"]
+    same_settings = make_settings(config).model_dump(exclude={"stage2"}) == settings.model_dump(exclude={"stage2"})
+    if trained != scene_ids or not same_settings:
+        what = "other scenes" if trained != scene_ids else "other settings"
+        raise SettingsError(f"{run.shared} holds a shared model trained on {what}: choose another --run")
+
+
+def _trainer(
+    run: RunFolder, settings: Settings, spec: SourceSpec, ids: list[str], parts: Share, history: Path
+) -> TorchTrainer:
+    gpu = parts.gpus > 0
+    return TorchTrainer(
+        train_worker,
+        train_loop_config={
+            "settings": settings.model_dump(),
+            "spec": (spec.store, spec.image_size, spec.num_views),
+            "scene_ids": ids,
+            "threads": parts.threads,
+        },
+        torch_config=TorchConfig(backend="nccl" if gpu and torch.cuda.is_available() else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=parts.workers,
+            use_gpu=gpu,
+            resources_per_worker={"GPU": 1} if gpu else {"CPU": parts.cpus},
+        ),
+        run_config=RunConfig(
+            name="stage1",
+            storage_path=str(run.checkpoints.absolute()),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            failure_config=FailureConfig(max_failures=3),
+            callbacks=[_Reports(run.path, history)],  # type: ignore[list-item]
+        ),
+    )
+
+
+def data_parallel(module: nn.Module) -> nn.Module:
+    """The DDP boundary: gradients of the module's own parameters are averaged, those of its arguments are not."""
+    return DistributedDataParallel(module, broadcast_buffers=False)
+
+
+def train_worker(config: dict[str, Any]) -> None:
+    """What each worker runs: its scenes, all phases, a report per epoch, and at the end its scenes' metrics."""
+    torch.set_num_threads(config["threads"])
+    settings = make_settings(config["settings"])
+    context = ray.train.get_context()
+    size = context.get_world_size()
+    device = get_device()
+    assert isinstance(device, torch.device)
+    workers = Workers(context.get_world_rank(), size, device, data_parallel if size > 1 else Workers().wrap)
+    buckets = bucket_of(config["scene_ids"], settings.stage1.num_buckets)
+    owned = [scene_id for scene_id in config["scene_ids"] if workers.owns(buckets[scene_id])]
+    source = SourceSpec(*config["spec"]).open()
+    views = [views_from_row(row, settings.data.image_size) for row in source.rows(owned)]
+    stage1 = Stage1(settings, config["scene_ids"], views, workers)
+    # Names of checkpoints must differ between restarts: an upload that a crash cut short leaves its folder behind.
+    start = broadcast_from_rank_zero(uuid.uuid4().hex[:6])
+
+    def report(epoch: EpochReport) -> None:
+        losses = {f"stage1/{epoch.phase}/{name}": value for name, value in epoch.losses.items()}
+        values = {**losses, "step": epoch.epochs_done, "total": epoch.epochs_total, "seconds": epoch.seconds}
+        _report(stage1, values, f"{epoch.epochs_done:05d}-{epoch.phase}-{start}", picture=epoch.phase != "autoencoder")
+
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        stage1.run(report)
+    else:
+        with checkpoint.as_directory() as folder:
+            stage1.run(report, resume=Path(folder))
+    evaluated = stage1.evaluate()
+    _report(stage1, {"done": 1}, f"done-{start}", evaluated)
+
+
+def _report(
+    stage1: Stage1, values: dict[str, Any], name: str, evaluated: dict[str, Any] | None = None, picture: bool = False
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        stage1.save(Path(folder))
+        if picture and stage1.workers.rank == 0:
+            save_png(Path(folder) / "picture.png", scene_sheet(stage1.shared, stage1.table[:1], stage1.views[0], 4))
+        if evaluated is not None:
+            shares = {scene_id: {"metrics": metrics} for scene_id, metrics in evaluated.items()}
+            path = Path(folder) / f"metrics-{stage1.workers.rank}.json"
+            path.write_text(json.dumps({"seconds": stage1.seconds, "scenes": shares}))
+        ray.train.report(values, checkpoint=Checkpoint.from_directory(folder), checkpoint_dir_name=name)
+
+
+class _Reports(UserCallback):
+    """Runs beside Ray Train's controller: every epoch's numbers to MLflow and to a file that the driver follows."""
+
+    def __init__(self, run_path: Path, history: Path) -> None:
+        self.run_path, self.history = run_path.absolute(), history.absolute()
+        self.tracker: Tracker | None = None
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        values = metrics[0]
+        self.history.parent.mkdir(parents=True, exist_ok=True)
+        with self.history.open("a") as file:
+            file.write(json.dumps(values) + "\n")
+        if "step" in values:
+            self.tracker = self.tracker or Tracker(RunFolder(self.run_path), "stage1")
+            curves = {key: value for key, value in values.items() if key.startswith("stage1/")}
+            self.tracker.log_metrics(curves, values["step"])
+            with checkpoint.as_directory() as folder:
+                picture = Path(folder) / "picture.png"
+                if picture.is_file():
+                    self.tracker.log_image("stage1/first_scene", decode_png(picture.read_bytes()), values["step"])
+
+
+@dataclass
+class _Follow:
+    """Prints the lines that a growing history file gains, from a thread beside the waiting driver."""
+
+    history: Path
+
+    def __enter__(self) -> None:
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+        self._thread.start()
+
+    def __exit__(self, *error: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _follow(self) -> None:
+        start, shown, stopping = time.time(), 0, False
+        while not stopping:
+            stopping = self._stop.wait(1.0)
+            lines = self.history.read_text().splitlines() if self.history.is_file() else []
+            for line in lines[shown:]:
+                print(_progress_line(json.loads(line), time.time() - start), flush=True)
+            shown = len(lines)
+
+
+def _progress_line(values: dict[str, Any], elapsed: float) -> str:
+    if "done" in values:
+        return f"stage 1: trained and evaluated after {elapsed:.0f} s"
+    losses = {key.removeprefix("stage1/"): v for key, v in values.items() if key.startswith("stage1/")}
+    shown = "  ".join(f"{name} {value:.5f}" for name, value in losses.items())
+    return f"stage 1: epoch {values['step']}/{values['total']}  {values['seconds']:.0f} s  {shown}"
+
+
+def _finish(run: RunFolder, checkpoint: Path, settings: Settings, spec: SourceSpec, tracker: Tracker) -> None:
+    """The last checkpoint → fitted scenes in the library, pictures, and last RUN/shared, which marks the stage done."""
+    shared = SharedModel(settings)
+    tensors = load_file(checkpoint / "shared.safetensors")
+    if any(name.startswith("decoder.") for name in tensors):
+        shared.adapt_decoder()
+    shared.load_state_dict(tensors)
+    shared.requires_grad_(False).eval()
+    progress, scenes = read_progress(checkpoint), load_scenes(checkpoint)
+    ids = progress["scene_ids"]
+    reports = [json.loads(path.read_text()) for path in sorted(checkpoint.glob("metrics-*.json"))]
+    metrics = {scene_id: m["metrics"] for report in reports for scene_id, m in report["scenes"].items()}
+    content_hash = shared.content_hash()
+    source = spec.open()
+    categories = dict(zip(source.ids(), source.categories()))
+    for start in range(0, len(ids), SCENES_PER_PART):
+        rows = []
+        for scene_id in ids[start : start + SCENES_PER_PART]:
+            params = SceneParams(scenes[f"{scene_id}/micro_planes"], scenes[f"{scene_id}/coefs"])
+            packed = pack_scene(params, "float16")
+            rows.append(
+                {
+                    **vars(packed), **metrics[scene_id], "scene_id": scene_id, "category": categories[scene_id],
+                    "stage": 1, "shared": content_hash, "cohort": None, "seconds": progress["seconds"] / len(ids),
+                    "settings_hash": settings_hash(settings), "seed": settings.seed,
+                }
+            )  # fmt: skip
+        commit_part(run.library.folder, rows)
+    log_scene_pictures(run, shared, source, ids[:PICTURED_SCENES], "stage1", tracker.log_image)
+    shared.save(run.shared, ids)

@@ -1,0 +1,53 @@
+"""Pictures of a run's fitted scenes, from the library as it is on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from scaling.data.scene_source import SceneSource
+from scaling.data.scenes import SceneViews, views_from_row
+from scaling.library.fitted_scenes import unpack_scene
+from scaling.library.render import grid, overview, save_png, scene_sheet
+from scaling.library.run_folder import RunFolder
+from scaling.models.shared import SceneParams, SharedModel
+from scaling.training.evaluate import render_views
+
+LogImage = Callable[[str, np.ndarray, int], None]
+
+
+def stored_params(run: RunFolder, shared: SharedModel, scene_id: str) -> SceneParams:
+    """A fitted scene as readers see it, S = 1, on the shared model's device. Raises KeyError where it is not there."""
+    params = unpack_scene(run.library.scene(scene_id))
+    return SceneParams(params.micro_planes[None].to(shared.device), params.coefs[None].to(shared.device))
+
+
+def log_scene_pictures(
+    run: RunFolder, shared: SharedModel, source: SceneSource, ids: Sequence[str], stage: str, log_image: LogImage
+) -> None:
+    """Writes RUN/pictures/<stage>-scenes.png (one test view each, truth beside render) and <stage>-test-views.png
+    (all test views of these scenes: truth, render, autoencoder, error), and logs each scene under one key."""
+    if not ids:
+        return
+    size = shared.settings.data.image_size
+    truths, renders, sheets = [], [], []
+    for step, row in enumerate(source.rows(ids)):
+        views = views_from_row(row, size)
+        params = stored_params(run, shared, views.scene_id)
+        sheet = scene_sheet(shared, params, views, num_views=4)
+        sheets.append(sheet)
+        log_image(f"{stage}/scenes", sheet, step)
+        truths.append(views.images[views.test_views[0]])
+        renders.append(first_test_view(shared, params, views))
+    save_png(run.pictures / f"{stage}-scenes.png", overview(torch.stack(truths), torch.stack(renders)))
+    widest = max(sheet.shape[1] for sheet in sheets)
+    padded = [np.pad(s, ((0, 0), (0, widest - s.shape[1]), (0, 0)), constant_values=255) for s in sheets]
+    save_png(run.pictures / f"{stage}-test-views.png", grid([[sheet] for sheet in padded], gutter=10))
+
+
+def first_test_view(shared: SharedModel, params: SceneParams, views: SceneViews) -> torch.Tensor:
+    """The render [3, H, W] of a scene's first test view; params of S = 1."""
+    first = list(views.test_views[:1])
+    return render_views(shared, params, views.cam2world[first], views.intrinsics[first])["images"][0].cpu()

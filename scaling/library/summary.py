@@ -1,0 +1,99 @@
+"""metrics.json and scenes.parquet: a run's quality and cost, from the library's own rows."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from scaling.library.commit import replace_file
+from scaling.library.failures import given_up
+from scaling.library.run_folder import RunFolder
+from scaling.training.metrics import why_no_lpips
+
+
+def summarise(run: RunFolder) -> dict[str, Any]:
+    """Writes RUN/metrics.json and RUN/scenes.parquet. → the metrics.
+
+    Raises FileNotFoundError where the run has no fitted scenes.
+    """
+    table = run.library.table()
+    if not len(table):
+        raise FileNotFoundError(
+            f"{run.path}: no fitted scenes to evaluate; fit some with "
+            f"`python experiments/stage2.py --run {run.path} --num-scenes N`"
+        )
+    rows = table.to_pylist()
+    committed = set(table["scene_id"].to_pylist())
+    failed = [scene_id for scene_id in given_up(run.failures) if scene_id not in committed]
+    metrics: dict[str, Any] = {"num_scenes": 0, "num_failed": len(failed)}
+    metrics |= _stage(run, [row for row in rows if row["stage"] == 2], stage=2)
+    metrics["shared_bytes"] = sum(p.stat().st_size for p in run.shared.rglob("*") if p.is_file())
+    metrics["stage1"] = _stage(run, [row for row in rows if row["stage"] == 1], stage=1)
+    replace_file(run.metrics, json.dumps(metrics, indent=1, allow_nan=False).encode() + b"\n")
+    sink = pa.BufferOutputStream()
+    pq.write_table(table.sort_by([("stage", "ascending"), ("scene_id", "ascending")]), sink)
+    replace_file(run.path / "scenes.parquet", sink.getvalue().to_pybytes())
+    return metrics
+
+
+def _stage(run: RunFolder, rows: Sequence[dict[str, Any]], stage: int) -> dict[str, Any]:
+    lpips = mean(rows, "lpips")
+    return {
+        "num_scenes": len(rows),
+        "test": {
+            "psnr": mean(rows, "psnr"),
+            "ssim": mean(rows, "ssim"),
+            "lpips": lpips,
+            "lpips_reason": None if lpips is not None else why_no_lpips() or "the scenes were fitted without it",
+        },
+        "train": {"psnr": mean(rows, "train_psnr"), "ssim": mean(rows, "train_ssim")},
+        "autoencoder": {"psnr": mean(rows, "autoencoder_psnr"), "ssim": mean(rows, "autoencoder_ssim")},
+        "mean_image": {"psnr": mean(rows, "mean_image_psnr")},
+        "latent": {"psnr": mean(rows, "latent_psnr")},
+        "seconds_per_scene": mean(rows, "seconds"),
+        "bytes_per_scene": run.library.num_bytes(stage) / len(rows) if rows else None,
+    }
+
+
+def mean(rows: Sequence[dict[str, Any]], key: str) -> float | None:
+    """Mean of a column over the scenes that have it; None where none has."""
+    values = [row[key] for row in rows if row[key] is not None and math.isfinite(row[key])]
+    return sum(values) / len(values) if values else None
+
+
+def table_text(metrics: dict[str, Any]) -> str:
+    """The metrics as a small table for the terminal."""
+    lines = [f"{'':34}{'stage 1':>12}{'stage 2':>12}"]
+    stage1 = metrics["stage1"]
+
+    def line(label: str, *path: str, form: str = "{:.2f}") -> None:
+        cells = []
+        for stage in (stage1, metrics):
+            value: Any = stage
+            for key in path:
+                value = value[key]
+            cells.append("-" if value is None else form.format(value))
+        lines.append(f"{label:34}{cells[0]:>12}{cells[1]:>12}")
+
+    line("scenes fitted", "num_scenes", form="{:d}")
+    line("test PSNR, dB", "test", "psnr")
+    line("test SSIM", "test", "ssim", form="{:.3f}")
+    line("train PSNR, dB", "train", "psnr")
+    line("autoencoder PSNR, dB", "autoencoder", "psnr")
+    line("mean image PSNR, dB (the floor)", "mean_image", "psnr")
+    line("device seconds a scene", "seconds_per_scene")
+    line("bytes a scene", "bytes_per_scene", form="{:,.0f}")
+    lines.append(f"{'shared model, bytes':34}{metrics['shared_bytes']:>12,d}")
+    lines.append(f"{'scenes failed':34}{'':>12}{metrics['num_failed']:>12d}")
+    return "\n".join(lines)
+
+
+def read_metrics(path: Path) -> dict[str, Any]:
+    """metrics.json of a run."""
+    return json.loads(path.read_text())

@@ -1,0 +1,61 @@
+"""Shared fixtures: settings and scenes so small that a whole run takes a second. Imports stay inside the fixtures."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from scaling.config import Settings
+    from scaling.data.scenes import SceneViews
+
+IMAGE_SIZE = 16
+NUM_VIEWS = 5
+
+# 16² images ↔ 8² latents; a few steps a phase.
+TINY: dict[str, Any] = {
+    "data": {"image_size": IMAGE_SIZE, "embedded_views": NUM_VIEWS},
+    "representation": {
+        "micro_features": 2,
+        "macro_features": 3,
+        "num_base_planes": 2,
+        "resolution": 4,
+        "field_width": 8,
+    },
+    "rendering": {"samples": 4},
+    "autoencoder": {"pretrained": None, "block_out_channels": [8, 8], "norm_num_groups": 4},
+    "stage1": {
+        "autoencoder": {"num_epochs": 1, "steps_per_epoch": 3, "items_per_step": 4},
+        "warmup": {"num_epochs": 2, "steps_per_epoch": 3, "items_per_step": 4, "rays_per_item": 16},
+        "joint": {"num_epochs": 2, "steps_per_epoch": 2, "items_per_step": 4},
+        "adapt": {"num_epochs": 1, "steps_per_epoch": 2, "items_per_step": 4},
+        "num_buckets": 2,
+    },
+    "stage2": {
+        "scenes_per_batch": 2,
+        "latent": {"num_epochs": 1, "steps_per_epoch": 6, "rays_per_item": 16},
+        "rgb": {"num_epochs": 1},
+    },
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_values() -> dict[str, Any]:
+    """The tiny settings as plain values, to change or to hand to another process."""
+    return TINY
+
+
+@pytest.fixture(scope="session")
+def tiny_settings() -> Settings:
+    from scaling.config import make_settings
+
+    return make_settings(TINY)
+
+
+@pytest.fixture(scope="session")
+def tiny_scenes() -> list[SceneViews]:
+    """Four different cars: 5 views of 16² pixels each, the first of them a test view."""
+    from scaling.data.synthetic import embedded_ids, embedded_scene
+
+    return [embedded_scene(scene_id, IMAGE_SIZE, NUM_VIEWS) for scene_id in embedded_ids(4)]

@@ -1,0 +1,216 @@
+"""Settings: where values come from, which win, and what wrong ones are told."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from scaling.command_line import command_parser, parse_settings
+from scaling.config import (
+    PRESETS,
+    Settings,
+    SettingsError,
+    flatten,
+    make_settings,
+    merge,
+    read_preset,
+    read_yaml,
+    unflatten,
+)
+
+
+def parse(*argv: str, flags: tuple[str, ...] = ("run",), base=None):
+    return parse_settings(command_parser("a test", *flags), argv, base)
+
+
+def refused(capsys, *argv: str) -> str:
+    """What a wrong command line is told, after it ended with status 2."""
+    with pytest.raises(SystemExit) as ended:
+        parse(*argv)
+    assert ended.value.code == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize("preset", sorted(path.stem for path in PRESETS.glob("*.yaml")))
+def test_every_preset_parses(preset):
+    assert isinstance(make_settings(read_preset(preset)), Settings)
+
+
+def test_the_default_preset_is_the_defaults():
+    assert make_settings(read_preset("default")) == Settings()
+
+
+def test_settings_survive_yaml():
+    settings = make_settings(read_preset("quick"))
+    assert make_settings(yaml.safe_load(yaml.safe_dump(settings.model_dump()))) == settings
+
+
+def test_flags_win_over_config_over_preset_over_base(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("representation: {resolution: 12, num_base_planes: 5}\n")
+    base = {"seed": 7, "representation": {"micro_features": 3, "resolution": 99}}
+    argv = ("--preset", "quick", "--config", str(file), "--representation.num_base_planes", "6")
+    namespace, settings = parse(*argv, base=base)
+    shape = settings.representation
+    assert settings.seed == 7, "only the base names it"
+    assert shape.micro_features == 4, "the preset wins over the base"
+    assert shape.resolution == 12, "the file wins over the preset"
+    assert shape.num_base_planes == 6, "the flag wins over the file"
+    assert shape.macro_features == 12, "keys beside those stay as they are"
+    assert namespace.given == {"representation.resolution": 12, "representation.num_base_planes": 6}
+
+
+def test_the_run_folder_follows_the_preset():
+    assert str(parse("--preset", "quick")[0].run) == "runs/quick"
+    assert str(parse("--run", "elsewhere")[0].run) == "elsewhere"
+
+
+@pytest.mark.parametrize(
+    ("flag", "text", "value"),
+    [
+        ("--rendering.near", "null", None),
+        ("--autoencoder.pretrained", "some/folder", "some/folder"),
+        ("--stage1.warmup.lr.field", "1e-3", 1e-3),
+        ("--stage1.dense_adam", "true", True),
+        ("--representation.plane_axes", "[xy, xz]", ["xy", "xz"]),
+        ("--stage1.warmup.lr_milestones", "[20, 40]", [20, 40]),
+    ],
+)
+def test_values_on_the_command_line(flag, text, value):
+    assert flatten(parse(flag, text)[1].model_dump())[flag[2:]] == value
+
+
+def test_null_on_the_command_line_undoes_a_preset():
+    argv = ("--preset", "quick", "--stage1.warmup.steps_per_epoch", "null", "--autoencoder.kl_weight=0")
+    settings = parse(*argv)[1]
+    assert settings.stage1.warmup.steps_per_epoch is None and settings.autoencoder.kl_weight == 0
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"seeds": 1}, ["seeds: unknown key", "allowed here: seed, data, representation"]),
+        ({"data": {"size": 1}}, ["data.size: unknown key", "allowed here: image_size, embedded_views"]),
+        ({"stage1": {"joint": {"lr": {"mlp": 1}}}}, ["stage1.joint.lr.mlp: unknown key", "encoder, decoder, field"]),
+        ({"seed": "many"}, ["seed:", "valid integer", "given: 'many'"]),
+        ({"data": 3}, ["data:", "dictionary"]),
+        ({"representation": {"space": "pixels"}}, ["representation.space:", "'latent' or 'rgb'", "given: 'pixels'"]),
+        ({"representation": {"resolution": 1}}, ["representation.resolution:", "greater than or equal to 2"]),
+        ({"representation": {"box_side": float("nan")}}, ["representation.box_side:"]),
+        ({"rendering": {"samples": 0}}, ["rendering.samples:", "greater than or equal to 2"]),
+        ({"representation": {"num_base_planes": 0}}, ["representation:", "both be 0 (micro only) or both above 0"]),
+        (
+            {"representation": {"micro_features": 0, "macro_features": 0, "num_base_planes": 0}},
+            ["representation:", "micro_features and macro_features cannot both be 0"],
+        ),
+        ({"rendering": {"near": 0.5}}, ["rendering:", "near and far together"]),
+        ({"rendering": {"near": 2.0, "far": 1.0}}, ["rendering:", "near (2.0) must be below far (1.0)"]),
+        ({"autoencoder": {"norm_num_groups": 7}}, ["autoencoder:", "norm_num_groups (7) must divide"]),
+        ({"stage1": {"num_buckets": 3}}, ["stage1:", "autoencoder.items_per_step (32)", "multiple of num_buckets"]),
+        ({"stage1": {"joint": {"rays_per_item": 8}}}, ["stage1.joint:", "rays_per_item must be null"]),
+        ({"stage2": {"rgb": {"lr": {"encoder": 1e-3}}}}, ["stage2:", "rgb: stage 2 never moves the encoder"]),
+        ({"representation": {"space": "rgb"}}, ["stage1.joint.num_epochs must be 0", "no decoder"]),
+        (
+            {"autoencoder": {"pretrained": None}, "data": {"image_size": 100}},
+            ["data.image_size (100) must be a multiple of 8"],
+        ),
+        (
+            {"autoencoder": {"pretrained": None}, "stage1": {"autoencoder": {"num_epochs": 0}}},
+            ["autoencoder.pretrained is null", "stage1.autoencoder.num_epochs must be at least 1"],
+        ),
+    ],
+)
+def test_wrong_values_are_named(values, told):
+    with pytest.raises(SettingsError) as error:
+        make_settings(values)
+    for words in told:
+        assert words in str(error.value)
+
+
+def test_all_wrong_keys_are_told_at_once():
+    with pytest.raises(SettingsError) as error:
+        make_settings({"seed": -1, "data": {"image_size": 0, "width": 3}})
+    assert [line.split(":")[0] for line in str(error.value).splitlines()] == ["seed", "data.image_size", "data.width"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (["--data.size", "3"], ["unknown flag --data.size", "data.image_size, data.embedded_views"]),
+        (["--nonsense"], ["unknown flag --nonsense", "--help"]),
+        (["--data.image", "3"], ["unknown flag --data.image"]),  # no abbreviations
+        (["--seed", "many"], ["seed:", "valid integer", "'many'"]),
+        (["--seed", "null"], ["seed:", "valid integer"]),
+        (["--seed", "[1"], ["expected ',' or ']'"]),
+        (["--seed"], ["--seed", "expected one argument"]),
+        (["--rendering.near", "3"], ["rendering:", "near and far together"]),
+        (["--preset", "nothing"], ["no preset 'nothing'", "default", "quick"]),
+        (["--preset", "../../pyproject"], ["no preset '../../pyproject'"]),
+        (["--config", "missing.yaml"], ["missing.yaml: no such settings file"]),
+    ],
+)
+def test_a_wrong_command_line_ends_with_status_2(capsys, argv, told):
+    error = refused(capsys, *argv)
+    for words in told:
+        assert words in error
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("data: {image_size: 0}", "data.image_size:"),
+        ("seed: [1", "not readable as YAML"),
+        ("- 1\n- 2", "expected sections with keys, found a list"),
+        ("seed: !!python/object/apply:os.getcwd []", "not readable as YAML"),
+    ],
+)
+def test_a_wrong_file_ends_with_status_2(capsys, tmp_path, text, told):
+    file = tmp_path / "wrong.yaml"
+    file.write_text(text)
+    assert told in refused(capsys, "--config", str(file))
+
+
+@pytest.mark.parametrize(
+    ("text", "told"), [("0", "at least 1"), ("two", "not a whole number"), ("1.5", "whole number")]
+)
+def test_counts_on_the_command_line(capsys, text, told):
+    with pytest.raises(SystemExit) as ended:
+        parse("--num-scenes", text, flags=("num-scenes",))
+    assert ended.value.code == 2 and told in capsys.readouterr().err
+
+
+def test_help_shows_every_key_with_its_line_and_value(capsys):
+    with pytest.raises(SystemExit) as ended:
+        parse("--preset", "quick", "--help", flags=("run", "store", "num-scenes", "address"))
+    assert ended.value.code == 0
+    shown = " ".join(capsys.readouterr().out.split())  # argparse wraps lines
+    for key in flatten(Settings().model_dump()):
+        assert f"--{key} VALUE" in shown
+    assert "Side of the training images in pixels; a store's larger images are area-filtered down to it. [64]" in shown
+    assert "null: one pass over every training view of every scene. [150]" in shown
+    assert "--store" in shown and "--address" in shown
+
+
+def test_every_key_has_a_line_of_its_own():
+    def undocumented(section, prefix=""):
+        for name, field in section.model_fields.items():
+            if hasattr(field.annotation, "model_fields"):
+                yield from undocumented(field.annotation, f"{prefix}{name}.")
+            elif not field.description:
+                yield f"{prefix}{name}"
+
+    assert list(undocumented(Settings)) == []
+
+
+def test_flatten_and_merge():
+    nested = {"a": {"b": 1, "c": {"d": [2]}}, "e": None}
+    assert flatten(nested) == {"a.b": 1, "a.c.d": [2], "e": None}
+    assert unflatten(flatten(nested)) == nested
+    assert merge(nested, {"a": {"c": {"d": 3}}, "e": {"f": 4}}) == {"a": {"b": 1, "c": {"d": 3}}, "e": {"f": 4}}
+    assert nested["a"]["c"] == {"d": [2]}, "merge leaves its arguments alone"
+
+
+def test_an_empty_file_changes_nothing(tmp_path):
+    file = tmp_path / "empty.yaml"
+    file.write_text("# nothing yet\n")
+    assert read_yaml(file) == {}

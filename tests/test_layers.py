@@ -1,0 +1,87 @@
+"""Imports point down only, and what lies below `distributed` runs without Ray and MLflow."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# What each part of the package may import of the others.
+BOTTOM = {"config", "cameras"}
+ALLOWED = {
+    "config": set(),
+    "cameras": set(),
+    "command_line": {"config"},
+    "data": BOTTOM,
+    "models": BOTTOM,
+    "training": BOTTOM | {"data", "models"},
+    "library": BOTTOM | {"data", "models", "training"},
+    "distributed": BOTTOM | {"command_line", "data", "models", "training", "library"},
+}
+CLUSTER = {"ray", "mlflow"}
+
+
+def part_of(path: Path) -> str:
+    """`data` for scaling/data/srn.py, `config` for scaling/config.py."""
+    return path.relative_to(ROOT / "scaling").with_suffix("").parts[0]
+
+
+def imports(source: str) -> Iterator[str]:
+    """Dotted names that a module imports, wherever in it the import stands."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute here"
+            # `from scaling import data` and `from scaling.data import srn` name the same layer
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def modules() -> list[Path]:
+    return sorted(path for path in (ROOT / "scaling").rglob("*.py") if path != ROOT / "scaling" / "__init__.py")
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+@pytest.mark.parametrize("path", modules(), ids=module_name)
+def test_imports_point_down(path):
+    part = part_of(path)
+    names = [name.split(".") for name in imports(path.read_text())]
+    used = {name[1] for name in names if name[0] == "scaling" and len(name) > 1}
+    assert used <= ALLOWED[part] | {part}, f"scaling.{part} may not import {used - ALLOWED[part] - {part}}"
+    if part != "distributed":
+        assert not {name[0] for name in names} & CLUSTER, "ray and mlflow belong in scaling/distributed"
+
+
+def test_entry_points_leave_ray_to_distributed():
+    for path in (ROOT / "experiments").rglob("*.py"):
+        assert not {name.split(".")[0] for name in imports(path.read_text())} & CLUSTER, path
+
+
+def test_the_checks_see_imports_of_every_form():
+    found = list(
+        imports("import ray.data\ndef f():\n    from scaling.models import shared\n    from scaling import data")
+    )
+    assert found == ["ray.data", "scaling.models.shared", "scaling.data"]
+
+
+def test_everything_below_distributed_imports_without_ray_and_mlflow():
+    below = [module_name(path) for path in modules() if part_of(path) != "distributed"]
+    program = (
+        "import importlib, sys\n"
+        "sys.modules['ray'] = sys.modules['mlflow'] = None\n"  # an import of either now fails
+        "importlib.import_module('scaling.config')\n"
+        "heavy = {'torch', 'diffusers'} & set(sys.modules)\n"
+        "assert not heavy, f'scaling.config imports {heavy}'\n"
+        f"for name in {below}: importlib.import_module(name)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,498 @@
+"""Optimisers, sampling, stage 1 with its checkpoints and workers, and fitting: on scenes of 16² pixels."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import multiprocessing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from scaling.config import LossWeights, Phase, Rates, SettingsError, make_settings, merge
+from scaling.data.scenes import SceneViews
+from scaling.models.shared import SceneParams, SharedModel, load_shared
+from scaling.training.checkpoint import load_scenes, read_progress
+from scaling.training.evaluate import evaluate_scene
+from scaling.training.losses import pixel_error, weighted
+from scaling.training.metrics import psnr, ssim
+from scaling.training.optim import RowAdam, check_ownership, lr_factor, shared_optimiser
+from scaling.training.sampler import bucket_of, epoch_batches
+from scaling.training.scene_data import prepare_scene
+from scaling.training.stage1 import EpochReport, Stage1, check_workers
+from scaling.training.stage2 import fit_scenes, unused_rates
+from scaling.training.streams import stream
+from scaling.training.workers import Workers
+
+
+@pytest.fixture(autouse=True)
+def without_lpips(monkeypatch):
+    """Where torchvision is installed, LPIPS would fetch its weights from the network."""
+    monkeypatch.setattr("scaling.training.evaluate.lpips", lambda images, truth: None)
+
+
+# ---------------------------------------------------------------------- losses and metrics
+
+
+def test_pixel_error_is_taken_in_minus_one_to_one():
+    images = torch.stack([torch.full((3, 2, 2), 0.5), torch.ones(3, 2, 2)])
+    truth = torch.stack([torch.full((3, 2, 2), 0.25), torch.zeros(3, 2, 2)])
+    assert pixel_error(images, truth).tolist() == [0.25, 4.0]
+
+
+def test_losses_are_weighed_item_by_item():
+    losses = {"latent": torch.tensor([1.0, 2.0]), "rgb": torch.tensor([10.0, 0.0]), "kl": torch.tensor([5.0, 5.0])}
+    weights = LossWeights(latent=2.0, rgb=0.5)
+    assert weighted(losses, weights).tolist() == [7.0, 4.0]
+    assert weighted(losses, weights, kl_weight=0.2).tolist() == [8.0, 5.0]
+
+
+def test_psnr_and_ssim():
+    truth = torch.rand(2, 3, 16, 16, generator=stream("truth")) * 0.5
+    assert psnr(truth + 0.1, truth).tolist() == pytest.approx([20.0, 20.0], abs=1e-3)
+    assert psnr(truth, truth).tolist() == [100.0, 100.0], "capped"
+    assert ssim(truth, truth).tolist() == pytest.approx([1.0, 1.0], abs=1e-5)
+    assert (ssim(1 - truth, truth) < 0.5).all()
+
+
+# ---------------------------------------------------------------------- optimisers and schedules
+
+
+def gradients(num_steps: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Steps of a table of 3 rows: the rows of the batch, and their gradients [R, 2, 2]."""
+    rows = [[0, 1], [1], [0, 2], [1, 2], [1]]
+    return [
+        (torch.tensor(rows[step % 5]), torch.randn(len(rows[step % 5]), 2, 2, generator=stream("gradient", step)))
+        for step in range(num_steps)
+    ]
+
+
+def test_a_row_moves_as_under_an_adam_of_its_own():
+    start = torch.randn(3, 2, 2, generator=stream("table"))
+    table = start.clone()
+    ours = RowAdam(table)
+    alone = [nn.Parameter(row.clone()) for row in start]
+    theirs = [torch.optim.Adam([row], lr=0.1) for row in alone]
+    for rows, grad in gradients(12):
+        ours.step(rows, grad, 0.1)
+        for row, row_grad in zip(rows.tolist(), grad):
+            alone[row].grad = row_grad
+            theirs[row].step()
+        torch.testing.assert_close(table, torch.stack([row.detach() for row in alone]), rtol=1e-6, atol=1e-6)
+    assert ours.steps.tolist() == [5, 10, 5]
+
+
+def test_dense_rows_move_as_under_one_adam():
+    start = torch.randn(3, 2, 2, generator=stream("table"))
+    table, whole = start.clone(), nn.Parameter(start.clone())
+    ours, theirs = RowAdam(table, dense=True), torch.optim.Adam([whole], lr=0.1)
+    for rows, grad in gradients(12):
+        ours.step(rows, grad, 0.1)
+        whole.grad = torch.zeros_like(start).index_copy(0, rows, grad)
+        theirs.step()
+        torch.testing.assert_close(table, whole.detach(), rtol=1e-6, atol=1e-6)
+    rows, grad = torch.tensor([1]), torch.zeros(1, 2, 2)
+    before = table.clone()
+    ours.step(rows, grad, 0.1)
+    assert (table != before).flatten(1).any(1).all(), "rows outside of the batch drift on"
+
+
+def test_a_leaf_is_no_view_of_the_table():
+    ours = RowAdam(torch.ones(3, 2))
+    leaf = ours.leaf(torch.tensor([2, 0]))
+    (leaf * torch.tensor([[1.0], [2.0]])).sum().backward()
+    assert leaf.grad.tolist() == [[1.0, 1.0], [2.0, 2.0]] and not ours.table.requires_grad
+
+
+def test_ownership_is_exact():
+    module = nn.Linear(2, 2)
+    check_ownership(module, torch.optim.Adam(module.parameters()))
+    with pytest.raises(RuntimeError, match=r"no optimiser owns \['bias'\]"):
+        check_ownership(module, torch.optim.Adam([module.weight]))
+    with pytest.raises(RuntimeError, match=r"no optimiser owns \['bias', 'weight'\]"):
+        check_ownership(module, None)
+    stranger = nn.Parameter(torch.zeros(1))
+    with pytest.raises(RuntimeError, match=r"owned but frozen \['not of this model'\]"):
+        check_ownership(module, torch.optim.Adam([*module.parameters(), stranger]))
+    module.bias.requires_grad_(False)
+    with pytest.raises(RuntimeError, match=r"owned but frozen \['bias'\]"):
+        check_ownership(module, torch.optim.Adam(module.parameters()))
+
+
+def test_rates_choose_what_is_trained(tiny_settings):
+    shared = SharedModel(tiny_settings)
+    optimiser = shared_optimiser(shared, Rates(field=0.1, base_planes=0.2, micro_planes=0.3))
+    trained = {name.split(".")[0] for name, parameter in shared.named_parameters() if parameter.requires_grad}
+    assert trained == {"field", "base_planes"}
+    assert [group["lr"] for group in optimiser.param_groups] == [0.1, 0.2]
+    assert shared_optimiser(shared, Rates()) is None
+    adapted = shared.adapt_decoder()
+    shared_optimiser(shared, Rates(decoder=0.1))
+    trained = [parameter for parameter in shared.parameters() if parameter.requires_grad]
+    assert {id(p) for p in trained} == {id(p) for p in adapted.parameters()}, "the adapted decoder, not the other"
+
+
+@pytest.mark.parametrize(
+    ("phase", "epoch", "progress", "by_hand"),
+    [
+        (Phase(), 7, 0.9, 1.0),
+        (Phase(lr_decay=0.5), 2, 0.0, 0.25),
+        (Phase(lr_milestones=[2, 4]), 1, 0.0, 1.0),
+        (Phase(lr_milestones=[2, 4]), 2, 0.0, 0.3),
+        (Phase(lr_milestones=[2, 4], lr_milestone_factor=0.1), 5, 0.0, 0.01),
+        (Phase(lr_cosine_to=0.1), 0, 0.0, 1.0),
+        (Phase(lr_cosine_to=0.1), 3, 0.5, 0.55),
+        (Phase(lr_cosine_to=0.1), 3, 1 / 3, 0.1 + 0.9 * 0.75),
+        (Phase(lr_cosine_to=0.1, lr_decay=0.5), 1, 0.5, 0.275),
+    ],
+)
+def test_learning_rate_factors(phase, epoch, progress, by_hand):
+    assert lr_factor(phase, epoch, progress) == pytest.approx(by_hand)
+
+
+# ---------------------------------------------------------------------- streams and batches
+
+
+def test_streams_depend_on_names_alone():
+    assert stream(0, "warmup", "car").initial_seed() == 927826806844409801, "a checkpoint's run must not draw anew"
+    draws = {torch.rand((), generator=stream(*names)).item() for names in [("a",), ("b",), ("a", 1), ("a", 2), ("a1",)]}
+    assert len(draws) == 5
+
+
+def test_buckets_differ_by_one_scene_at_most():
+    assert bucket_of(list("abcde"), 2) == {"a": 0, "b": 1, "c": 0, "d": 1, "e": 0}
+    with pytest.raises(SettingsError, match=r"1 scenes for stage1\.num_buckets = 2"):
+        bucket_of(["a"], 2)
+
+
+@pytest.mark.parametrize("num_workers", [2, 4])
+def test_a_global_batch_does_not_depend_on_the_workers(num_workers):
+    entries = {bucket: [(f"{bucket}-{scene}", view) for scene in range(2) for view in range(3)] for bucket in range(4)}
+    alone = list(epoch_batches(entries, 5, 4, 0, "warmup", 3))
+    together: list[list[Any]] = [[] for _ in alone]
+    for rank in range(num_workers):
+        owned = {bucket: entries[bucket] for bucket in entries if Workers(rank, num_workers).owns(bucket)}
+        for batch, part in zip(together, epoch_batches(owned, 5, 4, 0, "warmup", 3)):
+            batch.extend(part)
+    assert [sorted(batch) for batch in together] == [sorted(batch) for batch in alone]
+    for batch in alone:
+        assert sorted(place for place, _ in batch) == list(range(20))
+        assert all(entry in entries[place // 5] for place, entry in batch)
+
+
+def test_a_bucket_is_dealt_out_whole_before_it_is_shuffled_again():
+    entries = [(name, None) for name in "abcde"]
+    dealt = [entry for batch in epoch_batches({0: entries}, 2, 5, "seed") for _, entry in batch]
+    assert sorted(dealt[:5]) == sorted(dealt[5:]) == entries and dealt[:5] != dealt[5:]
+
+
+def test_workers_must_share_the_buckets(tiny_settings):
+    check_workers(tiny_settings, 2)
+    with pytest.raises(SettingsError, match="4 workers cannot share"):
+        check_workers(tiny_settings, 4)
+
+
+def test_a_scene_beside_the_box_is_named(tiny_settings, tiny_scenes):
+    away = tiny_scenes[0].cam2world.clone()
+    away[:, :3, 2] *= -1  # every camera looks outwards
+    scene = dataclasses.replace(tiny_scenes[0], cam2world=away)
+    with pytest.raises(ValueError, match=r"scene car-00000: no ray .* check the poses"):
+        prepare_scene(SharedModel(tiny_settings), scene)
+
+
+# ---------------------------------------------------------------------- stage 1
+
+
+def make_run(values: dict[str, Any], scenes: list[SceneViews], workers: Workers | None = None) -> Stage1:
+    workers = workers or Workers()
+    owned = [scene for index, scene in enumerate(scenes) if workers.owns(index % values["stage1"]["num_buckets"])]
+    return Stage1(make_settings(values), [scene.scene_id for scene in scenes], owned, workers)
+
+
+@dataclasses.dataclass
+class Finished:
+    """A whole run: its reports, and after every epoch a checkpoint folder and a copy of all tensors."""
+
+    run: Stage1
+    reports: list[EpochReport]
+    folders: list[Path]
+    tensors: list[dict[str, torch.Tensor]]
+
+    @property
+    def losses(self) -> list[dict[str, float]]:
+        return [report.losses for report in self.reports]
+
+
+def all_tensors(run: Stage1) -> dict[str, torch.Tensor]:
+    tables = {"micro_planes": run.table.micro_planes, "coefs": run.table.coefs}
+    return {name: tensor.detach().clone() for name, tensor in (run.shared.state_dict() | tables).items()}
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_values, tiny_scenes, tmp_path_factory) -> Finished:
+    run = make_run(tiny_values, tiny_scenes)
+    done = Finished(run, [], [], [all_tensors(run)])
+
+    def on_epoch(report: EpochReport) -> None:
+        done.reports.append(report)
+        done.folders.append(tmp_path_factory.mktemp("checkpoint"))
+        done.tensors.append(all_tensors(run))
+        run.save(done.folders[-1])
+
+    run.run(on_epoch)
+    return done
+
+
+def test_all_phases_run_and_report(finished):
+    assert [(report.phase, report.epoch) for report in finished.reports] == [
+        ("autoencoder", 1), ("warmup", 1), ("warmup", 2), ("joint", 1), ("joint", 2), ("adapt", 1)
+    ]  # fmt: skip
+    assert [report.epochs_done for report in finished.reports] == [1, 2, 3, 4, 5, 6]
+    assert {report.epochs_total for report in finished.reports} == {6}
+    kinds = {report.phase: set(report.losses) for report in finished.reports}
+    assert kinds == {
+        "autoencoder": {"autoencoder", "kl"},
+        "warmup": {"latent"},
+        "joint": {"autoencoder", "kl", "latent", "rgb"},
+        "adapt": {"rgb"},
+    }
+    assert all(math.isfinite(loss) for losses in finished.losses for loss in losses.values())
+
+
+@pytest.mark.parametrize(
+    ("epoch", "expected"),
+    [
+        (1, {"encoder", "decoder"}),
+        (3, {"field", "base_planes", "micro_planes", "coefs"}),
+        (4, {"encoder", "decoder", "field", "base_planes", "micro_planes", "coefs"}),
+        (6, {"adapted decoder"}),
+    ],
+)
+def test_a_phase_moves_what_its_rates_name(finished, epoch, expected):
+    def part(name: str) -> str:
+        if name.startswith("decoder."):
+            return "adapted decoder"
+        if name.startswith("autoencoder.vae."):
+            return "encoder" if name.split(".")[2] in ("encoder", "quant_conv") else "decoder"
+        return name.split(".")[0]
+
+    after, before = finished.tensors[epoch], finished.tensors[epoch - 1]
+    # Phase 1c's decoder starts as the autoencoder's, which stands at its place before the phase.
+    before = before | {f"decoder.{k.removeprefix('autoencoder.vae.')}": v for k, v in before.items()} | before
+    names = set(dict(finished.run.shared.named_parameters())) | {"micro_planes", "coefs"}
+    moved = {part(name) for name in names & set(after) if not torch.equal(after[name], before[name])}
+    assert moved == expected
+
+
+def test_the_scale_and_the_background_follow_the_autoencoder(finished, tiny_scenes):
+    measured = finished.tensors[2]  # after the first epoch of 1a
+    assert finished.tensors[1]["autoencoder.latent_scale"] == 1.0
+    warmup = SharedModel(finished.run.settings)
+    warmup.load_state_dict({k: v for k, v in measured.items() if k not in ("micro_planes", "coefs")})
+    with torch.no_grad():
+        images = torch.cat([scene.images[list(scene.train_views)] for scene in tiny_scenes])
+        std = warmup.autoencoder.encode_raw(images)[0].std(correction=0)
+    assert measured["autoencoder.latent_scale"].item() == pytest.approx(0.11 / std.item(), rel=1e-4)
+    warmup.update_background()
+    torch.testing.assert_close(warmup.background, measured["background"])
+    assert torch.equal(finished.tensors[4]["background"], measured["background"]), "kept through 1b"
+    assert not torch.equal(finished.tensors[6]["background"], measured["background"]), "derived again for stage 2"
+
+
+def test_the_statistics_are_those_of_the_scenes(finished):
+    shared, table = finished.run.shared, finished.run.table
+    torch.testing.assert_close(shared.coefs_mean, table.coefs.mean(0))
+    torch.testing.assert_close(shared.coefs_std, table.coefs.std(0, correction=0))
+    torch.testing.assert_close(shared.micro_mean, table.micro_planes.mean())
+    torch.testing.assert_close(shared.micro_std, table.micro_planes.std(correction=0))
+
+
+def test_evaluation_of_stage_1(finished):
+    metrics = finished.run.evaluate()
+    assert list(metrics) == finished.run.scene_ids
+    assert all(math.isfinite(scene[name]) for scene in metrics.values() for name in scene.keys() - {"lpips"})
+
+
+@pytest.mark.parametrize("epoch", range(6))
+def test_a_resumed_run_ends_where_the_whole_one_did(finished, tiny_values, tiny_scenes, epoch):
+    again = make_run(tiny_values, tiny_scenes)
+    reports: list[EpochReport] = []
+    again.run(reports.append, resume=finished.folders[epoch])
+    assert [report.losses for report in reports] == finished.losses[epoch + 1 :]
+    assert again.shared.content_hash() == finished.run.shared.content_hash()
+    assert torch.equal(again.table.micro_planes, finished.run.table.micro_planes)
+    assert torch.equal(again.table.coefs, finished.run.table.coefs)
+
+
+def test_a_checkpoint_is_safetensors_and_json(finished):
+    assert {path.suffix for folder in finished.folders for path in folder.iterdir()} == {".safetensors", ".json"}
+    progress = read_progress(finished.folders[2])
+    assert (progress["phase_index"], progress["epoch"], progress["num_shards"]) == (1, 2, 1)
+
+
+def test_a_checkpoint_of_another_job_is_refused(finished, tiny_values, tiny_scenes):
+    folder = finished.folders[0]
+    other_scenes = make_run(tiny_values, tiny_scenes[:2])
+    other_settings = make_run(merge(tiny_values, {"seed": 1}), tiny_scenes)
+    for run in (other_scenes, other_settings):
+        with pytest.raises(SettingsError, match="other scenes or settings") as error:
+            run.run(lambda report: None, resume=folder)
+        assert str(folder) in str(error.value)
+    # Stage 2's settings do not matter here.
+    make_run(merge(tiny_values, {"stage2": {"scenes_per_batch": 3}}), tiny_scenes).run(lambda report: None, folder)
+
+
+def test_another_seed_is_another_model(finished, tiny_values, tiny_scenes):
+    other = make_run(merge(tiny_values, {"seed": 1}), tiny_scenes)
+    assert not torch.equal(other.shared.base_planes, finished.tensors[0]["base_planes"])
+    assert not torch.equal(other.table.coefs, finished.tensors[0]["coefs"])
+
+
+# ---------------------------------------------------------------------- two workers
+
+
+def run_as(rank: int, store: Path, folder: Path, values: dict[str, Any], scenes: list[SceneViews]) -> Finished:
+    """One of two workers; checkpoints every epoch."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    try:
+        workers = Workers(rank, 2, wrap=nn.parallel.DistributedDataParallel)
+        run = make_run(values, scenes, workers)
+        done = Finished(run, [], [], [])
+
+        def on_epoch(report: EpochReport) -> None:
+            done.reports.append(report)
+            run.save(folder / str(report.epochs_done))
+
+        run.run(on_epoch)
+        dist.barrier()  # both shards are on disk
+        return done
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def two_workers(tiny_values, tiny_scenes, tmp_path_factory) -> tuple[Finished, Path]:
+    """The same run by two processes, seen from rank 0; this process is rank 0, so only one more starts."""
+    folder = tmp_path_factory.mktemp("two")
+    arguments = (folder / "store", folder, tiny_values, tiny_scenes)
+    threads = torch.get_num_threads()
+    other = multiprocessing.get_context("spawn").Process(target=run_as, args=(1, *arguments), daemon=True)
+    other.start()
+    try:
+        return run_as(0, *arguments), folder
+    finally:
+        torch.set_num_threads(threads)
+        other.join(30)
+        other.kill()
+        assert other.exitcode == 0
+
+
+def same_losses(ours: list[dict[str, float]], theirs: list[dict[str, float]]) -> None:
+    for one, two in zip(ours, theirs, strict=True):
+        assert one == pytest.approx(two, rel=1e-3)
+
+
+def test_two_workers_have_the_losses_of_one(finished, two_workers):
+    done, _ = two_workers
+    assert [report.phase for report in done.reports] == [report.phase for report in finished.reports]
+    same_losses(done.losses, finished.losses)
+    torch.testing.assert_close(done.run.shared.coefs_mean, finished.run.shared.coefs_mean, rtol=1e-3, atol=1e-4)
+
+
+def test_one_worker_goes_on_where_two_stopped(two_workers, tiny_values, tiny_scenes):
+    done, folder = two_workers
+    assert read_progress(folder / "2")["num_shards"] == 2
+    assert {name.split("/")[0] for name in load_scenes(folder / "2")} == {scene.scene_id for scene in tiny_scenes}
+    reports: list[EpochReport] = []
+    make_run(tiny_values, tiny_scenes).run(reports.append, resume=folder / "2")
+    same_losses([report.losses for report in reports], done.losses[2:])
+
+
+# ---------------------------------------------------------------------- stage 2
+
+
+@pytest.fixture(scope="module")
+def shared(finished, tmp_path_factory) -> SharedModel:
+    folder = tmp_path_factory.mktemp("shared")
+    finished.run.shared.save(folder, finished.run.scene_ids)
+    return load_shared(folder)[0]
+
+
+@pytest.mark.parametrize("start", ["mean", "random"])
+def test_scenes_do_not_touch_each_other(shared, tiny_values, tiny_scenes, start):
+    settings = make_settings(merge(tiny_values, {"representation": {"stage2_start": start}}))
+    before = shared.content_hash()
+    together = fit_scenes(shared, tiny_scenes[:2], settings)
+    for index, fitted in enumerate(together):
+        alone = fit_scenes(shared, [tiny_scenes[index]], settings)[0]
+        torch.testing.assert_close(fitted.params.micro_planes, alone.params.micro_planes, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(fitted.params.coefs, alone.params.coefs, rtol=1e-4, atol=1e-4)
+    assert shared.content_hash() == before, "the shared model stands still"
+    assert all(parameter.grad is None for parameter in shared.parameters())
+    assert not torch.equal(together[0].params.micro_planes, together[1].params.micro_planes)
+
+
+def test_results_come_in_the_order_of_the_scenes(shared, tiny_settings, tiny_scenes):
+    first, second = tiny_scenes[:2]
+    longer = dataclasses.replace(second, test_views=(0, 1))  # fewer training views: fitted apart
+    fitted = fit_scenes(shared, [first, longer, tiny_scenes[2]], tiny_settings)
+    assert [scene.scene_id for scene in fitted] == ["car-00000", "car-00001", "car-00002"]
+    alone = fit_scenes(shared, [longer], tiny_settings)[0]
+    torch.testing.assert_close(fitted[1].params.coefs, alone.params.coefs, rtol=1e-4, atol=1e-4)
+    assert all(scene.seconds > 0 for scene in fitted)
+
+
+def test_a_fit_lowers_its_losses(shared, tiny_values, tiny_scenes):
+    rgb = {"num_epochs": 10, "lr": {"micro_planes": 2e-2, "coefs": 2e-2}}
+    values = {"stage2": {"latent": {"steps_per_epoch": 60}, "rgb": rgb}}
+    steps: dict[str, list[float]] = {"latent": [], "rgb": []}
+    fit_scenes(
+        shared, tiny_scenes[:2], make_settings(merge(tiny_values, values)), lambda *step: steps[step[0]].append(step[2])
+    )
+    assert len(steps["latent"]) == 60 and len(steps["rgb"]) == 10 * 4
+    for losses in steps.values():
+        assert sum(losses[-8:]) < sum(losses[:8])
+
+
+def test_metrics_of_a_fitted_scene(shared, tiny_scenes):
+    views = tiny_scenes[0]
+    metrics = evaluate_scene(shared, shared.start_params(1), views)
+    test, train = list(views.test_views), list(views.train_views)
+    mean_image = views.images[train].mean(0, keepdim=True).expand(len(test), -1, -1, -1)
+    assert metrics["mean_image_psnr"] == pytest.approx(psnr(mean_image, views.images[test]).mean().item(), abs=1e-4)
+    decoded = shared.autoencoder.decode(shared.autoencoder.encode(views.images[test]))
+    assert metrics["autoencoder_psnr"] == pytest.approx(psnr(decoded, views.images[test]).mean().item(), abs=1e-4)
+    assert set(metrics) == {
+        "psnr", "ssim", "lpips", "train_psnr", "train_ssim", "mean_image_psnr", "autoencoder_psnr", "autoencoder_ssim",
+        "latent_psnr",
+    }  # fmt: skip
+
+
+def test_rates_that_frozen_fits_do_not_use_are_listed(tiny_values):
+    assert unused_rates(make_settings(tiny_values)) == []
+    values = {"stage2": {"rgb": {"lr": {"decoder": 1e-4, "base_planes": 1e-2}}}}
+    assert unused_rates(make_settings(merge(tiny_values, values))) == [
+        "stage2.rgb.lr.decoder",
+        "stage2.rgb.lr.base_planes",
+    ]
+
+
+def test_rgb_space_runs_both_stages(tiny_values, tiny_scenes):
+    values = {
+        "representation": {"space": "rgb"},
+        "stage1": {"joint": {"num_epochs": 0}, "adapt": {"num_epochs": 0}},
+        "stage2": {"rgb": {"num_epochs": 0}},
+    }
+    run = make_run(merge(tiny_values, values), tiny_scenes)
+    reports: list[EpochReport] = []
+    run.run(reports.append)
+    assert [report.phase for report in reports] == ["warmup", "warmup"]
+    run.shared.requires_grad_(False)
+    params = fit_scenes(run.shared, tiny_scenes[:1], run.settings)[0].params
+    metrics = evaluate_scene(run.shared, SceneParams(params.micro_planes[None], params.coefs[None]), tiny_scenes[0])
+    assert metrics["autoencoder_psnr"] is None and metrics["latent_psnr"] is None and math.isfinite(metrics["psnr"])
