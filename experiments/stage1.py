@@ -16,7 +16,7 @@ def main() -> int:
     from scaling.library.run_folder import RunFolder
     from scaling.library.summary import table_text
 
-    spec = SourceSpec(arguments.store, settings.data.image_size, settings.data.embedded_views)
+    spec = SourceSpec.of(arguments.store, settings.data)
     ids = choose_ids(spec.open(), arguments.scenes, count=arguments.num_scenes)
     if len(ids) < arguments.num_scenes:
         print(f"warning: {len(ids)} scenes are all there are; --num-scenes asked for {arguments.num_scenes}")

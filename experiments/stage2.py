@@ -33,7 +33,7 @@ def main() -> int:
     run = RunFolder(arguments.run)
     shared = arguments.shared or run.shared
     settings = settings_on(shared, settings, arguments.given)
-    spec = SourceSpec(arguments.store, settings.data.image_size, settings.data.embedded_views)
+    spec = SourceSpec.of(arguments.store, settings.data)
     trained = read_scene_ids(shared)
     ids = choose_ids(spec.open(), arguments.scenes, trained, arguments.skip_scenes, arguments.num_scenes)
     if len(ids) < arguments.num_scenes:

@@ -72,7 +72,7 @@ def parse_settings(
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--preset", default="default")
+    first.add_argument("--preset", default=parser.get_default("preset"))
     first.add_argument("--config", type=Path)
     chosen, _ = first.parse_known_args(argv)
     try:
@@ -116,7 +116,7 @@ def run_command(main: Callable[[], int]) -> int:
     except SettingsError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, LookupError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -40,6 +42,17 @@ TINY: dict[str, Any] = {
 }
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Tensors are so small here that threads wait for one another more than they compute."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def tiny_values() -> dict[str, Any]:
     """The tiny settings as plain values, to change or to hand to another process."""
@@ -59,3 +72,22 @@ def tiny_scenes() -> list[SceneViews]:
     from scaling.data.synthetic import embedded_ids, embedded_scene
 
     return [embedded_scene(scene_id, IMAGE_SIZE, NUM_VIEWS) for scene_id in embedded_ids(4)]
+
+
+@pytest.fixture(scope="session")
+def ray_6_cpus_2_gpus() -> Any:
+    """One local Ray for all tests that need it, with 2 GPUs that exist only in its books. Starting costs seconds."""
+    import logging
+
+    from scaling.distributed.cluster import Resources
+
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
+    import ray
+
+    ray.init(
+        address="local", num_cpus=6, num_gpus=2, include_dashboard=False, object_store_memory=100 << 20,
+        log_to_driver=False, logging_level=logging.ERROR,
+    )  # fmt: skip
+    yield Resources(cpus=6, gpus=2)
+    ray.shutdown()

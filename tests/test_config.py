@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from scaling.command_line import command_parser, parse_settings
+from scaling.command_line import command_parser, parse_settings, run_command
 from scaling.config import (
     PRESETS,
     Settings,
@@ -200,6 +200,22 @@ def test_every_key_has_a_line_of_its_own():
                 yield f"{prefix}{name}"
 
     assert list(undocumented(Settings)) == []
+
+
+@pytest.mark.parametrize(
+    ("raised", "status"), [(SettingsError("s"), 2), (ValueError("v"), 1), (OSError("o"), 1), (KeyboardInterrupt(), 130)]
+)
+def test_a_command_ends_in_one_line_and_a_status(capsys, raised, status):
+    def main() -> int:
+        raise raised
+
+    assert run_command(main) == status
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and str(raised) in told
+
+
+def test_a_command_that_works_returns_its_status():
+    assert run_command(lambda: 0) == 0
 
 
 def test_flatten_and_merge():

@@ -25,8 +25,10 @@ from scaling.models.autoencoder import (
 from scaling.models.field import Field
 from scaling.models.renderer import Renderer, composite, quadrature
 from scaling.models.sampling import box_near_far, stratified_depths
-from scaling.models.shared import SharedModel, SharedModelError, load_shared, read_scene_ids
+from scaling.models.shared import SharedModel, SharedModelError, load_shared, read_config, read_scene_ids, settings_on
 from scaling.models.triplanes import fuse_planes, mix_base_planes, sample_planes, total_variation
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 AXES = ("xy", "xz", "yz")
 
@@ -394,6 +396,18 @@ def test_a_newer_format_is_refused(shared, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({**config, "format_version": 99}))
     with pytest.raises(SharedModelError, match=r"config\.json: format version 99, this program reads up to 1"):
         load_shared(tmp_path)
+
+
+def test_stage_2_takes_its_representation_from_the_shared_model(shared, tmp_path):
+    shared.save(tmp_path, [])
+    asked = make_settings({"seed": 9, "stage2": {"scenes_per_batch": 7}, "representation": {"resolution": 99}})
+    settings = settings_on(tmp_path, asked, {"seed": 9, "stage2.scenes_per_batch": 7, "representation.resolution": 4})
+    assert settings.seed == 9 and settings.stage2 == asked.stage2
+    assert settings.representation == shared.settings.representation == read_config(tmp_path).representation
+    assert settings.data == shared.settings.data
+    with pytest.raises(SettingsError, match=r"representation\.resolution = 99 \(shared model: 4\)") as error:
+        settings_on(tmp_path, asked, {"representation.resolution": 99})
+    assert str(tmp_path) in str(error.value)
 
 
 def test_images_that_the_autoencoder_cannot_halve_are_refused(vae, tiny_settings):

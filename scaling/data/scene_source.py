@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from scaling.config import Data
 from scaling.data.scene_store import SceneStore
 from scaling.data.scenes import check_scene_id
 from scaling.data.synthetic import embedded_car, embedded_ids
 
+EMBEDDED = "embedded"  # how a run notes that it used no store
 EMBEDDED_COUNT = 100_000  # any number could be made; a list of ids needs an end
 
 
@@ -62,6 +64,12 @@ class SourceSpec:
     store: str | None
     image_size: int
     num_views: int
+
+    @classmethod
+    def of(cls, store: str | None, data: Data) -> SourceSpec:
+        """A store named on a command line; a local path becomes absolute, as workers run in other folders."""
+        local = store is not None and "://" not in store
+        return cls(str(Path(store).absolute()) if local and store else store, data.image_size, data.embedded_views)
 
     def open(self) -> SceneSource:
         """Raises FileNotFoundError or ValueError where the store cannot be used."""

@@ -19,7 +19,7 @@ import ray
 import torch
 
 from scaling.config import Settings, make_settings
-from scaling.data.scene_source import SourceSpec
+from scaling.data.scene_source import EMBEDDED, SourceSpec
 from scaling.data.scenes import SceneError, SceneViews, views_from_row
 from scaling.distributed.cluster import Resources, share
 from scaling.distributed.dispatch import Counts, Dispatcher
@@ -129,7 +129,7 @@ def fit_stage2(
     if not retry_failed:
         left_over |= set(given_up(run.failures))
     todo = [scene_id for scene_id in scene_ids if scene_id not in left_over]
-    job = {"num_scenes": len(scene_ids), "store": spec.store or "embedded", "shared": str(shared_folder)}
+    job = {"num_scenes": len(scene_ids), "store": spec.store or EMBEDDED, "shared": str(shared_folder.absolute())}
     run.write_config("stage2", settings, job)
     tracker = Tracker(run, "stage2")
     tracker.log_settings(settings, job)

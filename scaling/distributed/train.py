@@ -28,7 +28,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from scaling.config import Settings, SettingsError, make_settings
 from scaling.data.png import decode_png
-from scaling.data.scene_source import SourceSpec
+from scaling.data.scene_source import EMBEDDED, SourceSpec
 from scaling.data.scenes import views_from_row
 from scaling.distributed.cluster import Resources, Share, share
 from scaling.distributed.tracking import Tracker
@@ -66,7 +66,7 @@ def train_stage1(
     parts = share(resources, workers, reserve_cpu=False)
     check_workers(settings, parts.workers)
     bucket_of(scene_ids, settings.stage1.num_buckets)
-    job = {"num_scenes": len(scene_ids), "num_workers": parts.workers, "store": spec.store or "embedded"}
+    job = {"num_scenes": len(scene_ids), "num_workers": parts.workers, "store": spec.store or EMBEDDED}
     run.write_config("stage1", settings, job)
     tracker = Tracker(run, "stage1")
     tracker.log_settings(settings, job)
@@ -134,7 +134,7 @@ def train_worker(config: dict[str, Any]) -> None:
     settings = make_settings(config["settings"])
     context = ray.train.get_context()
     size = context.get_world_size()
-    device = get_device()
+    device = get_device() if torch.cuda.is_available() else torch.device("cpu")
     assert isinstance(device, torch.device)
     workers = Workers(context.get_world_rank(), size, device, data_parallel if size > 1 else Workers().wrap)
     buckets = bucket_of(config["scene_ids"], settings.stage1.num_buckets)

@@ -133,10 +133,10 @@ class Library:
         return [row["scene_id"] for row in rows if stage is None or row["stage"] == stage]
 
     def scene(self, scene_id: str) -> dict[str, Any]:
-        """One scene's whole row. Raises KeyError naming the library where it is not there."""
+        """One scene's whole row. Raises LookupError naming the library where it is not there."""
         for row in self._find([scene_id]):
             return row
-        raise KeyError(f"{self.folder} holds no scene {scene_id!r}; it has {', '.join(self.ids()[:5])}, …")
+        raise LookupError(f"{self.folder} holds no scene {scene_id!r}; it has {', '.join(self.ids()[:5])}, …")
 
     def scenes(self) -> Iterator[dict[str, Any]]:
         """All rows, one part in memory at a time."""

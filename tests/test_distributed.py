@@ -1,0 +1,122 @@
+"""Ray Data, Ray Train, Ray actors and MLflow together, on a local Ray with two GPUs that exist in its books only."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pyarrow as pa
+import pytest
+from actors import FragileActor
+from mlflow import MlflowClient
+
+from scaling.config import SettingsError, make_settings, merge
+from scaling.data.scene_source import SourceSpec, choose_ids
+from scaling.data.scene_store import SceneStore, StoreWriter
+from scaling.data.synthetic import embedded_car, embedded_ids
+from scaling.distributed.cluster import Resources, share
+from scaling.distributed.dispatch import Dispatcher
+from scaling.distributed.fit import fit_stage2
+from scaling.distributed.prepare import prepare
+from scaling.distributed.tracking import tracking_uri
+from scaling.distributed.train import train_stage1
+from scaling.library.failures import FailureLog, given_up, read_failures
+from scaling.library.run_folder import RunFolder
+from scaling.models.shared import load_shared, read_scene_ids
+
+pytestmark = pytest.mark.filterwarnings("default")  # Ray's and MLflow's own warnings are theirs to mend
+
+
+def test_shares_of_a_cluster():
+    gpus = share(Resources(cpus=16, gpus=4), None, reserve_cpu=True)
+    assert (gpus.workers, gpus.gpus, gpus.cpus, gpus.threads) == (4, 1, 0, 4)
+    cpus = share(Resources(cpus=2, gpus=0), 2, reserve_cpu=True)
+    assert (cpus.workers, cpus.gpus, cpus.cpus, cpus.threads) == (2, 0, 0.5, 1)
+    with pytest.raises(ValueError, match="5 workers need a GPU each, but the cluster has 4"):
+        share(Resources(cpus=16, gpus=4), 5, reserve_cpu=True)
+
+
+def write_srn_scene(folder: Path, image_size: int) -> None:
+    row = embedded_car(folder.name, image_size, 4)
+    for name in ("rgb", "pose"):
+        (folder / name).mkdir(parents=True)
+    for index, png in enumerate(row["views"]):
+        (folder / "rgb" / f"{index:06d}.png").write_bytes(png)
+        pose = row["cam2world"].reshape(-1, 16)[index]
+        (folder / "pose" / f"{index:06d}.txt").write_text(" ".join(str(v) for v in pose))
+    focal = row["intrinsics"][0] * image_size
+    centre = image_size / 2
+    (folder / "intrinsics.txt").write_text(f"{focal} {centre} {centre} 0.\n0. 0. 0.\n1.\n{image_size} {image_size}\n")
+
+
+def test_prepare_keeps_order_and_rejects_with_a_reason(ray_6_cpus_2_gpus, tmp_path):
+    for name in ("b", "a", "d", "c"):
+        write_srn_scene(tmp_path / "source" / name, 16)
+    image = tmp_path / "source" / "c" / "rgb" / "000001.png"
+    image.write_bytes(image.read_bytes()[:60])
+    assert prepare(str(tmp_path / "source"), str(tmp_path / "store")) == (3, 1)
+    store = SceneStore(tmp_path / "store")
+    assert store.ids() == ["a", "b", "d"]
+    [reject] = store.rejects()
+    assert reject["scene_id"] == "c" and "000001.png" in reject["file"] and reject["reason"]
+
+
+def test_both_stages_end_to_end(ray_6_cpus_2_gpus, tmp_path, tiny_values):
+    """Stage 1 with two workers, stage 2 with two actors, a scene that cannot be decoded, and both again."""
+    settings = make_settings(tiny_values)
+    image_size, num_views = settings.data.image_size, settings.data.embedded_views
+    with StoreWriter(tmp_path / "store", "test") as writer:
+        for scene_id in embedded_ids(8):
+            row = embedded_car(scene_id, image_size, num_views)
+            if scene_id == "car-00006":
+                row["views"][2] = row["views"][2][:50]
+            writer.add(row)
+    spec = SourceSpec.of(str(tmp_path / "store"), settings.data)
+    run = RunFolder(tmp_path / "runs" / "tiny")
+    first = choose_ids(spec.open(), None, count=4)
+    metrics = train_stage1(run, settings, spec, first, ray_6_cpus_2_gpus, workers=2)
+    assert metrics["stage1"]["num_scenes"] == 4 and metrics["stage1"]["test"]["psnr"] > 5
+    assert read_scene_ids(run.shared) == first
+    content_hash = load_shared(run.shared)[1]
+
+    rest = choose_ids(spec.open(), None, leave_out=first)
+    metrics = fit_stage2(run, run.shared, settings, spec, rest, ray_6_cpus_2_gpus, num_actors=2)
+    assert (metrics["num_scenes"], metrics["num_failed"]) == (3, 1)
+    assert list(given_up(run.failures)) == ["car-00006"]
+    assert {row["shared"] for row in run.library.scenes()} == {content_hash}
+    assert json.loads(run.metrics.read_text()) == metrics
+    assert (run.pictures / "stage2-scenes.png").is_file()
+
+    parts = {path: path.stat().st_mtime_ns for path in run.library.parts()}
+    again = fit_stage2(run, run.shared, settings, spec, rest, ray_6_cpus_2_gpus, num_actors=2)
+    assert again == metrics and {p: p.stat().st_mtime_ns for p in run.library.parts()} == parts
+    train_stage1(run, settings, spec, first, ray_6_cpus_2_gpus, workers=2)
+    with pytest.raises(SettingsError, match="other settings"):
+        other = make_settings(merge(tiny_values, {"representation": {"box_side": 2.0}}))
+        train_stage1(run, other, spec, first, ray_6_cpus_2_gpus, workers=2)
+
+    client = MlflowClient(tracking_uri(run))
+    experiment = client.get_experiment_by_name("tiny")
+    runs = {r.info.run_name: r for r in client.search_runs([experiment.experiment_id])}
+    assert sorted(runs) == ["stage1", "stage2"], "one run a stage, whatever the restarts"
+    assert runs["stage1"].data.params["representation.resolution"] == "4"
+    assert "stage1/warmup/latent" in runs["stage1"].data.metrics
+    assert runs["stage2"].data.metrics["test/psnr"] == pytest.approx(metrics["test"]["psnr"])
+
+
+def test_dispatcher_accounts_for_every_scene(ray_6_cpus_2_gpus, tmp_path):
+    """A scene that kills its process is given up after two actors; its neighbours and the rest are fitted."""
+    ids = ["a", "deadly-1", "b", "bad-1", "c", "d"]
+    batches = iter([pa.table({"scene_id": ids[:3]}), pa.table({"scene_id": ids[3:]})])
+    dispatcher = Dispatcher(FragileActor.remote, num_actors=2, max_attempts=2, failures=FailureLog(tmp_path))
+    counts = SimpleNamespace()
+    for counts in dispatcher.run(batches, len(ids)):
+        pass
+    assert (counts.done, counts.failed, counts.left) == (4, 2, 0)
+    gone = given_up(tmp_path)
+    assert {scene_id: event["kind"] for scene_id, event in gone.items()} == {
+        "deadly-1": "actor died",
+        "bad-1": "bad input",
+    }
+    assert read_failures(tmp_path)["a"]["kind"] == "retry", "its first actor died, and it was tried again"

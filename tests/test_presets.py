@@ -1,0 +1,80 @@
+"""Every preset goes through both stages for two steps a phase, and paper says what method.md says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from diffusers import AutoencoderKL
+
+from scaling.config import Settings, make_settings, merge, read_preset
+from scaling.data.synthetic import embedded_ids, embedded_scene
+from scaling.training.evaluate import evaluate_scene
+from scaling.training.stage1 import Stage1, active_phases
+from scaling.training.stage2 import fit_scenes
+
+
+@pytest.fixture(scope="module")
+def saved_autoencoder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A small autoencoder that shrinks 8 times, as Stable Diffusion's does, saved as a diffusers folder."""
+    folder = tmp_path_factory.mktemp("vae")
+    AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(2, 4, 4, 4), norm_num_groups=2, latent_channels=4, mid_block_add_attention=False,
+    ).save_pretrained(folder)  # fmt: skip
+    return str(folder)
+
+
+def two_steps(preset: str, autoencoder: str) -> Settings:
+    values: dict[str, Any] = read_preset(preset)
+    if preset in ("default", "paper"):
+        values = merge(values, {"autoencoder": {"pretrained": autoencoder}})
+    full = make_settings(values)
+    short: dict[str, Any] = {"data": {"embedded_views": 6}, "stage1": {}, "stage2": {}}
+    for stage, names in (("stage1", ("autoencoder", "warmup", "joint", "adapt")), ("stage2", ("latent", "rgb"))):
+        for name in names:
+            phase = getattr(getattr(full, stage), name)
+            if phase.num_epochs:
+                short[stage][name] = {"num_epochs": 1, "steps_per_epoch": 2}
+                if stage == "stage1":
+                    short[stage][name]["items_per_step"] = full.stage1.num_buckets
+    return make_settings(merge(values, short))
+
+
+@pytest.mark.parametrize("preset", ["default", "paper", "quick", "small"])
+def test_preset_runs_both_stages(preset, saved_autoencoder):
+    settings = two_steps(preset, saved_autoencoder)
+    ids = embedded_ids(5)
+    views = [embedded_scene(scene_id, settings.data.image_size, 6) for scene_id in ids]
+    phases: list[str] = []
+    stage1 = Stage1(settings, ids[:4], views[:4])
+    stage1.run(lambda report: phases.append(report.phase))
+    assert phases == active_phases(settings)
+    [fitted] = fit_scenes(stage1.shared.requires_grad_(False), views[4:], settings)
+    shape = settings.representation
+    assert fitted.params.micro_planes.shape == (3, shape.micro_features, shape.resolution, shape.resolution)
+    assert fitted.params.coefs.shape == (shape.num_base_planes,)
+    params = type(fitted.params)(fitted.params.micro_planes[None], fitted.params.coefs[None])
+    metrics = evaluate_scene(stage1.shared, params, views[4])
+    assert 0 < metrics["psnr"] < 60 and 0 < metrics["autoencoder_psnr"] < 60
+
+
+def test_paper_is_the_published_method():
+    paper = make_settings(read_preset("paper"))
+    shape = paper.representation
+    assert (shape.micro_features, shape.macro_features, shape.num_base_planes, shape.resolution) == (10, 22, 50, 64)
+    assert shape.plane_axes == ["xy", "xz", "zx"] and shape.box_side == 2.0
+    assert (paper.rendering.samples, paper.rendering.importance_samples) == (48, 48)
+    assert paper.autoencoder.latent_scale == 0.02
+    assert active_phases(paper) == ["warmup", "joint"]
+    warmup, joint = paper.stage1.warmup, paper.stage1.joint
+    assert (warmup.num_epochs, warmup.items_per_step, joint.num_epochs, joint.items_per_step) == (50, 128, 50, 8)
+    assert (warmup.tv_weight, joint.tv_weight) == (1e-4 * 128, 1e-4 * 8)
+    assert joint.lr.model_dump() == {
+        "encoder": 1e-4, "decoder": 1e-4, "field": 1e-4, "base_planes": 1e-2, "micro_planes": 1e-4, "coefs": 1e-2
+    }  # fmt: skip
+    assert (paper.stage2.latent.num_epochs, paper.stage2.rgb.num_epochs, paper.stage2.latent.lr_decay) == (
+        30,
+        50,
+        0.94157,
+    )
