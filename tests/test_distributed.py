@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pyarrow as pa
 import pytest
@@ -110,9 +109,7 @@ def test_dispatcher_accounts_for_every_scene(ray_6_cpus_2_gpus, tmp_path):
     ids = ["a", "deadly-1", "b", "bad-1", "c", "d"]
     batches = iter([pa.table({"scene_id": ids[:3]}), pa.table({"scene_id": ids[3:]})])
     dispatcher = Dispatcher(FragileActor.remote, num_actors=2, max_attempts=2, failures=FailureLog(tmp_path))
-    counts = SimpleNamespace()
-    for counts in dispatcher.run(batches, len(ids)):
-        pass
+    *_, counts = dispatcher.run(batches, len(ids))
     assert (counts.done, counts.failed, counts.left) == (4, 2, 0)
     gone = given_up(tmp_path)
     assert {scene_id: event["kind"] for scene_id, event in gone.items()} == {
