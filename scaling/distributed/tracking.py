@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
-from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME
 
 from scaling.config import Settings, flatten
 from scaling.library.run_folder import RunFolder
@@ -34,14 +34,17 @@ def ui_command(run: RunFolder) -> str:
 
 
 class Tracker:
-    """An MLflow run named `name` in the experiment named like the run folder; found again after a restart."""
+    """An MLflow run named `name` in the experiment named like the run folder; found again after a restart.
 
-    def __init__(self, run: RunFolder, name: str, parent: str | None = None) -> None:
-        self.uri = tracking_uri(run)
+    uri: given where another process, which may not share the driver's environment, writes to the driver's run.
+    """
+
+    def __init__(self, run: RunFolder, name: str, uri: str | None = None) -> None:
+        self.uri = uri or tracking_uri(run)
         run.path.absolute().parent.mkdir(parents=True, exist_ok=True)
         self.client = MlflowClient(tracking_uri=self.uri)
         experiment = self._experiment(run)
-        self.run_id = self._find(experiment, name) or self._create(experiment, name, parent)
+        self.run_id = self._find(experiment, name) or self._create(experiment, name)
         self.client.update_run(self.run_id, status="RUNNING")
 
     def _experiment(self, run: RunFolder) -> str:
@@ -56,9 +59,8 @@ class Tracker:
         found = self.client.search_runs([experiment], filter_string=f"tags.`{MLFLOW_RUN_NAME}` = '{name}'")
         return found[0].info.run_id if found else None
 
-    def _create(self, experiment: str, name: str, parent: str | None) -> str:
-        tags = {MLFLOW_PARENT_RUN_ID: parent} if parent else {}
-        return self.client.create_run(experiment, run_name=name, tags=tags).info.run_id
+    def _create(self, experiment: str, name: str) -> str:
+        return self.client.create_run(experiment, run_name=name).info.run_id
 
     def log_settings(self, settings: Settings, job: Mapping[str, Any]) -> None:
         """Params: the flattened settings and the job's own values. MLflow keeps the first value of a param, so what a

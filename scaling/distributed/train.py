@@ -31,7 +31,7 @@ from scaling.data.png import decode_png
 from scaling.data.scene_source import EMBEDDED, SourceSpec
 from scaling.data.scenes import views_from_row
 from scaling.distributed.cluster import Resources, Share, share
-from scaling.distributed.tracking import Tracker
+from scaling.distributed.tracking import Tracker, tracking_uri
 from scaling.library.fitted_scenes import commit_part, pack_scene
 from scaling.library.pictures import log_scene_pictures
 from scaling.library.render import save_png, scene_sheet
@@ -66,6 +66,7 @@ def train_stage1(
     parts = share(resources, workers, reserve_cpu=False)
     check_workers(settings, parts.workers)
     bucket_of(scene_ids, settings.stage1.num_buckets)
+    SharedModel(settings)  # an autoencoder that cannot be loaded is told here, not by every worker
     job = {"num_scenes": len(scene_ids), "num_workers": parts.workers, "store": spec.store or EMBEDDED}
     run.write_config("stage1", settings, job)
     tracker = Tracker(run, "stage1")
@@ -118,7 +119,7 @@ def _trainer(
             storage_path=str(run.checkpoints.absolute()),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
             failure_config=FailureConfig(max_failures=3),
-            callbacks=[_Reports(run.path, history)],  # type: ignore[list-item]
+            callbacks=[_Reports(run.path, history, tracking_uri(run))],  # type: ignore[list-item]
         ),
     )
 
@@ -177,8 +178,8 @@ def _report(
 class _Reports(UserCallback):
     """Runs beside Ray Train's controller: every epoch's numbers to MLflow and to a file that the driver follows."""
 
-    def __init__(self, run_path: Path, history: Path) -> None:
-        self.run_path, self.history = run_path.absolute(), history.absolute()
+    def __init__(self, run_path: Path, history: Path, uri: str) -> None:
+        self.run_path, self.history, self.uri = run_path.absolute(), history.absolute(), uri
         self.tracker: Tracker | None = None
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
@@ -187,7 +188,7 @@ class _Reports(UserCallback):
         with self.history.open("a") as file:
             file.write(json.dumps(values) + "\n")
         if "step" in values:
-            self.tracker = self.tracker or Tracker(RunFolder(self.run_path), "stage1")
+            self.tracker = self.tracker or Tracker(RunFolder(self.run_path), "stage1", self.uri)
             curves = {key: value for key, value in values.items() if key.startswith("stage1/")}
             self.tracker.log_metrics(curves, values["step"])
             with checkpoint.as_directory() as folder:
