@@ -1,15 +1,13 @@
 """Gathers a run's metrics: python experiments/evaluate.py --run RUN writes RUN/metrics.json and RUN/scenes.parquet."""
 
 import sys
-from pathlib import Path
 
-from scaling.command_line import run_command, simple_parser
+from scaling.command_line import command_parser, parse_run, run_command
 
 
 def main() -> int:
-    parser = simple_parser(__doc__)
-    parser.add_argument("--run", type=Path, required=True, help="run folder")
-    arguments = parser.parse_args()
+    parser = command_parser(__doc__, "run")
+    arguments = parse_run(parser)
 
     from scaling.library.run_folder import RunFolder
     from scaling.library.summary import summarise, table_text

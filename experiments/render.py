@@ -1,17 +1,15 @@
 """Renders a fitted scene: python experiments/render.py --run RUN --scene ID writes turntables and a contact sheet."""
 
 import sys
-from pathlib import Path
 
-from scaling.command_line import positive_int, run_command, simple_parser
+from scaling.command_line import command_parser, parse_run, positive_int, run_command
 
 
 def main() -> int:
-    parser = simple_parser(__doc__)
-    parser.add_argument("--run", type=Path, required=True, help="run folder")
+    parser = command_parser(__doc__, "run")
     parser.add_argument("--scene", action="append", required=True, help="id of a fitted scene (may be repeated)")
     parser.add_argument("--frames", type=positive_int, default=48, help="frames of a turntable")
-    arguments = parser.parse_args()
+    arguments = parse_run(parser)
 
     from scaling.library.pictures import render_stored_scenes
     from scaling.library.run_folder import RunFolder

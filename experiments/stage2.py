@@ -20,19 +20,17 @@ def add_flags() -> argparse.ArgumentParser:
 def main() -> int:
     parser = add_flags()
     arguments, settings = parse_settings(parser)
-    if (arguments.mode or settings.stage2.mode) == "cohort":
-        parser.error("mode cohort is not built yet; --mode frozen fits every scene on the shared model as it is")
-
+    from scaling.config import with_mode
     from scaling.data.scene_source import SourceSpec, choose_ids
     from scaling.distributed.cluster import connect
-    from scaling.distributed.fit import fit_stage2
+    from scaling.distributed.fit import failures_text, fit_stage2
     from scaling.library.run_folder import RunFolder
     from scaling.library.summary import table_text
     from scaling.models.shared import read_scene_ids, settings_on
 
     run = RunFolder(arguments.run)
     shared = arguments.shared or run.shared
-    settings = settings_on(shared, settings, arguments.given)
+    settings = settings_on(shared, with_mode(settings, arguments.mode), arguments.given)
     spec = SourceSpec.of(arguments.store, settings.data)
     trained = read_scene_ids(shared)
     ids = choose_ids(spec.open(), arguments.scenes, trained, arguments.skip_scenes, arguments.num_scenes)
@@ -41,6 +39,8 @@ def main() -> int:
     cluster = connect(arguments.address)
     metrics = fit_stage2(run, shared, settings, spec, ids, cluster, arguments.num_actors, arguments.retry_failed)
     print(table_text(metrics))
+    if metrics["num_failed"]:
+        print(failures_text(run))
     print(f"metrics: {run.metrics}   pictures: {run.pictures}   failures: {metrics['num_failed']} ({run.failures})")
     return 0
 

@@ -94,6 +94,14 @@ def parse_settings(
     return namespace, settings
 
 
+def parse_run(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """For commands that look at a run, whose settings are fixed: `--preset` only names the default run folder."""
+    namespace, _ = parse_settings(parser, argv)
+    if namespace.given:
+        parser.error(f"the run's settings are fixed; leave out {', '.join(namespace.given)}")
+    return namespace
+
+
 def _explain_unknown(flag: str, keys: list[str]) -> str:
     section = flag.removeprefix("--").split("=")[0].rpartition(".")[0]
     near = [key for key in keys if section and key.rpartition(".")[0] == section]
@@ -116,7 +124,7 @@ def run_command(main: Callable[[], int]) -> int:
     except SettingsError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except (ValueError, OSError, LookupError) as error:
+    except (ValueError, OSError, LookupError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -57,8 +57,6 @@ class Representation(Section):
     """Standard deviation of the base planes before the first step."""
     coefs_std: Rate = 0.25
     """Standard deviation of a stage-1 scene's coefficients before the first step."""
-    stage2_start: Literal["mean", "random"] = "mean"
-    """A stage-2 scene starts at stage 1's mean coefs and zero micro planes, or drawn as in stage 1."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Representation:
@@ -87,6 +85,8 @@ class Rendering(Section):
             raise ValueError("give near and far together, or neither (the box decides)")
         if self.near is not None and self.far is not None and self.near >= self.far:
             raise ValueError(f"near ({self.near}) must be below far ({self.far})")
+        if self.importance_samples and self.samples < 4:
+            raise ValueError("importance_samples need at least 4 samples in the first pass to draw from")
         return self
 
 
@@ -151,7 +151,7 @@ class Phase(Section):
     """Steps of an epoch; null: one pass over every training view of every scene."""
     rays_per_item: Positive | None = None
     """Random rays of one scene, over all its training views, a step; null: the rays of one whole view."""
-    loss: LossWeights = LossWeights()
+    loss: LossWeights = LossWeights(latent=1.0)
     lr: Rates = Rates()
     lr_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Factor on the learning rates after each epoch."""
@@ -161,25 +161,40 @@ class Phase(Section):
     """Epochs at which the learning rates drop by lr_milestone_factor."""
     lr_milestone_factor: Annotated[float, Field(gt=0, le=1)] = 0.3
     """Factor on the learning rates at each milestone."""
-    field_frozen_from_epoch: Count | None = None
-    """Epoch from which the field no longer moves; null: never."""
-    tv_weight: Rate = 0.0
-    """Weight of the planes' total variation (mean over the batch)."""
+
+    @property
+    def encodes_views(self) -> bool:
+        """Whether a step encodes its views itself, with gradients, instead of taking cached latents."""
+        return self.loss.autoencoder > 0 or self.lr.encoder > 0
 
     @model_validator(mode="after")
     def _consistent(self) -> Phase:
-        if self.rays_per_item is not None and (self.loss.rgb or self.loss.autoencoder):
-            raise ValueError("rays_per_item must be null where loss.rgb or loss.autoencoder decode whole views")
+        if self.rays_per_item is not None and (self.loss.rgb or self.encodes_views):
+            raise ValueError(
+                "rays_per_item must be null where loss.rgb, loss.autoencoder or lr.encoder use whole views"
+            )
+        if self.num_epochs and not (self.loss.latent or self.loss.rgb or self.loss.autoencoder):
+            raise ValueError("loss: one of latent, rgb, autoencoder must be above 0 in a phase that runs")
         return self
 
 
 class Stage1Phase(Phase):
     items_per_step: Positive = 32
     """Items (whole views, or scenes where rays_per_item is set) in a step's global batch."""
+    field_frozen_from_epoch: Count | None = None
+    """Epoch from which the field no longer moves; null: never."""
+    tv_weight: Rate = 0.0
+    """Weight of the planes' total variation (mean over the batch)."""
 
 
 class Stage2Phase(Phase):
-    pass
+    @model_validator(mode="after")
+    def _moves_scenes(self) -> Stage2Phase:
+        if self.lr.encoder or self.loss.autoencoder:
+            raise ValueError("stage 2 never moves the encoder: lr.encoder and loss.autoencoder must be 0")
+        if self.num_epochs and not (self.lr.micro_planes or self.lr.coefs):
+            raise ValueError("lr: micro_planes or coefs must be above 0, or nothing of a scene moves")
+        return self
 
 
 SCENE_RATES = {"micro_planes": 2e-2, "coefs": 2e-2}
@@ -233,8 +248,10 @@ class Stage1(Section):
             items = getattr(self, name).items_per_step
             if items % self.num_buckets:
                 raise ValueError(f"{name}.items_per_step ({items}) must be a multiple of num_buckets")
-        if self.adapt.loss.latent or self.adapt.loss.autoencoder:
-            raise ValueError("adapt.loss may only weigh rgb: the phase moves the decoder alone")
+        loss, lr = self.adapt.loss, self.adapt.lr
+        others = lr.encoder or lr.field or lr.base_planes or lr.micro_planes or lr.coefs
+        if self.adapt.num_epochs and (loss.latent or loss.autoencoder or others or not lr.decoder):
+            raise ValueError("adapt moves the decoder alone, by loss.rgb alone: every other rate and loss must be 0")
         return self
 
 
@@ -260,16 +277,10 @@ class Stage2(Section):
     """Phase 2b: the same through the decoder, against the training images."""
     micro_dtype: Literal["float16", "int8"] = "float16"
     """How a library stores micro planes; int8 has one scale per plane and channel."""
+    start: Literal["mean", "random"] = "mean"
+    """A scene starts at stage 1's mean coefs and zero micro planes, or drawn as stage 1's scenes were."""
     max_attempts: Positive = 3
     """Attempts at a scene whose actor died before it is recorded as failed."""
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Stage2:
-        for name in ("latent", "rgb"):
-            phase: Phase = getattr(self, name)
-            if phase.lr.encoder or phase.loss.autoencoder:
-                raise ValueError(f"{name}: stage 2 never moves the encoder (lr.encoder, loss.autoencoder must be 0)")
-        return self
 
 
 class Settings(Section):
@@ -333,6 +344,11 @@ def make_settings(values: dict[str, Any]) -> Settings:
         return Settings.model_validate(merge(Settings().model_dump(), values))
     except ValidationError as error:
         raise SettingsError(_describe(error)) from None
+
+
+def with_mode(settings: Settings, mode: str | None) -> Settings:
+    """The settings with `--mode`, where it was given, as stage2.mode."""
+    return settings if mode is None else make_settings(merge(settings.model_dump(), {"stage2": {"mode": mode}}))
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

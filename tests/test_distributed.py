@@ -108,7 +108,9 @@ def test_dispatcher_accounts_for_every_scene(ray_6_cpus_2_gpus, tmp_path):
     """A scene that kills its process is given up after two actors; its neighbours and the rest are fitted."""
     ids = ["a", "deadly-1", "b", "bad-1", "c", "d"]
     batches = iter([pa.table({"scene_id": ids[:3]}), pa.table({"scene_id": ids[3:]})])
-    dispatcher = Dispatcher(FragileActor.remote, num_actors=2, max_attempts=2, failures=FailureLog(tmp_path))
+    dispatcher = Dispatcher(
+        FragileActor.remote, num_actors=2, max_attempts=2, failures=FailureLog(tmp_path), committed=set
+    )
     *_, counts = dispatcher.run(batches, len(ids))
     assert (counts.done, counts.failed, counts.left) == (4, 2, 0)
     gone = given_up(tmp_path)

@@ -401,7 +401,7 @@ def test_a_newer_format_is_refused(shared, tmp_path):
 def test_stage_2_takes_its_representation_from_the_shared_model(shared, tmp_path):
     shared.save(tmp_path, [])
     asked = make_settings({"seed": 9, "stage2": {"scenes_per_batch": 7}, "representation": {"resolution": 99}})
-    settings = settings_on(tmp_path, asked, {"seed": 9, "stage2.scenes_per_batch": 7, "representation.resolution": 4})
+    settings = settings_on(tmp_path, asked, {"seed": 9, "stage2.scenes_per_batch": 7})
     assert settings.seed == 9 and settings.stage2 == asked.stage2
     assert settings.representation == shared.settings.representation == read_config(tmp_path).representation
     assert settings.data == shared.settings.data

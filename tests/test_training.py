@@ -22,7 +22,7 @@ from scaling.training.losses import pixel_error, weighted
 from scaling.training.metrics import psnr, ssim
 from scaling.training.optim import RowAdam, check_ownership, lr_factor, shared_optimiser
 from scaling.training.sampler import bucket_of, epoch_batches
-from scaling.training.scene_data import prepare_scene
+from scaling.training.scene_data import Item, prepare_scene
 from scaling.training.stage1 import EpochReport, Stage1, check_workers
 from scaling.training.stage2 import fit_scenes, unused_rates
 from scaling.training.streams import stream
@@ -292,7 +292,7 @@ def test_a_phase_moves_what_its_rates_name(finished, epoch, expected):
 
 def test_the_scale_and_the_background_follow_the_autoencoder(finished, tiny_scenes):
     measured = finished.tensors[2]  # after the first epoch of 1a
-    assert finished.tensors[1]["autoencoder.latent_scale"] == 1.0
+    assert finished.tensors[1]["autoencoder.latent_scale"] == pytest.approx(0.11)
     warmup = SharedModel(finished.run.settings)
     warmup.load_state_dict({k: v for k, v in measured.items() if k not in ("micro_planes", "coefs")})
     with torch.no_grad():
@@ -425,7 +425,7 @@ def shared(finished, tmp_path_factory) -> SharedModel:
 
 @pytest.mark.parametrize("start", ["mean", "random"])
 def test_scenes_do_not_touch_each_other(shared, tiny_values, tiny_scenes, start):
-    settings = make_settings(merge(tiny_values, {"representation": {"stage2_start": start}}))
+    settings = make_settings(merge(tiny_values, {"stage2": {"start": start}}))
     before = shared.content_hash()
     together = fit_scenes(shared, tiny_scenes[:2], settings)
     for index, fitted in enumerate(together):
@@ -512,3 +512,50 @@ def test_rgb_space_learns_in_both_stages(tiny_values, tiny_scenes):
     start = evaluate_scene(run.shared, run.shared.start_params(1), tiny_scenes[0])
     assert metrics["psnr"] > start["psnr"] + 1 and metrics["train_psnr"] > start["train_psnr"] + 1
     assert metrics["autoencoder_psnr"] is None and metrics["latent_psnr"] is None
+
+
+# ---------------------------------------------------------------------- what one worker's gradients are
+
+
+def test_gradients_of_a_part_of_the_global_batch(tiny_values, tiny_scenes, monkeypatch):
+    """A worker of two that sees the same items: its shared gradient is doubled, for data-parallel to average, and its
+    scenes' own gradients are those of one worker."""
+    settings = make_settings(merge(tiny_values, {"stage1": {"warmup": {"tv_weight": 0.5}}}))
+
+    def gradients(size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        run = Stage1(settings, [views.scene_id for views in tiny_scenes], tiny_scenes, Workers(size=size))
+        phase = settings.stage1.warmup
+        step = run._enter("warmup", phase)
+        items = [Item(scene, None, stream(scene.scene_id)) for scene in run.scenes[:2]]
+        moved: dict[str, torch.Tensor] = {}
+        monkeypatch.setattr(run.row_optimisers["coefs"], "step", lambda rows, grad, lr: moved.update(coefs=grad))
+        monkeypatch.setattr(run.optimiser, "step", lambda: moved.update(base=run.shared.base_planes.grad.clone()))
+        run._step(phase, step, items, 1.0)
+        return moved["base"], moved["coefs"]
+
+    monkeypatch.setattr(Workers, "sum", lambda self, tensor: tensor)
+    one, two = gradients(1), gradients(2)
+    torch.testing.assert_close(two[0], 2 * one[0])
+    torch.testing.assert_close(two[1], one[1])
+
+
+def test_the_field_stands_still_from_its_epoch(tiny_values, tiny_scenes):
+    frozen = {"num_epochs": 2, "field_frozen_from_epoch": 1}
+    settings = make_settings(merge(tiny_values, {"stage1": {"warmup": frozen, "joint": {"num_epochs": 0}}}))
+    fields: list[torch.Tensor] = []
+    run = Stage1(settings, [views.scene_id for views in tiny_scenes], tiny_scenes)
+    run.run(lambda report: fields.append(run.shared.field.head.weight.detach().clone()))
+    before, first, second = fields[:3]
+    assert not torch.equal(before, first)
+    assert torch.equal(first, second)
+
+
+def test_a_joint_phase_without_autoencoder_loss_still_moves_the_encoder(tiny_values, tiny_scenes):
+    """The latent loss reaches the encoder through its target."""
+    loss = {"latent": 1.0, "rgb": 0.0, "autoencoder": 0.0}
+    joint = {"num_epochs": 1, "loss": loss, "lr": {"decoder": 0.0}}
+    settings = make_settings(merge(tiny_values, {"stage1": {"joint": joint, "adapt": {"num_epochs": 0}}}))
+    encoders: list[torch.Tensor] = []
+    run = Stage1(settings, [views.scene_id for views in tiny_scenes], tiny_scenes)
+    run.run(lambda report: encoders.append(run.shared.autoencoder.halves()[0][0].detach().clone()))
+    assert not torch.equal(encoders[-2], encoders[-1])

@@ -216,6 +216,8 @@ def _check_row(row: Mapping[str, Any]) -> None:
     tests = [int(view) for view in row["test_views"]]
     if not tests or len(set(tests)) < len(tests) or min(tests) < 0 or max(tests) >= num_views:
         raise _row_error(row, "test_views", f"{tests} must be different view numbers from 0 to {num_views - 1}")
+    if len(tests) == num_views:
+        raise _row_error(row, "test_views", f"all {num_views} views are test views: none is left to train on")
     try:
         check_scene_id(row["scene_id"])
     except ValueError as error:

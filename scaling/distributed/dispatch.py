@@ -18,6 +18,8 @@ from tqdm import tqdm
 
 from scaling.library.failures import FailureLog
 
+START_ATTEMPTS = 2  # per actor
+
 
 @dataclass
 class Counts:
@@ -40,11 +42,20 @@ class Counts:
 class Dispatcher:
     """make_actor starts an actor with `ready()` and `fit(table) -> outcomes`; the driver respawns dead ones."""
 
-    def __init__(self, make_actor: Callable[[], Any], num_actors: int, max_attempts: int, failures: FailureLog) -> None:
+    def __init__(
+        self,
+        make_actor: Callable[[], Any],
+        num_actors: int,
+        max_attempts: int,
+        failures: FailureLog,
+        committed: Callable[[], set[str]],
+    ) -> None:
         self.make_actor = make_actor
         self.num_actors = num_actors
         self.max_attempts = max_attempts
         self.failures = failures
+        self.committed = committed  # asked after an actor's death: its last commit may have come through
+        self.failed_starts = 0
         self.again: deque[pa.Table] = deque()  # single scenes whose actor died
         self.attempts: dict[str, int] = {}
         self.in_flight: dict[Any, tuple[Any, pa.Table | None]] = {}  # future → its actor and batch (None: ready())
@@ -56,12 +67,16 @@ class Dispatcher:
         try:
             for _ in range(self.num_actors):
                 self._start_actor()
-            while self.in_flight:
+            while self.in_flight and counts.left:
                 finished, _ = ray.wait(list(self.in_flight), num_returns=1)
                 if self._collect(finished[0], batches, counts):
                     progress.update(counts.done + counts.failed - progress.n)
                     psnr = f"{counts.mean_psnr:.2f} dB" if counts.psnrs else "-"
-                    progress.set_postfix(done=counts.done, failed=counts.failed, left=counts.left, psnr=psnr)
+                    hours = max(progress.format_dict["elapsed"], 1e-3) / 3600
+                    speed = f"{counts.done / hours:.0f}/h"
+                    progress.set_postfix(
+                        speed=speed, done=counts.done, failed=counts.failed, left=counts.left, psnr=psnr
+                    )
                     yield counts
         finally:
             progress.close()
@@ -82,11 +97,12 @@ class Dispatcher:
         except RayActorError as error:
             ray.kill(actor)
             if batch is None:
-                raise RuntimeError(f"an actor could not start: {error}") from error
+                self._start_failed(error)
+                return False
             self._actor_died(batch, str(error), counts)
-            if self.again or self.in_flight or counts.left:
-                self._start_actor()
+            self._start_actor()
             return True
+        self.failed_starts = 0
         if batch is not None:
             for outcome in outcomes:
                 self._record(outcome, counts)
@@ -96,6 +112,14 @@ class Dispatcher:
         else:
             self.in_flight[actor.fit.remote(following)] = (actor, following)
         return batch is not None
+
+    def _start_failed(self, error: RayActorError) -> None:
+        """Tries again; after too many failures in a row does without this actor, if there are others."""
+        self.failed_starts += 1
+        if self.failed_starts < START_ATTEMPTS * self.num_actors:
+            self._start_actor()
+        elif not self.in_flight:
+            raise RuntimeError(f"no actor could start, {self.failed_starts} tries in a row: {error}") from error
 
     def _record(self, outcome: dict[str, Any], counts: Counts) -> None:
         if outcome["kind"] == "fitted":
@@ -107,8 +131,12 @@ class Dispatcher:
         self.failures.add(outcome["scene_id"], attempt, outcome["kind"], outcome["message"])
 
     def _actor_died(self, batch: pa.Table, message: str, counts: Counts) -> None:
-        """Each scene of the batch has cost an actor: try it alone, or give it up."""
+        """Each scene of the batch that is not committed has cost an actor: try it alone, or give it up."""
+        committed = self.committed()
         for index, scene_id in enumerate(batch["scene_id"].to_pylist()):
+            if scene_id in committed:
+                counts.done += 1
+                continue
             self.attempts[scene_id] = self.attempts.get(scene_id, 0) + 1
             if self.attempts[scene_id] < self.max_attempts:
                 self.failures.add(scene_id, self.attempts[scene_id], "retry", message)

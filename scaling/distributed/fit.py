@@ -8,8 +8,9 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import pyarrow as pa
 import ray
 import torch
 
-from scaling.config import Settings, make_settings
+from scaling.config import Settings, SettingsError, make_settings
 from scaling.data.scene_source import EMBEDDED, SourceSpec
 from scaling.data.scenes import SceneError, SceneViews, views_from_row
 from scaling.distributed.cluster import Resources, share
@@ -26,7 +27,7 @@ from scaling.distributed.dispatch import Counts, Dispatcher
 from scaling.distributed.prepare import bound_reading, scene_dataset
 from scaling.distributed.tracking import Tracker
 from scaling.library.failures import FailureLog, given_up
-from scaling.library.fitted_scenes import commit_part, pack_scene, unpack_scene
+from scaling.library.fitted_scenes import NotFinite, commit_part, pack_scene, unpack_scene
 from scaling.library.pictures import log_scene_pictures
 from scaling.library.run_folder import RunFolder, settings_hash
 from scaling.library.summary import summarise
@@ -67,19 +68,21 @@ class SceneFitter:
         outcomes: list[dict[str, Any]] = []
         scenes: list[SceneViews] = []
         for row in rows.to_pylist():
+            unread = row.pop("error")
             try:
+                if unread:
+                    raise SceneError(row["scene_id"], "", unread)
                 scenes.append(views_from_row(row, self.settings.data.image_size))
             except SceneError as error:
                 outcomes.append(_outcome(row["scene_id"], "bad input", str(error)))
         done = []
         for views, fitted in zip(scenes, self._fit(scenes)):
-            if isinstance(fitted, Exception):
-                outcomes.append(_outcome(views.scene_id, "raised", f"{type(fitted).__name__}: {fitted}"))
-                continue
-            try:
-                done.append(self._row(views, fitted))
-            except ValueError as error:
-                outcomes.append(_outcome(views.scene_id, "diverged", str(error)))
+            finished = fitted if isinstance(fitted, Exception) else self._row(views, fitted)
+            if isinstance(finished, Exception):
+                kind = "diverged" if isinstance(finished, NotFinite) else "raised"
+                outcomes.append(_outcome(views.scene_id, kind, f"{type(finished).__name__}: {finished}"))
+            else:
+                done.append(finished)
         if done:
             commit_part(self.run.library.folder, done)
         return outcomes + [_outcome(row["scene_id"], "fitted", "", row["psnr"]) for row in done]
@@ -88,22 +91,39 @@ class SceneFitter:
         """A batch together; where that raises, each scene alone, so that one cannot take the others with it."""
         if not scenes:
             return []
-        try:
-            return list(fit_scenes(self.shared, scenes, self.settings))
-        except Exception as error:
-            if len(scenes) == 1:
-                return [error]
-            return [self._fit([views])[0] for views in scenes]
+        fitted = _attempt(lambda: list(fit_scenes(self.shared, scenes, self.settings)))
+        if not isinstance(fitted, Exception):
+            return list(fitted)
+        return [fitted] if len(scenes) == 1 else [self._fit([views])[0] for views in scenes]
 
-    def _row(self, views: SceneViews, fitted: FittedScene) -> dict[str, Any]:
+    def _row(self, views: SceneViews, fitted: FittedScene) -> dict[str, Any] | Exception:
+        return _attempt(lambda: self._packed_and_evaluated(views, fitted))
+
+    def _packed_and_evaluated(self, views: SceneViews, fitted: FittedScene) -> dict[str, Any]:
+        start = time.perf_counter()
         packed = vars(pack_scene(fitted.params, self.settings.stage2.micro_dtype))
+        packing = time.perf_counter() - start
         stored = unpack_scene({**packed, "scene_id": views.scene_id})[None]  # what readers will see
         on_device = type(stored)(stored.micro_planes.to(self.device), stored.coefs.to(self.device))
         return {
             **packed, **evaluate_scene(self.shared, on_device, views), "scene_id": views.scene_id,
             "category": views.category, "stage": 2, "shared": self.shared_hash, "cohort": None,
-            "seconds": fitted.seconds, "settings_hash": settings_hash(self.settings), "seed": self.settings.seed,
+            "seconds": fitted.seconds + packing, "settings_hash": settings_hash(self.settings),
+            "seed": self.settings.seed,
         }  # fmt: skip
+
+
+def _attempt(work: Callable[[], Any]) -> Any:
+    """What `work` returns, or the exception that it raised, without the frames that would keep its tensors alive.
+
+    A GPU that has failed fails every later call too, so the process ends, and the driver starts another one.
+    """
+    try:
+        return work()
+    except torch.AcceleratorError:
+        os._exit(1)
+    except Exception as error:
+        return error.with_traceback(None)
 
 
 def _outcome(scene_id: str, kind: str, message: str, psnr: float | None = None) -> dict[str, Any]:
@@ -124,12 +144,20 @@ def fit_stage2(
 
     Raises ValueError where more actors than GPUs are asked for. Failed scenes raise nothing: they are in the metrics.
     """
+    if settings.stage2.mode == "cohort":
+        raise SettingsError(
+            "stage2.mode: cohort is not built yet; frozen fits every scene on the shared model as it is"
+        )
     batch = settings.stage2.scenes_per_batch
+    shared, shared_hash = load_shared(shared_folder)
+    run.check_library(shared_hash)
     left_over = set(run.library.ids())
     if not retry_failed:
         left_over |= set(given_up(run.failures))
     todo = [scene_id for scene_id in scene_ids if scene_id not in left_over]
-    job = {"num_scenes": len(scene_ids), "store": spec.store or EMBEDDED, "shared": str(shared_folder.absolute())}
+    folder = str(shared_folder.absolute())
+    job = {"num_scenes": len(scene_ids), "store": spec.store or EMBEDDED, "shared": folder}
+    _warn_of_other_settings(run, settings)
     run.write_config("stage2", settings, job)
     tracker = Tracker(run, "stage2")
     tracker.log_settings(settings, job)
@@ -139,8 +167,7 @@ def fit_stage2(
     try:
         if todo:
             parts = share(resources, num_actors or _default_actors(resources, len(todo), batch), reserve_cpu=True)
-            folders = (str(run.path.absolute()), str(shared_folder.absolute()))
-            fit_job = FitJob(*folders, settings.model_dump(), parts.threads)
+            fit_job = FitJob(str(run.path.absolute()), folder, settings.model_dump(), parts.threads)
             actor_class: Any = SceneFitter  # Ray's decorator hides the class from type checkers
             options = {"num_cpus": parts.cpus, "num_gpus": parts.gpus}
             dispatcher = Dispatcher(
@@ -148,21 +175,36 @@ def fit_stage2(
                 num_actors=parts.workers,
                 max_attempts=settings.stage2.max_attempts,
                 failures=FailureLog(run.failures),
+                committed=lambda: set(run.library.ids()),
             )
             start, already = time.time(), len(run.library.ids(stage=2))
             for counts in dispatcher.run(_batches(spec, todo, batch), len(todo)):
                 _track(tracker, counts, time.time() - start, already)
-        shared, _ = load_shared(shared_folder)
+        metrics = summarise(run)
+        tracker.log_summary(metrics)
+        for path in (run.metrics, run.path / "scenes.parquet"):
+            tracker.log_file(path)
         _pictures(run, shared, spec, scene_ids, tracker)
     except BaseException:
         tracker.end("FAILED")
         raise
-    metrics = summarise(run)
-    tracker.log_summary(metrics)
-    for path in (run.metrics, run.path / "scenes.parquet"):
-        tracker.log_file(path)
     tracker.end()
     return metrics
+
+
+def _warn_of_other_settings(run: RunFolder, settings: Settings) -> None:
+    rows = run.library.table(["stage", "settings_hash"]).to_pylist()
+    if {row["settings_hash"] for row in rows if row["stage"] == 2} - {settings_hash(settings)}:
+        print(f"warning: {run.path} holds scenes fitted with other stage-2 settings; they stay as they are")
+
+
+def failures_text(run: RunFolder, most: int = 10) -> str:
+    """The given-up scenes, one a line; empty where there are none."""
+    gone = sorted(set(given_up(run.failures)) - set(run.library.ids()))
+    events = given_up(run.failures)
+    lines = [f"  {scene_id}: {events[scene_id]['kind']}: {events[scene_id]['message']}" for scene_id in gone[:most]]
+    more = [f"  … and {len(gone) - most} more"] if len(gone) > most else []
+    return "\n".join(["failed:", *lines, *more]) if gone else ""
 
 
 def _default_actors(resources: Resources, num_scenes: int, batch: int) -> int:

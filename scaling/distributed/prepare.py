@@ -11,7 +11,7 @@ import ray
 from ray.data import DataContext, Dataset
 from tqdm import tqdm
 
-from scaling.data.scene_source import SourceSpec
+from scaling.data.scene_source import SceneSource, SourceSpec
 from scaling.data.scene_store import REJECTS_SCHEMA, SCHEMA, StoreWriter
 from scaling.data.scenes import SceneError, SceneRef
 from scaling.data.sources import list_scenes, read_scene
@@ -21,14 +21,14 @@ BLOCK_BYTES = 4 << 20
 OBJECT_STORE_BYTES = 128 << 20
 
 
-def bound_reading(rows_ahead: int = OBJECT_STORE_BYTES) -> None:
+def bound_reading() -> None:
     """Makes Ray Data read ahead by a fixed budget, in order, and without its no-progress timeout: by default it reads
     as far ahead as memory allows, and a batch that is fitted for half an hour kills the job."""
     context = DataContext.get_current()
     context.target_max_block_size = BLOCK_BYTES
     context.execution_options.preserve_order = True
     context.execution_options.resource_limits = context.execution_options.resource_limits.for_limits(
-        cpu=READER_CPUS, object_store_memory=rows_ahead
+        cpu=READER_CPUS, object_store_memory=OBJECT_STORE_BYTES
     )
     context.execution_no_progress_timeout_s = -1
     context.enable_progress_bars = False
@@ -36,7 +36,8 @@ def bound_reading(rows_ahead: int = OBJECT_STORE_BYTES) -> None:
 
 
 def scene_dataset(spec: SourceSpec, ids: list[str], rows_per_block: int) -> Dataset:
-    """A lazy dataset of scene rows in the order of `ids`; a scene that cannot be read has `error` set instead."""
+    """A lazy dataset of scene rows in the order of `ids`. A row that cannot be read has `error` set, and nothing else
+    but its id."""
     blocks = -(-len(ids) // rows_per_block)
     items = [{"scene_id": scene_id} for scene_id in ids]
     named = ray.data.from_items(items, override_num_blocks=blocks)
@@ -50,9 +51,20 @@ class _ReadRows:
         self.spec = spec
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
-        source = self.spec.open()
-        for row in source.rows(block["scene_id"].to_pylist()):
-            yield pa.Table.from_pylist([row], schema=SCHEMA)
+        source, ids = self.spec.open(), block["scene_id"].to_pylist()
+        try:
+            rows = list(source.rows(ids))
+        except (OSError, ValueError):  # something in the block is damaged: find out what
+            rows = [_read_one(source, scene_id) for scene_id in ids]
+        for row in rows:
+            yield pa.Table.from_pylist([row], schema=SCHEMA.append(pa.field("error", pa.string())))
+
+
+def _read_one(source: SceneSource, scene_id: str) -> dict[str, Any]:
+    try:
+        return next(iter(source.rows([scene_id])))
+    except (OSError, ValueError) as error:
+        return {"scene_id": scene_id, "error": str(error)}
 
 
 def _read_refs(block: pa.Table) -> Iterator[pa.Table]:

@@ -10,34 +10,35 @@ from __future__ import annotations
 
 import json
 import tempfile
-import threading
 import time
 import uuid
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
+import ray
 import ray.train
 import torch
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.train.v2.api.exceptions import TrainingFailedError
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from scaling.config import Settings, SettingsError, make_settings
+from scaling.config import Settings, make_settings, merge
 from scaling.data.png import decode_png
 from scaling.data.scene_source import EMBEDDED, SourceSpec
 from scaling.data.scenes import views_from_row
-from scaling.distributed.cluster import Resources, Share, share
+from scaling.distributed.cluster import Resources, Share, largest_divisor, share
 from scaling.distributed.tracking import Tracker, tracking_uri
 from scaling.library.fitted_scenes import commit_part, pack_scene
 from scaling.library.pictures import log_scene_pictures
 from scaling.library.render import save_png, scene_sheet
-from scaling.library.run_folder import RunFolder, settings_hash
+from scaling.library.run_folder import RunFolder, ids_hash, settings_hash
 from scaling.library.summary import summarise
-from scaling.models.shared import SceneParams, SharedModel, read_scene_ids
+from scaling.models.shared import SceneParams, SharedModel
 from scaling.training.checkpoint import load_scenes, read_progress
 from scaling.training.sampler import bucket_of
 from scaling.training.stage1 import EpochReport, Stage1, check_workers
@@ -59,41 +60,52 @@ def train_stage1(
 
     Raises SettingsError where the workers cannot share the buckets, or the run folder belongs to another job.
     """
-    if (run.shared / "hash.txt").is_file():
-        _check_same_job(run, settings, scene_ids)
-        print(f"{run.shared}: the shared model is there already")
-        return summarise(run)
-    parts = share(resources, workers, reserve_cpu=False)
-    check_workers(settings, parts.workers)
-    bucket_of(scene_ids, settings.stage1.num_buckets)
-    SharedModel(settings)  # an autoencoder that cannot be loaded is told here, not by every worker
-    job = {"num_scenes": len(scene_ids), "num_workers": parts.workers, "store": spec.store or EMBEDDED}
-    run.write_config("stage1", settings, job)
+    settings = _with_absolute_folder(settings)
+    job = {"num_scenes": len(scene_ids), "scenes_hash": ids_hash(scene_ids), "store": spec.store or EMBEDDED}
+    run.check_same_job("stage1", settings, job, ignore={"stage2"})
+    trained = (run.shared / "hash.txt").is_file()
+    if not trained:
+        parts = share(resources, workers or _default_workers(settings, resources), reserve_cpu=False)
+        check_workers(settings, parts.workers)
+        bucket_of(scene_ids, settings.stage1.num_buckets)
+        SharedModel(settings)  # an autoencoder that cannot be loaded is told here, not by every worker
+        run.write_config("stage1", settings, job)
     tracker = Tracker(run, "stage1")
-    tracker.log_settings(settings, job)
-    history = run.checkpoints / f"stage1-{time.time_ns()}.jsonl"
     try:
-        with _Follow(history):
-            result = _trainer(run, settings, spec, scene_ids, parts, history).fit()
-        assert result.checkpoint is not None
-        with result.checkpoint.as_directory() as folder:
-            _finish(run, Path(folder), settings, spec, tracker)
+        if trained:
+            print(f"{run.shared}: the shared model is there already")
+        else:
+            tracker.log_settings(settings, {**job, "num_workers": parts.workers})
+            history = run.checkpoints / f"stage1-{time.time_ns()}.jsonl"
+            result = _fit(_trainer(run, settings, spec, scene_ids, parts, history), history)
+            assert result.checkpoint is not None
+            with result.checkpoint.as_directory() as folder:
+                _finish(run, Path(folder), settings, spec, tracker)
+        metrics = summarise(run)
     except BaseException:
         tracker.end("FAILED")
         raise
-    metrics = summarise(run)
     tracker.log_summary({"stage1": metrics["stage1"], "shared_bytes": metrics["shared_bytes"]})
     tracker.end()
     return metrics
 
 
-def _check_same_job(run: RunFolder, settings: Settings, scene_ids: list[str]) -> None:
-    trained = read_scene_ids(run.shared)
-    config = json.loads((run.shared / "config.json").read_text())["settings"]
-    same_settings = make_settings(config).model_dump(exclude={"stage2"}) == settings.model_dump(exclude={"stage2"})
-    if trained != scene_ids or not same_settings:
-        what = "other scenes" if trained != scene_ids else "other settings"
-        raise SettingsError(f"{run.shared} holds a shared model trained on {what}: choose another --run")
+def _with_absolute_folder(settings: Settings) -> Settings:
+    """A local autoencoder folder as an absolute path: workers run in other folders."""
+    named = settings.autoencoder.pretrained
+    if named is None or not Path(named).is_dir():
+        return settings
+    return make_settings(merge(settings.model_dump(), {"autoencoder": {"pretrained": str(Path(named).absolute())}}))
+
+
+def _default_workers(settings: Settings, resources: Resources) -> int:
+    """One worker per GPU, as far as they can share the scene buckets equally."""
+    workers = largest_divisor(settings.stage1.num_buckets, max(resources.gpus, 1))
+    if workers < resources.gpus:
+        print(
+            f"{workers} of {resources.gpus} GPUs: stage1.num_buckets = {settings.stage1.num_buckets} is shared equally"
+        )
+    return workers
 
 
 def _trainer(
@@ -197,29 +209,31 @@ class _Reports(UserCallback):
                     self.tracker.log_image("stage1/first_scene", decode_png(picture.read_bytes()), values["step"])
 
 
-@dataclass
-class _Follow:
-    """Prints the lines that a growing history file gains, from a thread beside the waiting driver."""
+def _fit(trainer: TorchTrainer, history: Path) -> ray.train.Result:
+    """Runs the trainer and prints the lines that its history file gains.
 
-    history: Path
-
-    def __enter__(self) -> None:
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._follow, daemon=True)
-        self._thread.start()
-
-    def __exit__(self, *error: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _follow(self) -> None:
-        start, shown, stopping = time.time(), 0, False
-        while not stopping:
-            stopping = self._stop.wait(1.0)
-            lines = self.history.read_text().splitlines() if self.history.is_file() else []
-            for line in lines[shown:]:
-                print(_progress_line(json.loads(line), time.time() - start), flush=True)
-            shown = len(lines)
+    In a thread of its own: in the main one Ray Train takes Ctrl-C over and never gives it back. Raises RuntimeError
+    with the workers' first error where training failed for good.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(trainer.fit)
+        start, shown = time.time(), 0
+        try:
+            while True:
+                finished = not wait([future], timeout=1.0).not_done
+                lines = history.read_text().splitlines() if history.is_file() else []
+                for line in lines[shown:]:
+                    print(_progress_line(json.loads(line), time.time() - start), flush=True)
+                shown = len(lines)
+                if finished:
+                    return future.result()
+        except KeyboardInterrupt:
+            ray.shutdown()  # ends the workers, and with them the thread that waits for them
+            raise
+        except TrainingFailedError as error:
+            failures = getattr(error, "worker_failures", {})
+            first = failures[min(failures)] if failures else error
+            raise RuntimeError(f"stage 1 failed: {str(first).strip().splitlines()[-1]}\n{first}") from error
 
 
 def _progress_line(values: dict[str, Any], elapsed: float) -> str:
@@ -233,16 +247,15 @@ def _progress_line(values: dict[str, Any], elapsed: float) -> str:
 def _finish(run: RunFolder, checkpoint: Path, settings: Settings, spec: SourceSpec, tracker: Tracker) -> None:
     """The last checkpoint → fitted scenes in the library, pictures, and last RUN/shared, which marks the stage done."""
     shared = SharedModel(settings)
-    tensors = load_file(checkpoint / "shared.safetensors")
-    if any(name.startswith("decoder.") for name in tensors):
-        shared.adapt_decoder()
-    shared.load_state_dict(tensors)
+    shared.load_tensors(load_file(checkpoint / "shared.safetensors"))
     shared.requires_grad_(False).eval()
     progress, scenes = read_progress(checkpoint), load_scenes(checkpoint)
     ids = progress["scene_ids"]
     reports = [json.loads(path.read_text()) for path in sorted(checkpoint.glob("metrics-*.json"))]
     metrics = {scene_id: m["metrics"] for report in reports for scene_id, m in report["scenes"].items()}
     content_hash = shared.content_hash()
+    run.check_library(content_hash)
+    seconds = progress["seconds"] * progress["num_shards"] / len(ids)  # of all workers' devices
     source = spec.open()
     categories = dict(zip(source.ids(), source.categories()))
     for start in range(0, len(ids), SCENES_PER_PART):
@@ -253,7 +266,7 @@ def _finish(run: RunFolder, checkpoint: Path, settings: Settings, spec: SourceSp
             rows.append(
                 {
                     **vars(packed), **metrics[scene_id], "scene_id": scene_id, "category": categories[scene_id],
-                    "stage": 1, "shared": content_hash, "cohort": None, "seconds": progress["seconds"] / len(ids),
+                    "stage": 1, "shared": content_hash, "cohort": None, "seconds": seconds,
                     "settings_hash": settings_hash(settings), "seed": settings.seed,
                 }
             )  # fmt: skip

@@ -55,11 +55,16 @@ class PackedScene:
     coefs: list[float]
 
 
+class NotFinite(ValueError):
+    """A fit diverged: it left numbers that cannot be stored."""
+
+
 def pack_scene(params: SceneParams, micro_dtype: str) -> PackedScene:
-    """params of one scene: micro_planes [P, F_mic, K, K], coefs [M]. Raises ValueError on numbers not finite."""
+    """params of one scene: micro_planes [P, F_mic, K, K], coefs [M]. Raises NotFinite, or ValueError for a type that is
+    none of float16 and int8."""
     micro, coefs = params.micro_planes.detach().cpu().float(), params.coefs.detach().cpu().float()
     if not (torch.isfinite(micro).all() and torch.isfinite(coefs).all()):
-        raise ValueError("the fit diverged: planes or coefs are not finite")
+        raise NotFinite("the fit diverged: planes or coefs are not finite")
     scale: list[float] = []
     if micro_dtype == "int8":
         peak = micro.flatten(2).abs().amax(2) if micro.numel() else micro.new_zeros(micro.shape[:2])
@@ -70,7 +75,7 @@ def pack_scene(params: SceneParams, micro_dtype: str) -> PackedScene:
         raise ValueError(f"micro planes are stored as float16 or int8, not {micro_dtype!r}")
     array = micro.numpy().astype(micro_dtype)
     if not np.isfinite(array).all():
-        raise ValueError("micro planes exceed the range of float16")
+        raise NotFinite("the fit diverged: micro planes exceed the range of float16")
     return PackedScene(array.tobytes(), micro_dtype, tuple(array.shape), scale, coefs.tolist())
 
 
@@ -96,8 +101,8 @@ def unpack_scene(row: Mapping[str, Any]) -> SceneParams:
 
 
 def commit_part(library: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
-    """Commits the rows of a batch as one part, named by its scenes: the same batch twice is one part."""
-    names = "|".join(sorted(row["scene_id"] for row in rows))
+    """Commits the rows of a batch as one part, named by its scenes and shared model: the same batch twice is one."""
+    names = "|".join(sorted(f"{row['shared']}/{row['scene_id']}" for row in rows))
     path = library / "parts" / f"part-{hashlib.sha256(names.encode()).hexdigest()[:20]}.parquet"
     table = pa.Table.from_pylist([{**row, "format_version": FORMAT_VERSION} for row in rows], schema=SCHEMA)
     sink = pa.BufferOutputStream()

@@ -66,7 +66,7 @@ def render_stored_scenes(run: RunFolder, ids: Sequence[str], num_frames: int = 4
     written: list[Path] = []
     for row in rows:
         noted = config[f"stage{row['stage']}"]
-        shared = _shared_of(row, [run.shared, Path(noted["job"].get("shared", run.shared))])
+        shared = _shared_of(row, [run.shared_in_use(), run.shared])
         settings = shared.settings.data
         store = noted["job"]["store"]
         source = SourceSpec.of(None if store == EMBEDDED else store, settings).open()

@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import platform
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from scaling.config import Settings
+from scaling.config import Settings, SettingsError, flatten
 from scaling.library.commit import replace_file
 from scaling.library.fitted_scenes import Library
 
@@ -55,6 +56,40 @@ class RunFolder:
     def metrics(self) -> Path:
         return self.path / "metrics.json"
 
+    def shared_in_use(self) -> Path:
+        """The shared model of this run's stage 2: its own, or the one that --shared named."""
+        return Path(self.read_config().get("stage2", {}).get("job", {}).get("shared", self.shared))
+
+    def check_library(self, shared_hash: str) -> None:
+        """Raises SettingsError where the library holds scenes of another shared model than the one in use."""
+        others = set(self.library.table(["shared"])["shared"].to_pylist()) - {shared_hash}
+        if others:
+            raise SettingsError(
+                f"{self.path} holds scenes fitted on shared model {min(others)[:12]}…, not on {shared_hash[:12]}…: "
+                "a run folder holds scenes of one shared model; choose another --run"
+            )
+
+    def check_same_job(self, stage: str, settings: Settings, job: dict[str, Any], ignore: set[str]) -> None:
+        """Raises SettingsError where config.yaml says that the stage was started with other settings or scenes.
+
+        ignore: sections of the settings that may differ.
+        """
+        noted = self.read_config().get(stage)
+        if noted is None:
+            return
+        before, now = (
+            flatten({k: v for k, v in values.items() if k not in ignore})
+            for values in (noted["settings"], settings.model_dump())
+        )
+        changed = [f"{key} = {now.get(key)} (was {before.get(key)})" for key in now if now[key] != before.get(key)]
+        if noted["job"]["scenes_hash"] != job["scenes_hash"]:
+            changed.append("the scenes")
+        if changed:
+            raise SettingsError(
+                f"{self.path} was started with something else: {', '.join(changed)}; "
+                "choose another --run, or give the same settings to go on"
+            )
+
     def write_config(self, stage: str, settings: Settings, job: dict[str, Any]) -> None:
         """Notes a stage's resolved settings, versions and command line in config.yaml, beside the other stage's."""
         known = self.read_config()
@@ -83,6 +118,11 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             found[name] = "not installed"
     return found
+
+
+def ids_hash(scene_ids: Sequence[str]) -> str:
+    """Twelve hexadecimal digits that change with any scene or their order."""
+    return hashlib.sha256("|".join(scene_ids).encode()).hexdigest()[:12]
 
 
 def settings_hash(settings: Settings) -> str:

@@ -33,7 +33,7 @@ def summarise(run: RunFolder) -> dict[str, Any]:
     failed = [scene_id for scene_id in given_up(run.failures) if scene_id not in committed]
     metrics: dict[str, Any] = {"num_scenes": 0, "num_failed": len(failed)}
     metrics |= _stage(run, [row for row in rows if row["stage"] == 2], stage=2)
-    metrics["shared_bytes"] = sum(p.stat().st_size for p in run.shared.rglob("*") if p.is_file())
+    metrics["shared_bytes"] = sum(p.stat().st_size for p in run.shared_in_use().rglob("*") if p.is_file())
     metrics["stage1"] = _stage(run, [row for row in rows if row["stage"] == 1], stage=1)
     replace_file(run.metrics, json.dumps(metrics, indent=1, allow_nan=False).encode() + b"\n")
     sink = pa.BufferOutputStream()

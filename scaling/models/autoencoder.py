@@ -53,7 +53,7 @@ class LatentAutoencoder(nn.Module):
     def __init__(self, vae: AutoencoderKL, latent_scale: float | None) -> None:
         super().__init__()
         self.vae = vae
-        self.register_buffer("latent_scale", torch.tensor(latent_scale or 1.0))
+        self.register_buffer("latent_scale", torch.tensor(latent_scale or TARGET_STD))  # as for a std of 1
 
     @property
     def latent_channels(self) -> int:

@@ -107,6 +107,12 @@ class SharedModel(nn.Module):
             self.decoder = self.autoencoder.copy_decoder().to(self.device)
         return self.decoder
 
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Loads a whole state, with the adapted decoder if it holds one. RuntimeError where names or shapes differ."""
+        if any(name.startswith("decoder.") for name in tensors):
+            self.adapt_decoder()
+        self.load_state_dict(tensors)
+
     def update_background(self) -> None:
         """Derives the background again from the autoencoder as it stands."""
         background = derive_background(self.autoencoder, self.settings.data.image_size, self.device)
@@ -186,8 +192,8 @@ def settings_on(folder: Path, settings: Settings, given: dict[str, Any]) -> Sett
     SharedModelError where there is none.
     """
     fixed = read_config(folder).model_dump(exclude={"stage2", "seed"})
-    known = flatten(fixed)
-    wrong = {key: value for key, value in given.items() if key in known and known[key] != value}
+    known, asked = flatten(fixed), flatten(settings.model_dump())
+    wrong = {key: asked[key] for key in given if key in known and known[key] != asked[key]}
     if wrong:
         said = ", ".join(f"{key} = {value} (shared model: {known[key]})" for key, value in wrong.items())
         raise SettingsError(f"{said}: {folder} fixes these; leave them out, or train another shared model")

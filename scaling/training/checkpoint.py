@@ -43,30 +43,28 @@ def read_progress(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "progress.json").read_text())
 
 
-def load_checkpoint(run: Stage1, folder: Path, optimisers: bool = False) -> bool:
-    """Loads the model and scenes, or (`optimisers`) the optimisers' states, which need the phase to be entered first.
+def load_checkpoint(run: Stage1, folder: Path) -> None:
+    """Loads the shared model, this worker's scenes and the progress.
 
-    → whether the checkpoint lies within a phase. Raises SettingsError where it belongs to another job.
+    Raises SettingsError where the checkpoint belongs to another job.
     """
     progress = read_progress(folder)
     if progress["scene_ids"] != run.scene_ids or progress["settings"] != _settings(run):
         raise SettingsError(
             f"{folder}: this checkpoint was made with other scenes or settings; use another --run, or the same ones"
         )
-    shards = _scene_shards(folder, progress["num_shards"])
-    if optimisers:
-        _load_optimiser(run.optimiser, load_file(folder / "optimiser.safetensors", device=str(run.shared.device)))
-        _load_rows(run, shards)
-        return True
-    tensors = load_file(folder / "shared.safetensors")
-    if any(name.startswith("decoder.") for name in tensors):
-        run.shared.adapt_decoder()
-    run.shared.load_state_dict(tensors)
+    shards = load_scenes(folder)
+    run.shared.load_tensors(load_file(folder / "shared.safetensors"))
     for scene_id, row in run.row.items():
         run.table.micro_planes[row] = shards[f"{scene_id}/micro_planes"].to(run.shared.device)
         run.table.coefs[row] = shards[f"{scene_id}/coefs"].to(run.shared.device)
     run.phase_index, run.epoch, run.seconds = progress["phase_index"], progress["epoch"], progress["seconds"]
-    return True
+
+
+def load_optimisers(run: Stage1, folder: Path) -> None:
+    """Loads the optimisers' states; the checkpoint's phase must have been entered, as it makes the optimisers."""
+    _load_optimiser(run.optimiser, load_file(folder / "optimiser.safetensors", device=str(run.shared.device)))
+    _load_rows(run, load_scenes(folder))
 
 
 def _settings(run: Stage1) -> dict[str, Any]:

@@ -80,9 +80,9 @@ def make_batch(shared: SharedModel, phase: Phase, items: Sequence[Item]) -> Batc
     loss = phase.loss
     device = shared.device
     images = noise = latents = uniforms = rays = None
-    if loss.rgb or loss.autoencoder:
+    if loss.rgb or phase.encodes_views:
         images = torch.stack([item.scene.float_images([item.view])[0] for item in items if item.view is not None])
-    if loss.autoencoder:
+    if phase.encodes_views:
         size = (shared.autoencoder.latent_channels, shared.latent_size, shared.latent_size)
         noise = torch.stack([torch.randn(size, generator=item.generator) for item in items]).to(device)
     if loss.latent or loss.rgb:
@@ -93,7 +93,7 @@ def make_batch(shared: SharedModel, phase: Phase, items: Sequence[Item]) -> Batc
         )
         numbers = (rays.origins.shape[1], shared.renderer.uniforms_per_ray)
         uniforms = torch.stack([torch.rand(numbers, generator=item.generator) for item in items]).to(device)
-        if loss.latent and not loss.autoencoder:
+        if loss.latent and not phase.encodes_views:
             latents = torch.stack([_latents(item.scene)[pick] for item, pick in zip(items, picks)])
     return Batch(rays, uniforms, latents, images, noise)
 

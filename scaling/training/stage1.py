@@ -20,7 +20,7 @@ from scaling.data.scenes import SceneViews
 from scaling.models.autoencoder import TARGET_STD, LatentAutoencoder
 from scaling.models.shared import SceneParams, SharedModel
 from scaling.models.triplanes import fuse_planes, total_variation
-from scaling.training.checkpoint import load_checkpoint, save_checkpoint
+from scaling.training.checkpoint import load_checkpoint, load_optimisers, save_checkpoint
 from scaling.training.evaluate import evaluate_scene
 from scaling.training.losses import Batch, item_losses, weighted
 from scaling.training.optim import RowAdam, lr_factor, set_learning_rates, shared_optimiser
@@ -100,15 +100,18 @@ class Stage1:
         on_epoch is called after every epoch and may call `save`.
         """
         phases = active_phases(self.settings)
-        in_phase = load_checkpoint(self, resume) if resume else False
+        if resume:
+            load_checkpoint(self, resume)
+            if self.phase_index == len(phases):
+                return  # the statistics too are in the checkpoint
         total = sum(getattr(self.settings.stage1, name).num_epochs for name in phases)
         while self.phase_index < len(phases):
             name = phases[self.phase_index]
             phase: Stage1Phase = getattr(self.settings.stage1, name)
             step = self._enter(name, phase)
-            if in_phase and resume:
-                load_checkpoint(self, resume, optimisers=True)
-                in_phase = False
+            if resume:
+                load_optimisers(self, resume)
+                resume = None
             while self.epoch < phase.num_epochs:
                 start = time.perf_counter()
                 losses = self._epoch(name, phase, step)
@@ -128,12 +131,14 @@ class Stage1:
 
     def _enter(self, name: str, phase: Stage1Phase) -> nn.Module:
         """Readies the shared model, caches and optimisers for a phase. → the data-parallel step."""
+        on_latents = [p for p in active_phases(self.settings) if p != "autoencoder"]
+        if name in on_latents[:1] and not self.epoch:
+            self._derive_scale()
+            self.shared.update_background()
         if name == "adapt":
             self.shared.update_background()
             self.shared.adapt_decoder()
-        elif name != "autoencoder":
-            self._derive_latents(name)
-        if phase.loss.latent and not phase.loss.autoencoder:
+        if phase.loss.latent and not phase.encodes_views:
             for scene in self.scenes:
                 encode_scene(self.shared, scene)
         self.optimiser = shared_optimiser(self.shared, phase.lr)
@@ -146,10 +151,8 @@ class Stage1:
         step = PhaseStep(self.shared, phase, self.settings.autoencoder.kl_weight if scratch else 0.0)
         return self.workers.wrap(step) if self.optimiser else step
 
-    def _derive_latents(self, name: str) -> None:
-        """The normalisation's scale and the background, measured once on the autoencoder that 1a starts from."""
-        if name != "warmup":
-            return
+    def _derive_scale(self) -> None:
+        """The scale of the latents' normalisation, measured once, on the autoencoder that the scenes start from."""
         autoencoder = self.shared.autoencoder
         if isinstance(autoencoder, LatentAutoencoder) and self.settings.autoencoder.latent_scale is None:
             sums = torch.zeros(3, dtype=torch.float64, device=self.shared.device)
@@ -160,7 +163,6 @@ class Stage1:
             total, squares, count = self.workers.sum(sums).tolist()
             std = (squares / count - (total / count) ** 2) ** 0.5
             autoencoder.latent_scale.fill_(TARGET_STD / std)
-        self.shared.update_background()
 
     def _entries(self, phase: Stage1Phase) -> dict[int, list[Entry]]:
         owned: dict[int, list[Entry]] = {}

@@ -84,7 +84,7 @@ def _fit_group(
 
 
 def _start(shared: SharedModel, settings: Settings, ready: Sequence[TrainingScene]) -> SceneParams:
-    if settings.representation.stage2_start == "random":
+    if settings.stage2.start == "random":
         return shared.random_params([stream(settings.seed, "start", scene.scene_id) for scene in ready])
     return shared.start_params(len(ready))
 
