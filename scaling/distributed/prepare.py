@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
@@ -33,6 +34,7 @@ def bound_reading() -> None:
     context.execution_no_progress_timeout_s = -1
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # the commands have progress bars of their own
 
 
 def scene_dataset(spec: SourceSpec, ids: list[str], rows_per_block: int) -> Dataset:
