@@ -11,7 +11,9 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from scaling.config import Settings, SettingsError, flatten, make_settings, merge, read_preset, read_yaml, unflatten
+from scaling.config import Settings, SettingsError, flatten, make_settings, merge
+
+PRESETS = Path(__file__).resolve().parent.parent / "experiments" / "presets"
 
 
 def positive_int(text: str) -> int:
@@ -130,3 +132,36 @@ def run_command(main: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print("interrupted: the same command goes on where this one stopped", file=sys.stderr)
         return 130
+
+
+def unflatten(flat: dict[str, Any]) -> dict[str, Any]:
+    """{"a.b": 1} → {"a": {"b": 1}}."""
+    values: dict[str, Any] = {}
+    for key, value in flat.items():
+        *sections, name = key.split(".")
+        into = values
+        for section in sections:
+            into = into.setdefault(section, {})
+        into[name] = value
+    return values
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A settings file as nested values. Raises SettingsError where it is missing, malformed or no mapping."""
+    try:
+        values = yaml.safe_load(path.read_text()) or {}
+    except FileNotFoundError:
+        raise SettingsError(f"{path}: no such settings file") from None
+    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: not readable as YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise SettingsError(f"{path}: expected sections with keys, found a {type(values).__name__}")
+    return values
+
+
+def read_preset(name: str) -> dict[str, Any]:
+    """Values of a preset. Raises SettingsError that lists the presets where there is none of that name."""
+    known = sorted(path.stem for path in PRESETS.glob("*.yaml"))
+    if name not in known:
+        raise SettingsError(f"--preset: no preset {name!r}; there are {', '.join(known)}")
+    return read_yaml(PRESETS / f"{name}.yaml")

@@ -6,13 +6,9 @@ Read in this order, later wins: the defaults below, `--preset NAME` (experiments
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-
-PRESETS = Path(__file__).resolve().parent.parent / "experiments" / "presets"
 
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -366,36 +362,3 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in values.items():
         flat.update(flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
     return flat
-
-
-def unflatten(flat: dict[str, Any]) -> dict[str, Any]:
-    """{"a.b": 1} → {"a": {"b": 1}}."""
-    values: dict[str, Any] = {}
-    for key, value in flat.items():
-        *sections, name = key.split(".")
-        into = values
-        for section in sections:
-            into = into.setdefault(section, {})
-        into[name] = value
-    return values
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A settings file as nested values. Raises SettingsError where it is missing, malformed or no mapping."""
-    try:
-        values = yaml.safe_load(path.read_text()) or {}
-    except FileNotFoundError:
-        raise SettingsError(f"{path}: no such settings file") from None
-    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path}: not readable as YAML: {error}") from None
-    if not isinstance(values, dict):
-        raise SettingsError(f"{path}: expected sections with keys, found a {type(values).__name__}")
-    return values
-
-
-def read_preset(name: str) -> dict[str, Any]:
-    """Values of a preset. Raises SettingsError that lists the presets where there is none of that name."""
-    known = sorted(path.stem for path in PRESETS.glob("*.yaml"))
-    if name not in known:
-        raise SettingsError(f"--preset: no preset {name!r}; there are {', '.join(known)}")
-    return read_yaml(PRESETS / f"{name}.yaml")

@@ -5,18 +5,8 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from scaling.command_line import command_parser, parse_settings, run_command
-from scaling.config import (
-    PRESETS,
-    Settings,
-    SettingsError,
-    flatten,
-    make_settings,
-    merge,
-    read_preset,
-    read_yaml,
-    unflatten,
-)
+from scaling.command_line import PRESETS, command_parser, parse_settings, read_preset, read_yaml, run_command, unflatten
+from scaling.config import Settings, SettingsError, flatten, make_settings, merge
 
 
 def parse(*argv: str, flags: tuple[str, ...] = ("run",), base=None):

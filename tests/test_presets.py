@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from diffusers import AutoencoderKL
 
-from scaling.config import Settings, make_settings, merge, read_preset
+from scaling.command_line import read_preset
+from scaling.config import Settings, make_settings, merge
 from scaling.data.synthetic import embedded_ids, embedded_scene
 from scaling.training.evaluate import evaluate_scene
 from scaling.training.stage1 import Stage1, active_phases
