@@ -66,11 +66,11 @@ def command_parser(description: str | None, *flags: str) -> argparse.ArgumentPar
 
 
 def parse_settings(
-    parser: argparse.ArgumentParser, argv: Sequence[str] | None = None, base: dict[str, Any] | None = None
+    parser: argparse.ArgumentParser, argv: Sequence[str] | None = None
 ) -> tuple[argparse.Namespace, Settings]:
     """Reads the command line; ends the program with status 2 and a message where it is wrong.
 
-    base: values under the preset's. The namespace gains `given`: the dotted settings that flags or --config named.
+    The namespace gains `given`: the dotted settings that flags or --config named.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -78,7 +78,7 @@ def parse_settings(
     first.add_argument("--config", type=Path)
     chosen, _ = first.parse_known_args(argv)
     try:
-        values = merge(base or {}, read_preset(chosen.preset))
+        values = read_preset(chosen.preset)
         from_file = read_yaml(chosen.config) if chosen.config else {}
         shown = flatten(make_settings(merge(values, from_file)).model_dump())
         _add_settings(parser, shown)

@@ -9,8 +9,8 @@ from scaling.command_line import PRESETS, command_parser, parse_settings, read_p
 from scaling.config import Settings, SettingsError, flatten, make_settings, merge
 
 
-def parse(*argv: str, flags: tuple[str, ...] = ("run",), base=None):
-    return parse_settings(command_parser("a test", *flags), argv, base)
+def parse(*argv: str, flags: tuple[str, ...] = ("run",)):
+    return parse_settings(command_parser("a test", *flags), argv)
 
 
 def refused(capsys, *argv: str) -> str:
@@ -35,15 +35,13 @@ def test_settings_survive_yaml():
     assert make_settings(yaml.safe_load(yaml.safe_dump(settings.model_dump()))) == settings
 
 
-def test_flags_win_over_config_over_preset_over_base(tmp_path):
+def test_flags_win_over_config_over_preset(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text("representation: {resolution: 12, num_base_planes: 5}\n")
-    base = {"seed": 7, "representation": {"micro_features": 3, "resolution": 99}}
     argv = ("--preset", "quick", "--config", str(file), "--representation.num_base_planes", "6")
-    namespace, settings = parse(*argv, base=base)
+    namespace, settings = parse(*argv)
     shape = settings.representation
-    assert settings.seed == 7, "only the base names it"
-    assert shape.micro_features == 4, "the preset wins over the base"
+    assert settings.data.image_size == 64, "the preset wins over the defaults"
     assert shape.resolution == 12, "the file wins over the preset"
     assert shape.num_base_planes == 6, "the flag wins over the file"
     assert shape.macro_features == 12, "keys beside those stay as they are"
