@@ -35,7 +35,7 @@ from scaling.models.shared import SharedModel, load_shared
 from scaling.training.evaluate import evaluate_scene
 from scaling.training.stage2 import FittedScene, fit_scenes, unused_rates
 
-PICTURED_SCENES = 4
+PICTURED_SCENES = 8
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from scaling.data.scene_source import EMBEDDED, SceneSource, SourceSpec
 from scaling.data.scenes import SceneViews, views_from_row
 from scaling.library.fitted_scenes import unpack_scene
-from scaling.library.render import grid, overview, render_scene_pictures, save_png, scene_sheet
+from scaling.library.render import SMALLEST_VIDEO, enlarge, grid, overview, render_scene_pictures, save_png, scene_sheet
 from scaling.library.run_folder import RunFolder
 from scaling.models.shared import SceneParams, SharedModel, load_shared
 from scaling.training.evaluate import render_views
@@ -43,10 +44,11 @@ def log_scene_pictures(
         log_image(f"{stage}/scenes", sheet, step)
         truths.append(views.images[views.test_views[0]])
         renders.append(first_test_view(shared, params, views))
-    save_png(run.pictures / f"{stage}-scenes.png", overview(torch.stack(truths), torch.stack(renders)))
+    factor = math.ceil(SMALLEST_VIDEO / size)  # so that small images can be looked at
+    save_png(run.pictures / f"{stage}-scenes.png", enlarge(overview(torch.stack(truths), torch.stack(renders)), factor))
     widest = max(sheet.shape[1] for sheet in sheets)
     padded = [np.pad(s, ((0, 0), (0, widest - s.shape[1]), (0, 0)), constant_values=255) for s in sheets]
-    save_png(run.pictures / f"{stage}-test-views.png", grid([[sheet] for sheet in padded], gutter=10))
+    save_png(run.pictures / f"{stage}-test-views.png", enlarge(grid([[sheet] for sheet in padded], gutter=10), factor))
 
 
 def first_test_view(shared: SharedModel, params: SceneParams, views: SceneViews) -> torch.Tensor:
