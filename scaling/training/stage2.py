@@ -17,7 +17,7 @@ from scaling.config import Settings, Stage2Phase
 from scaling.data.scenes import SceneViews
 from scaling.models.shared import SceneParams, SharedModel
 from scaling.training.losses import item_losses, weighted
-from scaling.training.optim import BETAS, EPSILON, lr_factor
+from scaling.training.optim import BETAS, EPSILON, check_ownership, lr_factor
 from scaling.training.scene_data import Item, TrainingScene, encode_scene, make_batch, prepare_scene
 from scaling.training.streams import stream
 
@@ -51,6 +51,7 @@ def fit_scenes(
 
     on_step(phase, step, mean loss) is called after every step. Scenes with different numbers of training views are
     fitted apart, as their epochs differ. A scene that diverges has params that are not finite; packing them refuses.
+    Raises RuntimeError where a parameter of the shared model is trainable.
     """
     order = sorted(range(len(scenes)), key=lambda i: len(scenes[i].train_views))
     fitted: dict[int, FittedScene] = {}
@@ -68,6 +69,7 @@ def _fit_group(
     settings: Settings,
     on_step: Callable[[str, int, float], None] | None,
 ) -> tuple[SceneParams, float]:
+    check_ownership(shared, None)  # nothing of the shared model may move
     start = time.perf_counter()
     ready = [prepare_scene(shared, views) for views in scenes]
     for scene in ready:
