@@ -2,12 +2,12 @@
 
 import sys
 
-from scaling.command_line import command_parser, parse_run, run_command
+from scaling.command_line import command_parser, parse_without_settings, run_command
 
 
 def main() -> int:
     parser = command_parser(__doc__, "run")
-    arguments = parse_run(parser)
+    arguments = parse_without_settings(parser)
 
     from scaling.library.run_folder import RunFolder
     from scaling.library.summary import summarise, table_text

@@ -2,18 +2,18 @@
 
 import sys
 
-from scaling.command_line import run_command, simple_parser
+from scaling.command_line import command_parser, parse_without_settings, run_command
 
 
 def main() -> int:
-    parser = simple_parser(__doc__, "address")
+    parser = command_parser(__doc__, "address")
     parser.add_argument("--source", required=True, help="folder of scenes")
     parser.add_argument("--store", required=True, help="scene store to write: a folder or a file-system URI")
     parser.add_argument("--layout", choices=("auto", "srn", "transforms"), default="auto", help="layout of the source")
     parser.add_argument("--category", help="only the scenes of this category")
     parser.add_argument("--latents", action="store_true", help="also cache latents (not built yet)")
     parser.add_argument("--shared", help="shared model whose encoder makes the latents")
-    arguments = parser.parse_args()
+    arguments = parse_without_settings(parser)
     if arguments.latents or arguments.shared:
         parser.error("--latents and --shared are not built yet: stage 2 encodes views itself")
 

@@ -2,14 +2,14 @@
 
 import sys
 
-from scaling.command_line import command_parser, parse_run, positive_int, run_command
+from scaling.command_line import command_parser, parse_without_settings, positive_int, run_command
 
 
 def main() -> int:
     parser = command_parser(__doc__, "run")
     parser.add_argument("--scene", action="append", required=True, help="id of a fitted scene (may be repeated)")
     parser.add_argument("--frames", type=positive_int, default=48, help="frames of a turntable")
-    arguments = parse_run(parser)
+    arguments = parse_without_settings(parser)
 
     from scaling.library.pictures import render_stored_scenes
     from scaling.library.run_folder import RunFolder

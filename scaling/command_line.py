@@ -40,11 +40,16 @@ def _documented_keys(section: type[BaseModel], prefix: str = "") -> Iterator[tup
             yield f"{prefix}{name}", field.description or ""
 
 
-def simple_parser(description: str | None, *flags: str) -> argparse.ArgumentParser:
-    """A parser with the named shared flags ("run", "store", "address", "num-scenes"), for commands without settings."""
+def command_parser(description: str | None, *flags: str) -> argparse.ArgumentParser:
+    """A parser with the settings flags and the named shared ones of "run", "store", "address", "num-scenes".
+
+    `parse_settings` adds every `--section.key`.
+    """
     parser = argparse.ArgumentParser(
-        description=description, allow_abbrev=False, usage="%(prog)s [flags]   (--help shows them all)"
+        description=description, allow_abbrev=False, usage="%(prog)s [flags]   (--help shows every flag and key)"
     )
+    parser.add_argument("--preset", default="default", help="settings of experiments/presets/NAME.yaml")
+    parser.add_argument("--config", type=Path, help="YAML file of settings over the preset's")
     if "run" in flags:
         parser.add_argument("--run", type=Path, help="run folder (default: runs/<preset>)")
     if "store" in flags:
@@ -54,14 +59,6 @@ def simple_parser(description: str | None, *flags: str) -> argparse.ArgumentPars
         parser.add_argument("--scenes", type=Path, help="file with one scene id a line, instead of store order")
     if "address" in flags:
         parser.add_argument("--address", help="Ray cluster to join (default: RAY_ADDRESS, else a local one)")
-    return parser
-
-
-def command_parser(description: str | None, *flags: str) -> argparse.ArgumentParser:
-    """The same for commands that read settings: `--preset`, `--config`, and every `--section.key` once parsed."""
-    parser = simple_parser(description, *flags)
-    parser.add_argument("--preset", default="default", help="settings of experiments/presets/NAME.yaml")
-    parser.add_argument("--config", type=Path, help="YAML file of settings over the preset's")
     return parser
 
 
@@ -96,11 +93,11 @@ def parse_settings(
     return namespace, settings
 
 
-def parse_run(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """For commands that look at a run, whose settings are fixed: `--preset` only names the default run folder."""
+def parse_without_settings(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """For commands that settings do not shape: `--preset` only names the default run folder; any key is an error."""
     namespace, _ = parse_settings(parser, argv)
     if namespace.given:
-        parser.error(f"the run's settings are fixed; leave out {', '.join(namespace.given)}")
+        parser.error(f"settings do not change what this command does; leave out {', '.join(namespace.given)}")
     return namespace
 
 
