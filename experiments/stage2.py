@@ -23,9 +23,9 @@ def main() -> int:
     from scaling.config import with_mode
     from scaling.data.scene_source import SourceSpec, choose_ids
     from scaling.distributed.cluster import connect
-    from scaling.distributed.fit import failures_text, fit_stage2
+    from scaling.distributed.fit import fit_stage2
     from scaling.library.run_folder import RunFolder
-    from scaling.library.summary import table_text
+    from scaling.library.summary import failures_text, table_text
     from scaling.models.shared import read_scene_ids, settings_on
 
     run = RunFolder(arguments.run)

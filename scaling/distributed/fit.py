@@ -198,15 +198,6 @@ def _warn_of_other_settings(run: RunFolder, settings: Settings) -> None:
         print(f"warning: {run.path} holds scenes fitted with other stage-2 settings; they stay as they are")
 
 
-def failures_text(run: RunFolder, most: int = 10) -> str:
-    """The given-up scenes, one a line; empty where there are none."""
-    gone = sorted(set(given_up(run.failures)) - set(run.library.ids()))
-    events = given_up(run.failures)
-    lines = [f"  {scene_id}: {events[scene_id]['kind']}: {events[scene_id]['message']}" for scene_id in gone[:most]]
-    more = [f"  … and {len(gone) - most} more"] if len(gone) > most else []
-    return "\n".join(["failed:", *lines, *more]) if gone else ""
-
-
 def _default_actors(resources: Resources, num_scenes: int, batch: int) -> int:
     """One per GPU; on CPUs one per core, which wastes less than threads do, but no more than there are batches."""
     return resources.gpus or max(1, min(resources.cpus, -(-num_scenes // batch)))

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -30,7 +29,7 @@ def summarise(run: RunFolder) -> dict[str, Any]:
         )
     rows = table.to_pylist()
     committed = set(table["scene_id"].to_pylist())
-    failed = [scene_id for scene_id in given_up(run.failures) if scene_id not in committed]
+    failed = failed_scenes(run, committed)
     metrics: dict[str, Any] = {"num_scenes": 0, "num_failed": len(failed)}
     metrics |= _stage(run, [row for row in rows if row["stage"] == 2], stage=2)
     metrics["shared_bytes"] = sum(p.stat().st_size for p in run.shared_in_use().rglob("*") if p.is_file())
@@ -94,6 +93,14 @@ def table_text(metrics: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def read_metrics(path: Path) -> dict[str, Any]:
-    """metrics.json of a run."""
-    return json.loads(path.read_text())
+def failed_scenes(run: RunFolder, committed: Collection[str]) -> dict[str, dict[str, Any]]:
+    """The scenes that were given up and not fitted since, each with its latest event."""
+    return {scene_id: event for scene_id, event in given_up(run.failures).items() if scene_id not in committed}
+
+
+def failures_text(run: RunFolder, most: int = 10) -> str:
+    """The failed scenes, one a line; empty where there are none."""
+    failed = sorted(failed_scenes(run, set(run.library.ids())).items())
+    lines = [f"  {scene_id}: {event['kind']}: {event['message']}" for scene_id, event in failed[:most]]
+    more = [f"  … and {len(failed) - most} more"] if len(failed) > most else []
+    return "\n".join(["failed:", *lines, *more]) if failed else ""

@@ -116,9 +116,10 @@ class Stage1:
                 start = time.perf_counter()
                 losses = self._epoch(name, phase, step)
                 self.epoch += 1
-                self.seconds += time.perf_counter() - start
+                seconds = time.perf_counter() - start
+                self.seconds += seconds
                 done = sum(getattr(self.settings.stage1, p).num_epochs for p in phases[: self.phase_index])
-                report = (self.epoch, done + self.epoch, total, losses, time.perf_counter() - start)
+                report = (self.epoch, done + self.epoch, total, losses, seconds)
                 on_epoch(EpochReport(name, *report))
             self.phase_index, self.epoch = self.phase_index + 1, 0
         self._finish()
