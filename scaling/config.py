@@ -157,6 +157,12 @@ class Phase(Section):
     """Epochs at which the learning rates drop by lr_milestone_factor."""
     lr_milestone_factor: Annotated[float, Field(gt=0, le=1)] = 0.3
     """Factor on the learning rates at each milestone."""
+    items_per_step: Positive | None = None
+    """Items (whole views, or scenes where rays_per_item is set) in a step's global batch."""
+    field_frozen_from_epoch: Count | None = None
+    """Epoch from which the field no longer moves; null: never."""
+    tv_weight: Rate = 0.0
+    """Weight of the planes' total variation (mean over the batch)."""
 
     @property
     def encodes_views(self) -> bool:
@@ -177,13 +183,14 @@ class Phase(Section):
 class Stage1Phase(Phase):
     items_per_step: Positive = 32
     """Items (whole views, or scenes where rays_per_item is set) in a step's global batch."""
-    field_frozen_from_epoch: Count | None = None
-    """Epoch from which the field no longer moves; null: never."""
-    tv_weight: Rate = 0.0
-    """Weight of the planes' total variation (mean over the batch)."""
 
 
 class Stage2Phase(Phase):
+    """Rates of the shared parts, items_per_step and field_frozen_from_epoch count in mode cohort only."""
+
+    items_per_step: Positive | None = None
+    """Mode cohort: items (whole views, or scenes where rays_per_item is set) in a step; null: as many as scenes."""
+
     @model_validator(mode="after")
     def _moves_scenes(self) -> Stage2Phase:
         if self.lr.encoder or self.loss.autoencoder:
@@ -255,26 +262,30 @@ class Stage2(Section):
     mode: Literal["frozen", "cohort"] = "frozen"
     """frozen: scenes are fitted alone on the shared model as it is; cohort: with a copy of it, fine-tuned together."""
     scenes_per_batch: Positive = 16
-    """Scenes that an actor fits together and commits as one part."""
+    """Mode frozen: scenes that an actor fits together and commits as one part."""
+    cohort_size: Positive | None = 64
+    """Mode cohort: scenes of a cohort, fixed chunks of the scenes' order; null: one cohort of all."""
     latent: Stage2Phase = Stage2Phase(
         steps_per_epoch=650,
         rays_per_item=64,
         loss=LossWeights(latent=1.0),
-        lr=Rates(**SCENE_RATES),
+        lr=Rates(field=1e-3, base_planes=1e-3, **SCENE_RATES),
         lr_cosine_to=0.02,
     )
     """Phase 2a: micro planes and coefs against the encoded training views."""
     rgb: Stage2Phase = Stage2Phase(
         num_epochs=2,
+        items_per_step=8,
         loss=LossWeights(rgb=1.0),
-        lr=Rates(micro_planes=2e-3, coefs=2e-3),
+        lr=Rates(decoder=5e-4, field=1e-3, base_planes=1e-3, micro_planes=2e-3, coefs=2e-3),
         lr_cosine_to=0.1,
     )
     """Phase 2b: the same through the decoder, against the training images."""
     micro_dtype: Literal["float16", "int8"] = "float16"
     """How a library stores micro planes; int8 has one scale per plane and channel."""
     start: Literal["mean", "random"] = "mean"
-    """A scene starts at stage 1's mean coefs and zero micro planes, or drawn as stage 1's scenes were."""
+    """A scene starts at stage 1's mean coefs and zero micro planes, or (published) drawn as stage 1's scenes were, and
+    in mode cohort the field starts anew too."""
     max_attempts: Positive = 3
     """Attempts at a scene whose actor died before it is recorded as failed."""
 

@@ -23,8 +23,9 @@ from scaling.training.metrics import psnr, ssim
 from scaling.training.optim import RowAdam, check_ownership, lr_factor, shared_optimiser
 from scaling.training.sampler import bucket_of, epoch_batches
 from scaling.training.scene_data import Item, prepare_scene
-from scaling.training.stage1 import EpochReport, Stage1, check_workers
-from scaling.training.stage2 import fit_scenes, unused_rates
+from scaling.training.phases import EpochReport
+from scaling.training.stage1 import Stage1, check_workers
+from scaling.training.stage2 import fit_scenes
 from scaling.training.streams import stream
 from scaling.training.workers import Workers
 
@@ -478,15 +479,6 @@ def test_metrics_of_a_fitted_scene(shared, tiny_scenes):
     }  # fmt: skip
 
 
-def test_rates_that_frozen_fits_do_not_use_are_listed(tiny_values):
-    assert unused_rates(make_settings(tiny_values)) == []
-    values = {"stage2": {"rgb": {"lr": {"decoder": 1e-4, "base_planes": 1e-2}}}}
-    assert unused_rates(make_settings(merge(tiny_values, values))) == [
-        "stage2.rgb.lr.decoder",
-        "stage2.rgb.lr.base_planes",
-    ]
-
-
 def test_rgb_space_learns_in_both_stages(tiny_values, tiny_scenes):
     values = {
         "representation": {"space": "rgb", "resolution": 8, "micro_features": 4},
@@ -525,12 +517,12 @@ def test_gradients_of_a_part_of_the_global_batch(tiny_values, tiny_scenes, monke
     def gradients(size: int) -> tuple[torch.Tensor, torch.Tensor]:
         run = Stage1(settings, [views.scene_id for views in tiny_scenes], tiny_scenes, Workers(size=size))
         phase = settings.stage1.warmup
-        step = run._enter("warmup", phase)
+        step = run._with_optimisers(run._enter("warmup", phase))
         items = [Item(scene, None, stream(scene.scene_id)) for scene in run.scenes[:2]]
         moved: dict[str, torch.Tensor] = {}
         monkeypatch.setattr(run.row_optimisers["coefs"], "step", lambda rows, grad, lr: moved.update(coefs=grad))
         monkeypatch.setattr(run.optimiser, "step", lambda: moved.update(base=run.shared.base_planes.grad.clone()))
-        run._step(phase, step, items, 1.0)
+        run._step(phase, step, items, phase.items_per_step, 1.0)
         return moved["base"], moved["coefs"]
 
     monkeypatch.setattr(Workers, "sum", lambda self, tensor: tensor)

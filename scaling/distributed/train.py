@@ -41,7 +41,8 @@ from scaling.library.summary import summarise
 from scaling.models.shared import SceneParams, SharedModel
 from scaling.training.checkpoint import load_scenes, read_progress
 from scaling.training.sampler import bucket_of
-from scaling.training.stage1 import EpochReport, Stage1, check_workers
+from scaling.training.phases import EpochReport
+from scaling.training.stage1 import Stage1, check_workers
 from scaling.training.workers import Workers
 
 SCENES_PER_PART = 256

@@ -1,4 +1,4 @@
-"""Checkpoints of stage 1: one shard of scenes per worker plus the shared model, as safetensors and JSON.
+"""Checkpoints between epochs: one shard of scenes per worker plus the shared model, as safetensors and JSON.
 
 Scenes are found by id, not by rank, so a checkpoint loads on another number of workers.
 """
@@ -16,10 +16,10 @@ from torch import Tensor
 from scaling.config import SettingsError
 
 if TYPE_CHECKING:
-    from scaling.training.stage1 import Stage1
+    from scaling.training.phases import Phases
 
 
-def save_checkpoint(run: Stage1, folder: Path) -> None:
+def save_checkpoint(run: Phases, folder: Path) -> None:
     """Writes this worker's part into `folder`; rank 0 adds the shared model, its optimiser and the progress."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file(_scene_tensors(run), folder / f"scenes-{run.workers.rank}-of-{run.workers.size}.safetensors")
@@ -32,8 +32,8 @@ def save_checkpoint(run: Stage1, folder: Path) -> None:
         "epoch": run.epoch,
         "seconds": run.seconds,
         "num_shards": run.workers.size,
-        "scene_ids": run.scene_ids,
-        "settings": _settings(run),
+        "dropped": run.dropped,
+        **run.identity,
     }
     (folder / "progress.json").write_text(json.dumps(progress))
 
@@ -43,13 +43,13 @@ def read_progress(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "progress.json").read_text())
 
 
-def load_checkpoint(run: Stage1, folder: Path) -> None:
+def load_checkpoint(run: Phases, folder: Path) -> None:
     """Loads the shared model, this worker's scenes and the progress.
 
     Raises SettingsError where the checkpoint belongs to another job.
     """
     progress = read_progress(folder)
-    if progress["scene_ids"] != run.scene_ids or progress["settings"] != _settings(run):
+    if any(progress[key] != value for key, value in run.identity.items()):
         raise SettingsError(
             f"{folder}: this checkpoint was made with other scenes or settings; use another --run, or the same ones"
         )
@@ -59,16 +59,13 @@ def load_checkpoint(run: Stage1, folder: Path) -> None:
         run.table.micro_planes[row] = shards[f"{scene_id}/micro_planes"].to(run.shared.device)
         run.table.coefs[row] = shards[f"{scene_id}/coefs"].to(run.shared.device)
     run.phase_index, run.epoch, run.seconds = progress["phase_index"], progress["epoch"], progress["seconds"]
+    run.dropped = progress["dropped"]
 
 
-def load_optimisers(run: Stage1, folder: Path) -> None:
+def load_optimisers(run: Phases, folder: Path) -> None:
     """Loads the optimisers' states; the checkpoint's phase must have been entered, as it makes the optimisers."""
     _load_optimiser(run.optimiser, load_file(folder / "optimiser.safetensors", device=str(run.shared.device)))
     _load_rows(run, load_scenes(folder))
-
-
-def _settings(run: Stage1) -> dict[str, Any]:
-    return run.settings.model_dump(exclude={"stage2"})
 
 
 def load_scenes(folder: Path) -> dict[str, Tensor]:
@@ -80,7 +77,7 @@ def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
-def _scene_tensors(run: Stage1) -> dict[str, Tensor]:
+def _scene_tensors(run: Phases) -> dict[str, Tensor]:
     tensors = {}
     for scene_id, row in run.row.items():
         tensors[f"{scene_id}/micro_planes"] = run.table.micro_planes[row]
@@ -99,7 +96,7 @@ def _scene_shards(folder: Path, num_shards: int) -> dict[str, Tensor]:
     return tensors
 
 
-def _load_rows(run: Stage1, shards: dict[str, Tensor]) -> None:
+def _load_rows(run: Phases, shards: dict[str, Tensor]) -> None:
     for scene_id, row in run.row.items():
         for key, optimiser in run.row_optimisers.items():
             for name in ("first", "second", "steps"):

@@ -22,7 +22,6 @@ from scaling.training.scene_data import Item, TrainingScene, encode_scene, make_
 from scaling.training.streams import stream
 
 PHASES = ("latent", "rgb")
-SHARED_PARTS = ("decoder", "field", "base_planes")
 
 
 @dataclass(frozen=True)
@@ -33,12 +32,6 @@ class FittedScene:
     scene_id: str
     params: SceneParams
     seconds: float
-
-
-def unused_rates(settings: Settings) -> list[str]:
-    """Keys of the shared parts' rates above 0, which mode frozen does not use: it moves scenes alone."""
-    rates = {f"stage2.{name}.lr": getattr(settings.stage2, name).lr for name in PHASES}
-    return [f"{key}.{part}" for key, lr in rates.items() for part in SHARED_PARTS if getattr(lr, part)]
 
 
 def fit_scenes(
@@ -74,7 +67,7 @@ def _fit_group(
     ready = [prepare_scene(shared, views) for views in scenes]
     for scene in ready:
         encode_scene(shared, scene)
-    params = _start(shared, settings, ready)
+    params = start_params(shared, settings, [scene.scene_id for scene in ready])
     for name in PHASES:
         phase: Stage2Phase = getattr(settings.stage2, name)
         if phase.num_epochs:
@@ -85,10 +78,11 @@ def _fit_group(
     return params, time.perf_counter() - start
 
 
-def _start(shared: SharedModel, settings: Settings, ready: Sequence[TrainingScene]) -> SceneParams:
+def start_params(shared: SharedModel, settings: Settings, scene_ids: Sequence[str]) -> SceneParams:
+    """Where the scenes start, as stage2.start says: [S, P, F_mic, K, K] and [S, M]."""
     if settings.stage2.start == "random":
-        return shared.random_params([stream(settings.seed, "start", scene.scene_id) for scene in ready])
-    return shared.start_params(len(ready))
+        return shared.random_params([stream(settings.seed, "start", scene_id) for scene_id in scene_ids])
+    return shared.start_params(len(scene_ids))
 
 
 def _run_phase(
