@@ -13,6 +13,7 @@ def add_flags() -> argparse.ArgumentParser:
     parser.add_argument("--shared", type=Path, help="folder of the shared model (default: RUN/shared)")
     parser.add_argument("--num-actors", type=positive_int, help="actors (default: one per GPU, else one per CPU core)")
     parser.add_argument("--mode", choices=("frozen", "cohort"), help="default: the setting stage2.mode")
+    parser.add_argument("--cohort-size", type=positive_int, help="default: the setting stage2.cohort_size")
     parser.add_argument("--retry-failed", action="store_true", help="try scenes again that were given up")
     return parser
 
@@ -20,7 +21,7 @@ def add_flags() -> argparse.ArgumentParser:
 def main() -> int:
     parser = add_flags()
     arguments, settings = parse_settings(parser)
-    from scaling.config import with_mode
+    from scaling.config import with_stage2
     from scaling.data.scene_source import SourceSpec, choose_ids
     from scaling.distributed.cluster import connect
     from scaling.distributed.fit import fit_stage2
@@ -30,7 +31,7 @@ def main() -> int:
 
     run = RunFolder(arguments.run)
     shared = arguments.shared or run.shared
-    settings = settings_on(shared, with_mode(settings, arguments.mode), arguments.given)
+    settings = settings_on(shared, with_stage2(settings, arguments.mode, arguments.cohort_size), arguments.given)
     spec = SourceSpec.of(arguments.store, settings.data)
     trained = read_scene_ids(shared)
     ids = choose_ids(spec.open(), arguments.scenes, trained, arguments.skip_scenes, arguments.num_scenes)

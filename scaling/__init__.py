@@ -1,1 +1,23 @@
-"""Learn thousands of 3D scenes: a shared compression model, then one small tri-plane a scene."""
+"""Learn thousands of 3D scenes: a shared compression model, then one small tri-plane a scene.
+
+In Python: `scaling.load_library(RUN)` and `scaling.fit_scene(SHARED, images, cam2world, intrinsics)`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from scaling.library.api import fit_scene, load_library
+
+__all__ = ["fit_scene", "load_library"]
+
+
+def __getattr__(name: str) -> Any:
+    # Every `import scaling.x` runs this file first. The API needs torch, which takes seconds to import and which --help
+    # and the settings do without, so it is imported where it is first asked for.
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from scaling.library import api
+
+    return getattr(api, name)

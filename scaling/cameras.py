@@ -28,6 +28,7 @@ class Rays:
         return Rays(self.origins[index], self.directions[index])  # type: ignore[index]
 
     def to(self, device: torch.device | str) -> Rays:
+        """The same rays on another device."""
         return Rays(self.origins.to(device), self.directions.to(device))
 
 
@@ -35,7 +36,7 @@ def pixel_rays(cam2world: Tensor, intrinsics: Tensor, height: int, width: int) -
     """Rays through the centres of the pixels of an image, row by row.
 
     cam2world [..., 4, 4], intrinsics [..., 3, 3] (normalised) → Rays [..., height · width, 3].
-    Pixel (row i, column j) has its centre at ((j + ½) / width, (i + ½) / height).
+    Pixel (row i, column j) has its centre at ((j + ½) / width, (i + ½) / height). ValueError for other shapes.
     """
     if cam2world.shape[-2:] != (4, 4) or intrinsics.shape[-2:] != (3, 3):
         raise ValueError(f"expected [..., 4, 4] and [..., 3, 3], got {cam2world.shape} and {intrinsics.shape}")

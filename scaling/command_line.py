@@ -17,7 +17,7 @@ PRESETS = Path(__file__).resolve().parent.parent / "experiments" / "presets"
 
 
 def positive_int(text: str) -> int:
-    """argparse type of counts that must be at least 1."""
+    """argparse type of counts that must be at least 1; ArgumentTypeError says what else was given."""
     try:
         value = int(text)
     except ValueError:

@@ -353,9 +353,11 @@ def make_settings(values: dict[str, Any]) -> Settings:
         raise SettingsError(_describe(error)) from None
 
 
-def with_mode(settings: Settings, mode: str | None) -> Settings:
-    """The settings with `--mode`, where it was given, as stage2.mode."""
-    return settings if mode is None else make_settings(merge(settings.model_dump(), {"stage2": {"mode": mode}}))
+def with_stage2(settings: Settings, mode: str | None, cohort_size: int | None) -> Settings:
+    """The settings with `--mode` as stage2.mode and `--cohort-size` as stage2.cohort_size, where they were given."""
+    given = {"mode": mode, "cohort_size": cohort_size}
+    over = {"stage2": {key: value for key, value in given.items() if value is not None}}
+    return make_settings(merge(settings.model_dump(), over))
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

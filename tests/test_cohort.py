@@ -12,7 +12,7 @@ from scaling.config import Settings, SettingsError, make_settings, merge
 from scaling.data.scenes import SceneViews
 from scaling.models.shared import SharedModel
 from scaling.training.cohort import CohortFit, fit_cohort
-from scaling.training.phases import Diverged, EpochReport
+from scaling.training.phases import EpochReport
 from scaling.training.stage1 import Stage1
 from scaling.training.stage2 import fit_scenes
 

@@ -13,7 +13,8 @@ from mlflow import MlflowClient
 from scaling.config import SettingsError, make_settings, merge
 from scaling.data.scene_source import SourceSpec, choose_ids
 from scaling.data.scene_store import SceneStore, StoreWriter
-from scaling.data.synthetic import embedded_car, embedded_ids
+from scaling.data.scenes import views_from_row
+from scaling.data.synthetic import embedded_car, embedded_ids, embedded_scene
 from scaling.distributed.cluster import Resources, share
 from scaling.distributed.dispatch import Dispatcher
 from scaling.distributed.fit import fit_stage2
@@ -22,7 +23,10 @@ from scaling.distributed.tracking import tracking_uri
 from scaling.distributed.train import train_stage1
 from scaling.library.failures import FailureLog, given_up, read_failures
 from scaling.library.run_folder import RunFolder
+from scaling.library.stored_models import StoredModels
 from scaling.models.shared import load_shared, read_scene_ids
+from scaling.training.evaluate import evaluate_scene
+from scaling.training.stage1 import Stage1
 
 pytestmark = pytest.mark.filterwarnings("default")  # Ray's and MLflow's own warnings are theirs to mend
 
@@ -119,3 +123,47 @@ def test_dispatcher_accounts_for_every_scene(ray_6_cpus_2_gpus, tmp_path):
         "bad-1": "bad input",
     }
     assert read_failures(tmp_path)["a"]["kind"] == "retry", "its first actor died, and it was tried again"
+
+
+def test_cohorts_end_to_end(ray_6_cpus_2_gpus, tmp_path, tiny_values):
+    """Two cohorts of fixed chunks; a damaged member is left out and recorded; each cohort's copy is stored once."""
+    rates = {"decoder": 1e-2, "field": 1e-2, "base_planes": 1e-2, "micro_planes": 1e-2, "coefs": 1e-2}
+    stage2 = {"mode": "cohort", "cohort_size": 3, "rgb": {"num_epochs": 1, "items_per_step": 3, "lr": rates}}
+    settings = make_settings(merge(tiny_values, {"stage2": stage2}))
+    run = RunFolder(tmp_path / "runs" / "cohorts")
+    ids = embedded_ids(10)
+    train = Stage1(settings, ids[:4], [embedded_scene(i, settings.data.image_size, 5) for i in ids[:4]])
+    train.run(lambda report: None)
+    content_hash = train.shared.save(run.shared, ids[:4])
+    with StoreWriter(tmp_path / "store", "test") as writer:
+        for scene_id in ids[4:]:
+            row = embedded_car(scene_id, settings.data.image_size, 5)
+            if scene_id == ids[5]:
+                row["views"][2] = row["views"][2][:50]
+            writer.add(row)
+    spec = SourceSpec.of(str(tmp_path / "store"), settings.data)
+    metrics = fit_stage2(run, run.shared, settings, spec, ids[4:], ray_6_cpus_2_gpus, num_actors=2)
+    assert (metrics["num_scenes"], metrics["num_failed"]) == (5, 1)
+    assert given_up(run.failures)[ids[5]]["kind"] == "bad input"
+    rows = list(run.library.scenes())
+    members: dict[str, set[str]] = {}
+    for row in rows:
+        members.setdefault(row["cohort"], set()).add(row["scene_id"])
+    assert sorted(map(sorted, members.values())) == [[ids[4], ids[6]], ids[7:10]]
+    folders = {path.name for path in (run.library.folder / "cohorts").iterdir()}
+    assert folders == set(members)
+    assert not list((run.checkpoints / "cohorts").iterdir()), "a committed cohort needs no checkpoint"
+    cohort_bytes = sum(path.stat().st_size for path in (run.library.folder / "cohorts").rglob("*.*"))
+    assert metrics["bytes_per_scene"] > cohort_bytes / 5
+
+    # A reader gets the pixels that the row's metrics were measured on.
+    row = rows[0]
+    model, params = StoredModels(run).scene(row)
+    views = views_from_row(next(iter(spec.open().rows([row["scene_id"]]))), settings.data.image_size)
+    assert evaluate_scene(model, params, views)["psnr"] == pytest.approx(row["psnr"], abs=1e-4)
+    assert evaluate_scene(train.shared, params, views)["psnr"] != pytest.approx(row["psnr"], abs=1e-4)
+    assert row["shared"] == content_hash
+
+    # What is left of a cohort is a cohort of its own.
+    again = fit_stage2(run, run.shared, settings, spec, ids[4:], ray_6_cpus_2_gpus, num_actors=1, retry_failed=True)
+    assert again == metrics

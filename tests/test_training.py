@@ -21,9 +21,9 @@ from scaling.training.evaluate import evaluate_scene
 from scaling.training.losses import pixel_error, weighted
 from scaling.training.metrics import psnr, ssim
 from scaling.training.optim import RowAdam, check_ownership, lr_factor, shared_optimiser
+from scaling.training.phases import EpochReport
 from scaling.training.sampler import bucket_of, epoch_batches
 from scaling.training.scene_data import Item, prepare_scene
-from scaling.training.phases import EpochReport
 from scaling.training.stage1 import Stage1, check_workers
 from scaling.training.stage2 import fit_scenes
 from scaling.training.streams import stream

@@ -1,7 +1,7 @@
 """Hands batches of scenes to actors, one in flight per actor, and accounts for every scene.
 
-At least once: a batch whose actor died is cut into single scenes and tried again; a scene that has cost
-`max_attempts` actors is given up. Commits are idempotent, so results are effectively once.
+At least once: a batch whose actor died is cut into single scenes (a cohort stays whole) and tried again; a scene that
+has cost `max_attempts` actors is given up. Commits are idempotent, so results are effectively once.
 """
 
 from __future__ import annotations
@@ -49,14 +49,16 @@ class Dispatcher:
         max_attempts: int,
         failures: FailureLog,
         committed: Callable[[], set[str]],
+        split: bool = True,
     ) -> None:
         self.make_actor = make_actor
         self.num_actors = num_actors
         self.max_attempts = max_attempts
         self.failures = failures
         self.committed = committed  # asked after an actor's death: its last commit may have come through
+        self.split = split  # whether a batch can be cut into scenes; a cohort cannot
         self.failed_starts = 0
-        self.again: deque[pa.Table] = deque()  # single scenes whose actor died
+        self.again: deque[pa.Table] = deque()  # what is left of batches whose actor died
         self.attempts: dict[str, int] = {}
         self.in_flight: dict[Any, tuple[Any, pa.Table | None]] = {}  # future → its actor and batch (None: ready())
 
@@ -131,8 +133,9 @@ class Dispatcher:
         self.failures.add(outcome["scene_id"], attempt, outcome["kind"], outcome["message"])
 
     def _actor_died(self, batch: pa.Table, message: str, counts: Counts) -> None:
-        """Each scene of the batch that is not committed has cost an actor: try it alone, or give it up."""
+        """Each scene of the batch that is not committed has cost an actor: try it again, or give it up."""
         committed = self.committed()
+        left = []
         for index, scene_id in enumerate(batch["scene_id"].to_pylist()):
             if scene_id in committed:
                 counts.done += 1
@@ -140,7 +143,11 @@ class Dispatcher:
             self.attempts[scene_id] = self.attempts.get(scene_id, 0) + 1
             if self.attempts[scene_id] < self.max_attempts:
                 self.failures.add(scene_id, self.attempts[scene_id], "retry", message)
-                self.again.append(batch.slice(index, 1))
+                left.append(index)
             else:
                 counts.failed += 1
                 self.failures.add(scene_id, self.attempts[scene_id], "actor died", message)
+        if self.split:
+            self.again.extend(batch.slice(index, 1) for index in left)
+        elif left:
+            self.again.append(batch.take(left))

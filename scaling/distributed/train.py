@@ -37,11 +37,12 @@ from scaling.library.fitted_scenes import commit_part, pack_scene
 from scaling.library.pictures import log_scene_pictures
 from scaling.library.render import save_png, scene_sheet
 from scaling.library.run_folder import RunFolder, ids_hash, settings_hash
+from scaling.library.stored_models import StoredModels
 from scaling.library.summary import summarise
 from scaling.models.shared import SceneParams, SharedModel
 from scaling.training.checkpoint import load_scenes, read_progress
-from scaling.training.sampler import bucket_of
 from scaling.training.phases import EpochReport
+from scaling.training.sampler import bucket_of
 from scaling.training.stage1 import Stage1, check_workers
 from scaling.training.workers import Workers
 
@@ -272,5 +273,6 @@ def _finish(run: RunFolder, checkpoint: Path, settings: Settings, spec: SourceSp
                 }
             )  # fmt: skip
         commit_part(run.library.folder, rows)
-    log_scene_pictures(run, shared, source, ids[:PICTURED_SCENES], "stage1", tracker.log_image)
+    models = StoredModels(run, known={content_hash: shared})
+    log_scene_pictures(run, source, ids[:PICTURED_SCENES], "stage1", tracker.log_image, models)
     shared.save(run.shared, ids)

@@ -119,6 +119,7 @@ class Library:
         self.folder = folder
 
     def parts(self) -> list[Path]:
+        """The committed parts, sorted by name; empty where there are none."""
         return sorted((self.folder / "parts").glob("part-*.parquet"))
 
     def table(self, columns: Sequence[str] | None = None) -> pa.Table:
@@ -158,8 +159,10 @@ class Library:
                         yield row
 
     def num_bytes(self, stage: int) -> int:
-        """Bytes on disk of the parts that hold scenes of a stage."""
-        return sum(p.stat().st_size for p in self.parts() if stage in _read_part(p, ["stage"])["stage"].to_pylist())
+        """Bytes on disk of the parts that hold scenes of a stage, and of the cohorts' own copies (stage 2)."""
+        parts = [path for path in self.parts() if stage in _read_part(path, ["stage"])["stage"].to_pylist()]
+        cohorts = [path for path in (self.folder / "cohorts").rglob("*") if path.is_file()] if stage == 2 else []
+        return sum(path.stat().st_size for path in [*parts, *cohorts])
 
 
 def _read_part(path: Path, columns: Sequence[str]) -> pa.Table:

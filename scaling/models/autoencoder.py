@@ -21,12 +21,12 @@ TARGET_STD = 0.11  # of s · z: s = 0.11 / std(z) keeps tanh near-linear over th
 
 
 def normalise(raw_latents: Tensor, latent_scale: Tensor | float) -> Tensor:
-    """n = tanh(s z), in [−1, 1]."""
+    """n = tanh(s z), in [−1, 1]; any shape."""
     return torch.tanh(latent_scale * raw_latents)
 
 
 def denormalise(latents: Tensor, latent_scale: Tensor | float) -> Tensor:
-    """z = atanh(clamp(n, ±(1 − 1e-4))) / s, the inverse of `normalise`."""
+    """z = atanh(clamp(n, ±(1 − 1e-4))) / s, the inverse of `normalise`; any shape."""
     return torch.atanh(latents.clamp(-1 + MARGIN, 1 - MARGIN)) / latent_scale
 
 
@@ -39,6 +39,7 @@ class LatentDecoder(nn.Module):
         self.decoder = decoder
 
     def forward(self, latents: Tensor, latent_scale: Tensor | float) -> Tensor:
+        """latents [B, C, h, w] in [−1, 1], their scale s → images [B, 3, H, W] in [0, 1], clamped."""
         raw_latents = denormalise(latents, latent_scale)
         if self.post_quant_conv is not None:
             raw_latents = self.post_quant_conv(raw_latents)
@@ -108,15 +109,19 @@ class IdentityAutoencoder(nn.Module):
     shrink = 1
 
     def encode(self, images: Tensor) -> Tensor:
+        """images [B, 3, H, W] in [0, 1] → the same in [−1, 1]."""
         return 2 * images - 1
 
     def encode_sample(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """As `encode`: nothing is sampled, so the divergence [B] is 0."""
         return self.encode(images), images.new_zeros(len(images))
 
     def decode(self, latents: Tensor) -> Tensor:
+        """latents [B, 3, H, W] in [−1, 1] → images in [0, 1], clamped."""
         return ((latents + 1) / 2).clamp(0, 1)
 
     def halves(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """It has no parameters."""
         return [], []
 
 
@@ -142,7 +147,10 @@ def build_autoencoder(settings: AutoencoderSettings, image_size: int) -> LatentA
 
 
 def load_vae(settings: AutoencoderSettings) -> AutoencoderKL:
-    """AutoencoderKL.from_pretrained by local folder or hub name, safetensors only."""
+    """AutoencoderKL.from_pretrained by local folder or hub name, safetensors only.
+
+    Raises ValueError that names it where it cannot be loaded.
+    """
     source = str(settings.pretrained)
     where: dict[str, Any] = {"subfolder": settings.subfolder, "revision": settings.revision}
     if Path(source).is_dir():

@@ -74,7 +74,7 @@ class Renderer:
     def __call__(
         self, planes: Tensor, field: Field, rays: Rays, background: Tensor, uniforms: Tensor | None = None
     ) -> RenderOutput:
-        """planes [S, P, F, K, K], rays [S, R], background [C] in [0, 1], uniforms [S, R, uniforms_per_ray].
+        """planes [S, P, F, K, K], rays [S, R], background [C] and uniforms [S, R, uniforms_per_ray] in [0, 1].
 
         Without uniforms every sample lies in the middle of its stratum: the same picture each time.
         """
@@ -94,7 +94,7 @@ class Renderer:
         return RenderOutput(composite(out, opacity, background), depth, opacity)
 
     def near_far(self, rays: Rays) -> tuple[Tensor, Tensor]:
-        """Ends of the sampled part of each ray [S, R], [S, R]."""
+        """Ends of the sampled part of each ray: distances [S, R], [S, R], world units."""
         if self.near is None or self.far is None:
             near, far, _ = box_near_far(rays, self.box_side)
             return near, far

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,7 +101,10 @@ class SharedModel(nn.Module):
         return self.background.device
 
     def adapt_decoder(self) -> LatentDecoder:
-        """Gives the model a decoder of its own for rendered latents; a copy of the autoencoder's at first."""
+        """Gives the model a decoder of its own for rendered latents; a copy of the autoencoder's at first.
+
+        SettingsError in RGB space, which has no decoder.
+        """
         if not isinstance(self.autoencoder, LatentAutoencoder):
             raise SettingsError("stage1.adapt: RGB space has no decoder to adapt; set stage1.adapt.num_epochs to 0")
         if self.decoder is None:
@@ -108,13 +112,16 @@ class SharedModel(nn.Module):
         return self.decoder
 
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Loads a whole state, with the adapted decoder if it holds one. RuntimeError where names or shapes differ."""
+        """Loads a whole state, by name as `state_dict` gives it, with the adapted decoder if it holds one.
+
+        RuntimeError where names or shapes differ.
+        """
         if any(name.startswith("decoder.") for name in tensors):
             self.adapt_decoder()
         self.load_state_dict(tensors)
 
     def update_background(self) -> None:
-        """Derives the background again from the autoencoder as it stands."""
+        """Derives the background [C] again from the autoencoder as it stands (see `derive_background`)."""
         background = derive_background(self.autoencoder, self.settings.data.image_size, self.device)
         self.background.copy_(background)
 
@@ -138,12 +145,15 @@ class SharedModel(nn.Module):
         return self.decoder(latents, self.autoencoder.latent_scale)
 
     def start_params(self, num_scenes: int) -> SceneParams:
-        """Where stage 2 starts: zero micro planes and stage 1's mean coefs, [S, …]."""
+        """Where stage 2 starts: zero micro planes [S, P, F_mic, K, K] and stage 1's mean coefs [S, M]."""
         micro = torch.zeros(num_scenes, *self.micro_shape, device=self.device)
         return SceneParams(micro, self.coefs_mean.expand(num_scenes, -1).clone())
 
     def random_params(self, generators: list[torch.Generator]) -> SceneParams:
-        """Where stage 1 starts, one generator a scene: both normal, with the settings' standard deviations."""
+        """Where stage 1 starts, one generator a scene: micro planes [S, P, F_mic, K, K] and coefs [S, M].
+
+        Both are normal with mean 0 and the settings' standard deviations, micro_std and coefs_std.
+        """
         shape = self.settings.representation
         micro = [torch.randn(self.micro_shape, generator=g) * shape.micro_std for g in generators]
         coefs = [torch.randn(shape.num_base_planes, generator=g) * shape.coefs_std for g in generators]
@@ -151,12 +161,7 @@ class SharedModel(nn.Module):
 
     def content_hash(self) -> str:
         """SHA-256 over the sorted (name, dtype, shape, bytes) of every tensor."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.state_dict().items()):
-            tensor = tensor.detach().cpu().contiguous()
-            digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-            digest.update(tensor.view(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
-        return digest.hexdigest()
+        return tensors_hash(self.state_dict())
 
     def save(self, folder: Path, scene_ids: list[str]) -> str:
         """Writes the shared model; hash.txt comes last and marks it whole. → its hash."""
@@ -176,12 +181,22 @@ class SharedModel(nn.Module):
         return content_hash
 
 
+def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256, in hexadecimal, over the sorted (name, dtype, shape, bytes) of the tensors."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        tensor = tensor.detach().cpu().contiguous()
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor.view(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+    return digest.hexdigest()
+
+
 def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
 def read_scene_ids(folder: Path) -> list[str]:
-    """Ids of the scenes that the shared model in `folder` was trained on."""
+    """Ids of the scenes that the shared model in `folder` was trained on. FileNotFoundError where it holds none."""
     return (folder / "scenes.txt").read_text().split()
 
 

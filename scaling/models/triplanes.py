@@ -15,7 +15,10 @@ AXES = {"x": 0, "y": 1, "z": 2}
 
 
 def mix_base_planes(coefs: Tensor, base_planes: Tensor) -> Tensor:
-    """Macro planes Σ_k w_i^k B_k. coefs [S, M], base_planes [M, P, F_mac, K, K] → [S, P, F_mac, K, K]."""
+    """Macro planes Σ_k w_i^k B_k. coefs [S, M], base_planes [M, P, F_mac, K, K] → [S, P, F_mac, K, K].
+
+    ValueError where the two have another M.
+    """
     num_scenes, num_base = coefs.shape
     if base_planes.shape[0] != num_base:
         raise ValueError(f"{num_base} coefs a scene, but {base_planes.shape[0]} base planes")
@@ -47,7 +50,7 @@ def project(points: Tensor, plane_axes: Sequence[str], box_side: float) -> Tenso
 def sample_planes(planes: Tensor, points: Tensor, plane_axes: Sequence[str], box_side: float) -> Tensor:
     """Bilinear samples of every plane at the points' projections; zero outside the box.
 
-    planes [S, P, F, K, K], points [S, N, 3] → [S, P, N, F].
+    planes [S, P, F, K, K], points [S, N, 3] → [S, P, N, F]. ValueError unless every plane has its axes.
     """
     num_scenes, num_planes = planes.shape[:2]
     if num_planes != len(plane_axes):

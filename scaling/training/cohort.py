@@ -77,7 +77,11 @@ class Cohort(Phases):
             field = Field(shape.micro_features + shape.macro_features, shape.field_width, channels)
         self.shared.field.load_state_dict(field.state_dict())
 
-    def enter(self, name: str, phase: Phase) -> PhaseStep:
+    def go_on(self, on_epoch: Callable[[EpochReport], None], last: Path | None) -> None:
+        """The phases from where they stand; last: the checkpoint that they stand at, None at the start."""
+        self.run_phases(self._enter, on_epoch, (lambda: load_optimisers(self, last)) if last else None)
+
+    def _enter(self, name: str, phase: Phase) -> PhaseStep:
         return PhaseStep(self.shared, phase)
 
 
@@ -102,9 +106,8 @@ def fit_cohort(
 
     cohort = _resumed(Cohort(shared, shared_hash, scenes, settings), folder)
     while len(cohort.dropped) < len(scenes):
-        last = _last(folder)
         try:
-            cohort.run_phases(cohort.enter, save, (lambda at=last: load_optimisers(cohort, at)) if last else None)
+            cohort.go_on(save, _last(folder))
             break
         except Diverged as error:
             if not error.scene_ids:

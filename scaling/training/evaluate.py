@@ -36,7 +36,9 @@ def render_views(shared: SharedModel, params: SceneParams, cam2world: Tensor, in
 
 @torch.no_grad()
 def evaluate_scene(shared: SharedModel, params: SceneParams, views: SceneViews) -> dict[str, float | None]:
-    """PSNR and SSIM per view, mean over the scene's views. The training side takes as many views as the test side.
+    """PSNR (dB) and SSIM per view, mean over the scene's views. The training side takes as many views as the test side.
+
+    params: of S = 1. views must have test views: they are what is measured.
 
     → psnr, ssim, lpips (test views; lpips None where it cannot be had), train_psnr, train_ssim, autoencoder_psnr,
     autoencoder_ssim (the same test views encoded and decoded by the pair trained together; None in RGB space),

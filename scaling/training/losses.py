@@ -40,7 +40,11 @@ def pixel_error(images: Tensor, truth: Tensor) -> Tensor:
 def item_losses(
     shared: SharedModel, weights: LossWeights, batch: Batch, params: SceneParams | None
 ) -> dict[str, Tensor]:
-    """The unweighted losses that `weights` asks for, each [B]. params: rows of the items' scenes, in their order."""
+    """The unweighted losses that `weights` asks for, each [B]. params: rows of the items' scenes, in their order.
+
+    latent ‖E(x) − z̃‖², rgb ‖x − D(z̃)‖², autoencoder ‖x − D(E(x))‖² with its divergence kl, of an image x (in [−1, 1])
+    and its rendered latents z̃; each a mean over values. Where views are encoded, `latent` moves E too.
+    """
     losses: dict[str, Tensor] = {}
     encoded: Tensor | None = None
     if weights.autoencoder or (weights.latent and batch.latents is None):

@@ -24,7 +24,7 @@ def ssim(images: Tensor, truth: Tensor) -> Tensor:
 
 
 def view_metrics(images: Tensor, truth: Tensor) -> dict[str, float]:
-    """Mean PSNR and SSIM over a scene's views."""
+    """Mean PSNR (dB) and SSIM over a scene's views. [V, 3, H, W] twice, in [0, 1]."""
     return {"psnr": psnr(images, truth).mean().item(), "ssim": ssim(images, truth).mean().item()}
 
 

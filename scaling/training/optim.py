@@ -37,7 +37,7 @@ class RowAdam:
         self.steps = torch.zeros(len(table), dtype=torch.int64, device=table.device)
 
     def leaf(self, rows: Tensor) -> Tensor:
-        """The rows as a tensor of their own that gathers a gradient."""
+        """The rows [N] of the table as a tensor [N, …] of their own that gathers a gradient."""
         return self.table[rows].requires_grad_()
 
     @torch.no_grad()
@@ -65,7 +65,7 @@ def shared_parts(shared: SharedModel) -> dict[str, list[nn.Parameter]]:
 
 
 def shared_optimiser(shared: SharedModel, rates: Rates) -> torch.optim.Adam | None:
-    """Makes trainable exactly the parts with a learning rate above 0, and an Adam that owns them."""
+    """Makes trainable exactly the parts with a learning rate above 0, and an Adam that owns them; None without any."""
     shared.requires_grad_(False)
     groups = []
     for name, parameters in shared_parts(shared).items():

@@ -34,11 +34,12 @@ class TrainingScene:
         return len(self.images)
 
     def float_images(self, views: Sequence[int] | slice = slice(None)) -> Tensor:
+        """[len(views), 3, H, W] in [0, 1]."""
         return self.images[views].float() / 255
 
 
 def prepare_scene(shared: SharedModel, views: SceneViews) -> TrainingScene:
-    """The training views of a scene on the shared model's device."""
+    """The training views of a scene on the shared model's device. ValueError where none of their rays meets the box."""
     train = list(views.train_views)
     images = (views.images[train] * 255).round().to(torch.uint8).to(shared.device)
     rays = shared.latent_rays(views.cam2world[train], views.intrinsics[train])
@@ -58,7 +59,7 @@ def prepare_scene(shared: SharedModel, views: SceneViews) -> TrainingScene:
 
 @torch.no_grad()
 def encode_scene(shared: SharedModel, scene: TrainingScene) -> None:
-    """Caches the scene's mean latents."""
+    """Caches the scene's mean latents, [V · h · w, C] in [−1, 1]."""
     chunks = [
         shared.autoencoder.encode(scene.float_images(slice(start, start + ENCODE_CHUNK)))
         for start in range(0, scene.num_views, ENCODE_CHUNK)
@@ -76,7 +77,10 @@ class Item:
 
 
 def make_batch(shared: SharedModel, phase: Phase, items: Sequence[Item]) -> Batch:
-    """A batch with what the phase's losses ask for. All items draw from their own generators."""
+    """A batch [B, …] of B items with what the phase's losses ask for (see `Batch`); each draws from its own generator.
+
+    RuntimeError where a loss needs the latents of a scene that was not encoded.
+    """
     loss = phase.loss
     device = shared.device
     images = noise = latents = uniforms = rays = None

@@ -24,7 +24,7 @@ class Workers:
     wrap: Callable[[nn.Module], nn.Module] = _unchanged
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The sum over all workers; every worker must call it."""
+        """The sum over all workers, a new tensor of the same shape; every worker must call it."""
         tensor = tensor.clone()
         if self.size > 1:
             dist.all_reduce(tensor)

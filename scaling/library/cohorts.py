@@ -1,0 +1,84 @@
+"""Cohorts: what mode cohort fine-tuned of the shared model, stored once per cohort, named by its content hash.
+
+LIBRARY/cohorts/<hash>/ holds cohort.safetensors, the tensors that differ from the shared model, and config.json,
+which is written last and marks the folder whole.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from scaling.library.commit import commit_file
+from scaling.models.shared import SharedModel, tensors_hash
+
+FORMAT_VERSION = 1
+_HASH = re.compile(r"[0-9a-f]{64}")
+
+
+def cohort_folder(library: Path, cohort_hash: str) -> Path:
+    """Where a cohort lies. Raises ValueError where the hash is none, so that no text of a file becomes a path."""
+    if not _HASH.fullmatch(cohort_hash):
+        raise ValueError(f"{library}: bad cohort hash {cohort_hash!r:.80}: expected 64 hexadecimal digits")
+    return library / "cohorts" / cohort_hash
+
+
+def commit_cohort(library: Path, tuned: Mapping[str, Tensor], shared_hash: str, scene_ids: Sequence[str]) -> str:
+    """Writes a cohort's tensors, before the part that names them. → its hash. The same tensors again change nothing."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tuned.items()}
+    cohort_hash = tensors_hash(tensors)
+    folder = cohort_folder(library, cohort_hash)
+    commit_file(folder / "cohort.safetensors", save(tensors))
+    config = {"format_version": FORMAT_VERSION, "shared": shared_hash, "scene_ids": list(scene_ids)}
+    commit_file(folder / "config.json", json.dumps(config, indent=1).encode())
+    return cohort_hash
+
+
+def load_cohort(library: Path, cohort_hash: str, shared: SharedModel, shared_hash: str) -> SharedModel:
+    """The cohort's own model: a copy of the shared one with the cohort's tensors in their places, frozen.
+
+    Raises ValueError naming the file where it is missing, changed since it was written, of a newer format, or made for
+    another shared model.
+    """
+    folder = cohort_folder(library, cohort_hash)
+    config = _read_config(folder / "config.json")
+    if config.get("shared") != shared_hash:
+        raise ValueError(f"{folder} stands on shared model {str(config.get('shared'))[:12]}…, not {shared_hash[:12]}…")
+    path = folder / "cohort.safetensors"
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path}: not readable as safetensors: {error}") from error
+    if tensors_hash(tensors) != cohort_hash:
+        raise ValueError(f"{path}: its tensors were changed since they were written: restore the file")
+    own = copy.deepcopy(shared)
+    if any(name.startswith("decoder.") for name in tensors):
+        own.adapt_decoder()
+    try:
+        unexpected = own.load_state_dict(tensors, strict=False).unexpected_keys
+    except RuntimeError as error:
+        raise ValueError(f"{path}: {error}") from error
+    if unexpected:
+        raise ValueError(f"{path}: tensors that the shared model does not have: {unexpected[:5]}")
+    return own.requires_grad_(False).eval()
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text())
+        version = int(config["format_version"])
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror}): the cohort is missing or incomplete") from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path}: not readable as a cohort's: {error!r}") from error
+    if version > FORMAT_VERSION:
+        raise ValueError(f"{path}: format version {version}, this program reads up to {FORMAT_VERSION}: update it")
+    return config

@@ -1,0 +1,55 @@
+"""The models that a run's fitted scenes stand on: the shared model, or their cohort's own copy of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from scaling.library.cohorts import load_cohort
+from scaling.library.fitted_scenes import unpack_scene
+from scaling.library.run_folder import RunFolder
+from scaling.models.shared import SceneParams, SharedModel, load_shared
+
+
+class StoredModels:
+    """Reads them when a scene asks for one. Shared models are kept; of cohorts the last one alone, as a library's
+    scenes come cohort by cohort. known: models already in memory, by their hash."""
+
+    def __init__(
+        self, run: RunFolder, device: torch.device | str = "cpu", known: Mapping[str, SharedModel] | None = None
+    ) -> None:
+        self.run = run
+        self.device = device
+        self._shared = dict(known or {})
+        self._cohort: tuple[str, SharedModel] | None = None
+
+    def of(self, row: Mapping[str, Any]) -> SharedModel:
+        """The model that a library row (scene_id, shared, cohort) names, frozen, on the device. Raises ValueError where
+        it is not found, SharedModelError or ValueError where its files are damaged."""
+        if row["shared"] not in self._shared:
+            self._shared[row["shared"]] = load_shared(self._folder(row), self.device)[0]
+        shared = self._shared[row["shared"]]
+        if row["cohort"] is None:
+            return shared
+        if self._cohort is None or self._cohort[0] != row["cohort"]:
+            own = load_cohort(self.run.library.folder, row["cohort"], shared, row["shared"])
+            self._cohort = (row["cohort"], own)
+        return self._cohort[1]
+
+    def scene(self, row: Mapping[str, Any]) -> tuple[SharedModel, SceneParams]:
+        """A whole row's model, and its parameters as readers see them, S = 1."""
+        params = unpack_scene(row)
+        return self.of(row), SceneParams(params.micro_planes[None].to(self.device), params.coefs[None].to(self.device))
+
+    def _folder(self, row: Mapping[str, Any]) -> Path:
+        folders = list(dict.fromkeys([self.run.shared_in_use(), self.run.shared]))
+        for folder in folders:
+            if (folder / "hash.txt").is_file() and (folder / "hash.txt").read_text().strip() == row["shared"]:
+                return folder
+        looked = ", ".join(str(folder) for folder in folders)
+        raise ValueError(
+            f"scene {row['scene_id']} was fitted on shared model {row['shared'][:12]}…, not found in {looked}"
+        )

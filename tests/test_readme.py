@@ -1,0 +1,224 @@
+"""The README holds: its Python runs, its commands parse, its files exist; and the code documents itself."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import contextlib
+import importlib.util
+import io
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_run import make_run
+
+from scaling.command_line import PRESETS
+from scaling.data.png import encode_png
+from scaling.library.render import to_pixels
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+
+# Words that stand for a value which a parser checks; other capitals are good names of folders and scenes.
+PLACEHOLDERS = {"N": "1", "FILE": "/dev/null"}
+
+
+def blocks(language: str) -> list[str]:
+    """The fenced blocks of a language, in order; "" for those that name none."""
+    return [text for found, text in re.findall(r"^```(\w*)\n(.*?)^```$", README, re.S | re.M) if found == language]
+
+
+def inline_code() -> list[str]:
+    """What stands between single backticks, fenced blocks left out."""
+    return re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```$", "", README, flags=re.S | re.M))
+
+
+# ---------------------------------------------------------------------- Python
+
+
+def test_the_examples_run(tiny_settings, tiny_scenes, tmp_path, monkeypatch, one_thread, capsys):
+    """In order, as one program, beside a tiny run and a folder of views as a user has them."""
+    make_run(tmp_path / "runs" / "cars", tiny_settings, tiny_scenes)
+    (tmp_path / "my-car").mkdir()
+    for index, image in enumerate(to_pixels(tiny_scenes[0].images)):
+        (tmp_path / "my-car" / f"{index:03d}.png").write_bytes(encode_png(image))
+    intrinsics = (tiny_scenes[0].intrinsics[0] * torch.tensor([[16.0], [16.0], [1.0]])).tolist()
+    cameras = {"intrinsics": intrinsics, "cam2world": tiny_scenes[0].cam2world.tolist()}
+    (tmp_path / "my-car" / "cameras.json").write_text(json.dumps(cameras))
+    monkeypatch.chdir(tmp_path)
+    examples = blocks("python")
+    names: dict[str, object] = {}
+    for number, example in enumerate(examples, 1):
+        exec(compile(example, f"README.md, Python example {number}", "exec"), names)
+    assert len(examples) == 5
+    assert "2 scenes, among them ['car-00002', 'car-00003']" in capsys.readouterr().out
+    assert (tmp_path / "car.png").is_file()
+    assert names["data"].shape == (2, 3, 5, 4, 4) and names["std"].shape == (5,)
+
+
+# ---------------------------------------------------------------------- commands
+
+
+class WrongCommand(AssertionError):
+    """A command of the README that its script would refuse."""
+
+
+class _Parsed(Exception):
+    """Ends a script's main once its command line was read."""
+
+
+def commands(text: str) -> Iterator[tuple[str, list[str]]]:
+    """(script, arguments) of every call of an `experiments/` script; lines that end in a backslash go on."""
+    for line in text.replace("\\\n", " ").splitlines():
+        for command in line.split("&&"):
+            words = shlex.split(command, comments=True) if "experiments/" in command else []
+            for place, word in enumerate(words):
+                if word.startswith("experiments/") and word.endswith(".py"):
+                    yield word, [PLACEHOLDERS.get(argument, argument) for argument in words[place + 1 :]]
+
+
+def parse_as_script(script: str, arguments: list[str]) -> argparse.ArgumentParser:
+    """Reads a command line with the script's own parser, and stops before the work. → that parser.
+
+    Raises WrongCommand with the parser's message where it refuses.
+    """
+    path = ROOT / script
+    if not path.is_file():
+        raise WrongCommand(f"{script}: no such script")
+    spec = importlib.util.spec_from_file_location(f"readme_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+    used: list[argparse.ArgumentParser] = []
+
+    def stopping(parse):
+        def parse_and_stop(parser: argparse.ArgumentParser) -> None:
+            parse(parser, arguments)
+            used.append(parser)
+            raise _Parsed
+
+        return parse_and_stop
+
+    for name in ("parse_settings", "parse_without_settings"):
+        if hasattr(module, name):
+            setattr(module, name, stopping(getattr(module, name)))
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            module.main()
+    except _Parsed:
+        return used[0]
+    except SystemExit:
+        raise WrongCommand(f"{script} {shlex.join(arguments)}: {said.getvalue()}") from None
+    raise WrongCommand(f"{script}: its main reads no command line by scaling.command_line")
+
+
+FENCED = [command for block in [*blocks("bash"), *blocks("")] for command in commands(block)]
+INLINE = [command for text in inline_code() for command in commands(text) if command[1]]
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments"), FENCED + INLINE, ids=lambda value: value if isinstance(value, str) else shlex.join(value)
+)
+def test_a_command_parses(script, arguments):
+    parse_as_script(script, arguments)
+
+
+def test_the_commands_were_found():
+    assert {"quickstart", "prepare", "stage1", "stage2", "evaluate", "render"} <= {Path(s).stem for s, _ in FENCED}
+
+
+def test_flags_in_the_text_exist():
+    """A flag that the text names belongs to one of the README's scripts (`--section.key` stands for any setting)."""
+    flags = {"--section.key", "--help"}
+    for script, arguments in FENCED:
+        flags |= set(parse_as_script(script, arguments)._option_string_actions)
+    named = {flag for text in inline_code() for flag in re.findall(r"(?<!\S)--[a-z][\w.-]*", text)}
+    assert named <= flags, f"no script has {sorted(named - flags)}"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("python experiments/stage1.py --num-scenes 5 --colour red", "unknown flag --colour"),
+        ("python experiments/stage1.py --num-scenes 5 --stage1.warmup.epochs 3", "keys of stage1.warmup"),
+        ("python experiments/stage1.py --num-scenes 5 --stage1.warmup.num_epochs many", "stage1.warmup.num_epochs"),
+        ("python experiments/stage1.py --num-scenes 5 --preset tiny", "no preset 'tiny'"),
+        ("A=1 python experiments/stage1.py \\\n  --run runs/cars", "required: --num-scenes"),
+        ("python experiments/evaluate.py --seed 3", "leave out seed"),
+        ("pip list && python experiments/stage9.py", "no such script"),
+    ],
+)
+def test_a_wrong_command_is_found(line, message):
+    [(script, arguments)] = commands(line)
+    with pytest.raises(WrongCommand, match=message):
+        parse_as_script(script, arguments)
+
+
+# ---------------------------------------------------------------------- files
+
+
+def test_every_link_leads_somewhere():
+    links = [link for link in re.findall(r"\]\(([^)\s]+)\)", README) if "://" not in link]
+    assert links
+    missing = [link for link in links if not (ROOT / link.split("#")[0]).exists()]
+    assert not missing, missing
+
+
+def test_every_preset_is_named():
+    missing = {path.stem for path in PRESETS.glob("*.yaml")} - set(inline_code())
+    assert not missing, f"README.md names no preset {sorted(missing)}"
+
+
+# ---------------------------------------------------------------------- docstrings
+
+
+def undocumented(body: list[ast.stmt], owner: str = "") -> Iterator[str]:
+    """Public functions, methods and classes that say nothing about themselves.
+
+    Left out: properties and what consists of one statement, which says it itself. A settings section is documented by
+    the strings under its keys.
+    """
+    for node in body:
+        if not isinstance(node, ast.FunctionDef | ast.ClassDef) or node.name.startswith("_"):
+            continue
+        is_property = any(isinstance(mark, ast.Name) and mark.id == "property" for mark in node.decorator_list)
+        documents_keys = isinstance(node, ast.ClassDef) and any(
+            isinstance(key, ast.AnnAssign) and isinstance(text, ast.Expr) for key, text in zip(node.body, node.body[1:])
+        )
+        if not (ast.get_docstring(node) or is_property or documents_keys or len(node.body) == 1):
+            yield f"{owner}{node.name}"
+        if isinstance(node, ast.ClassDef):
+            yield from undocumented(node.body, f"{owner}{node.name}.")
+
+
+def test_what_is_public_is_documented():
+    missing = []
+    for path in sorted((ROOT / "scaling").rglob("*.py")):
+        module = ast.parse(path.read_text())
+        missing += [] if ast.get_docstring(module) else [f"{path}: the module"]
+        missing += [f"{path}: {name}" for name in undocumented(module.body)]
+    assert not missing
+
+
+def test_what_is_undocumented_is_found():
+    source = """
+class Fits:
+    def bare(self):
+        x = 1
+        return x
+    def one_statement(self):
+        return 1
+    def _private(self):
+        x = 1
+        return x
+class Section:
+    key: int = 1
+    'What the key does.'
+"""
+    assert list(undocumented(ast.parse(source).body)) == ["Fits", "Fits.bare"]
