@@ -7,7 +7,7 @@ from scaling.command_line import command_parser, parse_without_settings, run_com
 
 def main() -> int:
     parser = command_parser(__doc__, "address")
-    parser.add_argument("--source", required=True, help="folder of scenes")
+    parser.add_argument("--source", required=True, help="folder of scenes, or a .zip file of one")
     parser.add_argument("--store", required=True, help="scene store to write: a folder or a file-system URI")
     parser.add_argument("--layout", choices=("auto", "srn", "transforms"), default="auto", help="layout of the source")
     parser.add_argument("--category", help="only the scenes of this category")

@@ -293,8 +293,10 @@ class Stage2(Section):
 class Settings(Section):
     """Everything that shapes a run's results."""
 
-    seed: Count = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of every random stream (with scene ids and step numbers)."""
+    precision: Literal["bfloat16", "float32"] = "bfloat16"
+    """Of the autoencoder and the field on a GPU; the rest, and everything on a CPU, is float32."""
     data: Data = Data()
     representation: Representation = Representation()
     rendering: Rendering = Rendering()

@@ -77,7 +77,7 @@ def test_null_on_the_command_line_undoes_a_preset():
 @pytest.mark.parametrize(
     ("values", "told"),
     [
-        ({"seeds": 1}, ["seeds: unknown key", "allowed here: seed, data, representation"]),
+        ({"seeds": 1}, ["seeds: unknown key", "allowed here: seed, precision, data, representation"]),
         ({"data": {"size": 1}}, ["data.size: unknown key", "allowed here: image_size, embedded_views"]),
         ({"stage1": {"joint": {"lr": {"mlp": 1}}}}, ["stage1.joint.lr.mlp: unknown key", "encoder, decoder, field"]),
         ({"seed": "many"}, ["seed:", "valid integer", "given: 'many'"]),

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import multiprocessing
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from scaling.config import LossWeights, Phase, Rates, SettingsError, make_settings, merge
 from scaling.data.scenes import SceneViews
 from scaling.models.shared import SceneParams, SharedModel, load_shared
-from scaling.training.checkpoint import load_scenes, read_progress
+from scaling.training.checkpoint import read_progress
 from scaling.training.evaluate import evaluate_scene
 from scaling.training.losses import pixel_error, weighted
 from scaling.training.metrics import psnr, ssim
@@ -347,71 +345,6 @@ def test_a_checkpoint_of_another_job_is_refused(finished, tiny_values, tiny_scen
         assert str(folder) in str(error.value)
     # Stage 2's settings do not matter here.
     make_run(merge(tiny_values, {"stage2": {"scenes_per_batch": 3}}), tiny_scenes).run(lambda report: None, folder)
-
-
-def test_another_seed_is_another_model(finished, tiny_values, tiny_scenes):
-    other = make_run(merge(tiny_values, {"seed": 1}), tiny_scenes)
-    assert not torch.equal(other.shared.base_planes, finished.tensors[0]["base_planes"])
-    assert not torch.equal(other.table.coefs, finished.tensors[0]["coefs"])
-
-
-# ---------------------------------------------------------------------- two workers
-
-
-def run_as(rank: int, store: Path, folder: Path, values: dict[str, Any], scenes: list[SceneViews]) -> Finished:
-    """One of two workers; checkpoints every epoch."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    try:
-        workers = Workers(rank, 2, wrap=nn.parallel.DistributedDataParallel)
-        run = make_run(values, scenes, workers)
-        done = Finished(run, [], [], [])
-
-        def on_epoch(report: EpochReport) -> None:
-            done.reports.append(report)
-            run.save(folder / str(report.epochs_done))
-
-        run.run(on_epoch)
-        dist.barrier()  # both shards are on disk
-        return done
-    finally:
-        dist.destroy_process_group()
-
-
-@pytest.fixture(scope="module")
-def two_workers(tiny_values, tiny_scenes, tmp_path_factory) -> tuple[Finished, Path]:
-    """The same run by two processes, seen from rank 0; this process is rank 0, so only one more starts."""
-    folder = tmp_path_factory.mktemp("two")
-    arguments = (folder / "store", folder, tiny_values, tiny_scenes)
-    other = multiprocessing.get_context("spawn").Process(target=run_as, args=(1, *arguments), daemon=True)
-    other.start()
-    try:
-        return run_as(0, *arguments), folder
-    finally:
-        other.join(30)
-        other.kill()
-        assert other.exitcode == 0
-
-
-def same_losses(ours: list[dict[str, float]], theirs: list[dict[str, float]]) -> None:
-    for one, two in zip(ours, theirs, strict=True):
-        assert one == pytest.approx(two, rel=1e-3)
-
-
-def test_two_workers_have_the_losses_of_one(finished, two_workers):
-    done, _ = two_workers
-    assert [report.phase for report in done.reports] == [report.phase for report in finished.reports]
-    same_losses(done.losses, finished.losses)
-    torch.testing.assert_close(done.run.shared.coefs_mean, finished.run.shared.coefs_mean, rtol=1e-3, atol=1e-4)
-
-
-def test_one_worker_goes_on_where_two_stopped(two_workers, tiny_values, tiny_scenes):
-    done, folder = two_workers
-    assert read_progress(folder / "2")["num_shards"] == 2
-    assert {name.split("/")[0] for name in load_scenes(folder / "2")} == {scene.scene_id for scene in tiny_scenes}
-    reports: list[EpochReport] = []
-    make_run(tiny_values, tiny_scenes).run(reports.append, resume=folder / "2")
-    same_losses([report.losses for report in reports], done.losses[2:])
 
 
 # ---------------------------------------------------------------------- stage 2

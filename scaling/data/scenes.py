@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from scaling.data.png import decode_png, png_size, read_png
+from scaling.data.resize import pad_intrinsics, pad_to_square, resize_square
 
 _LARGEST_NUMBER = 1e9  # in a pose or in intrinsics: beyond it float32 has no useful precision, and products overflow
 _SCENE_ID = re.compile(r"[A-Za-z0-9._-]{1,200}")
@@ -24,10 +25,7 @@ class SceneError(ValueError):
 
     def __init__(self, scene_id: str, file: str, reason: str, source: str = "") -> None:
         super().__init__(scene_id, file, reason, source)  # all of them, so that it survives a trip between processes
-        self.scene_id = scene_id
-        self.file = file
-        self.reason = reason
-        self.source = source
+        self.scene_id, self.file, self.reason, self.source = map(printable, (scene_id, file, reason, source))
 
     def __str__(self) -> str:
         where = f" (source {self.source})" if self.source else ""
@@ -37,7 +35,11 @@ class SceneError(ValueError):
 
 @dataclass(frozen=True)
 class SceneRef:
-    """Where a scene lies. folder: its path, "" where its id is no safe name; source: that path relative to --source."""
+    """Where a scene lies, in plain values that travel between processes.
+
+    folder: its path, which may lead through a zip file, "" where its id is no safe name; layout: the name of its
+    reader; source: the path relative to --source.
+    """
 
     scene_id: str
     category: str
@@ -69,9 +71,19 @@ class SceneViews:
         return tuple(sorted(set(range(len(self.images))) - set(self.test_views)))
 
 
+def printable(text: str) -> str:
+    """Text as it is, save what UTF-8 cannot hold (file names may, and JSON), which is written as an escape."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def is_scene_id(scene_id: Any) -> bool:
+    """Whether it is a string of 1 to 200 letters, digits, `.`, `_` and `-`, and not `.` or `..`."""
+    return isinstance(scene_id, str) and bool(_SCENE_ID.fullmatch(scene_id)) and scene_id not in (".", "..")
+
+
 def check_scene_id(scene_id: str) -> str:
-    """The id itself, if it is 1 to 200 letters, digits, `.`, `_` and `-` and not `.` or `..`; else ValueError."""
-    if not isinstance(scene_id, str) or not _SCENE_ID.fullmatch(scene_id) or scene_id in (".", ".."):
+    """The id itself, if `is_scene_id`; else ValueError."""
+    if not is_scene_id(scene_id):
         raise ValueError(
             f"bad scene id {scene_id!r:.220}: use 1 to 200 ASCII letters, digits, '.', '_' and '-', not '.' or '..'"
         )
@@ -176,33 +188,29 @@ def make_row(
 
 
 def views_from_row(row: Mapping[str, Any], image_size: int) -> SceneViews:
-    """Decodes a store's row into views of image_size × image_size pixels, made smaller by averaging areas.
+    """Decodes a store's row into views of image_size × image_size pixels.
 
-    SceneError where images are not square, smaller than image_size, damaged, or not of the row's height and width.
+    Other images are resized and those that are not square padded with white; intrinsics follow (see resize.py).
+    SceneError where images are damaged or not of the row's height and width.
     """
-    height, width, pngs = int(row["height"]), int(row["width"]), row["views"]
+    height, width = int(row["height"]), int(row["width"])
     _check_row(row)
-    if height != width:
-        raise _row_error(row, "", f"images must be square, these have {width}x{height} pixels")
-    if not 0 < image_size <= height:
-        raise _row_error(row, "", f"images have {height} pixels a side, {image_size} were asked for: lower image_size")
-    images = np.empty((len(pngs), height, width, 3), dtype=np.uint8)
-    for index, data in enumerate(pngs):
+    images = []
+    for index, data in enumerate(row["views"]):  # one at a time: full-size views of a scene may be gigabytes
         try:
             if png_size(data) != (width, height):
                 raise ValueError(f"the image is not {width}x{height} as the row says")
-            images[index] = decode_png(data)
+            pixels = torch.from_numpy(decode_png(data).transpose(2, 0, 1).copy())
         except ValueError as error:
             raise _row_error(row, f"views[{index}]", str(error)) from error
-    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
-    if image_size < height:
-        pixels = torch.nn.functional.interpolate(pixels, size=(image_size, image_size), mode="area")
+        images.append(resize_square(pad_to_square(pixels).float() / 255, image_size))
+    intrinsics = torch.tensor(np.asarray(row["intrinsics"], dtype=np.float32)).reshape(-1, 3, 3)
     return SceneViews(
         scene_id=row["scene_id"],
         category=row["category"],
-        images=pixels.contiguous(),
+        images=torch.stack(images),
         cam2world=torch.tensor(np.asarray(row["cam2world"], dtype=np.float32)).reshape(-1, 4, 4),
-        intrinsics=torch.tensor(np.asarray(row["intrinsics"], dtype=np.float32)).reshape(-1, 3, 3),
+        intrinsics=pad_intrinsics(intrinsics, width, height),
         test_views=tuple(int(view) for view in row["test_views"]),
     )
 

@@ -1,4 +1,4 @@
-"""The ShapeNet-SRN layout: SOURCE/ID/{rgb/*.png, pose/*.txt, intrinsics.txt}, or SOURCE/CATEGORY/ID/… for several."""
+"""The ShapeNet-SRN layout: ID/{rgb/*.png, pose/*.txt, intrinsics.txt}."""
 
 from __future__ import annotations
 
@@ -8,47 +8,33 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from scaling.data.listing import holds_scenes, list_scene_folders
 from scaling.data.scenes import (
     SceneRef,
     check_pose,
-    check_scene_id,
     default_test_views,
     intrinsics_from_pixels,
     make_row,
     read_pngs,
 )
+from scaling.data.source_files import is_folder, list_folder, read_file
 
 LAYOUT = "srn"
+LOOKED_FOR = "ID/rgb/*.png, ID/pose/*.txt and ID/intrinsics.txt, or CATEGORY/ID/…"
 
 
 def fits(source: Path) -> bool:
-    """Whether source holds scenes of this layout, or folders of them."""
-    return _holds_scenes(source) or any(_holds_scenes(folder) for folder in _folders(source))
+    """Whether source holds scenes of this layout, or folders or zip files of them."""
+    return holds_scenes(source, _is_scene)
 
 
 def list_scenes(source: Path) -> list[SceneRef]:
-    """All scenes of the source, sorted by id; their category is "" or, of several folders, the folder's name.
-
-    Only names are read. Broken scenes are listed too, so that reading them tells why they are rejected.
-    """
-    if _holds_scenes(source):
-        groups = {"": source}
-    else:
-        groups = {folder.name: folder for folder in _folders(source) if _holds_scenes(folder)}
-    refs = [
-        SceneRef(scene.name, category, str(scene), LAYOUT, scene.relative_to(source).as_posix())
-        for category, group in groups.items()
-        for scene in _folders(group)
-    ]
-    return sorted(refs, key=lambda ref: (ref.scene_id, ref.category))
+    """All scenes of the source, sorted by id."""
+    return list_scene_folders(source, LAYOUT, _is_scene)
 
 
 def read_scene(ref: SceneRef) -> dict[str, Any]:
     """A row of the scene store. SceneError names the file that is missing, malformed or damaged."""
-    try:
-        check_scene_id(ref.scene_id)
-    except ValueError as error:
-        raise ref.error(ref.folder, str(error)) from error
     folder = Path(ref.folder)
     images, poses = _files(ref, folder / "rgb", ".png"), _files(ref, folder / "pose", ".txt")
     for path in [*images.values(), *poses.values()]:
@@ -62,29 +48,27 @@ def read_scene(ref: SceneRef) -> dict[str, Any]:
     return make_row(ref.scene_id, ref.category, pngs, cam2world, intrinsics, tests, size[1], size[0], ref.source)
 
 
-def _folders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-
-
-def _holds_scenes(folder: Path) -> bool:
-    return any((path / "rgb").is_dir() for path in _folders(folder))
+def _is_scene(folder: Path) -> bool:
+    return is_folder(folder / "rgb")
 
 
 def _files(ref: SceneRef, folder: Path, suffix: str) -> dict[str, Path]:
-    """The folder's files with the suffix by stem, sorted."""
-    if not folder.is_dir():
-        raise ref.error(str(folder), "no such folder")
-    names = (path for path in folder.iterdir() if path.suffix == suffix and not path.name.startswith("."))
-    return {path.stem: path for path in sorted(names)}
+    """What has the suffix in a folder by stem, sorted; reading a folder of such a name says that it is no file."""
+    try:
+        folders, files = list_folder(folder)
+    except ValueError as error:
+        raise ref.error(str(folder), str(error)) from error
+    return {path.stem: path for path in sorted([*folders, *files]) if path.suffix == suffix}
 
 
 def _read_numbers(ref: SceneRef, path: Path) -> list[list[float]]:
     """The numbers of a text file, line by line, without empty lines."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        return [[float(word) for word in line.split()] for line in lines if line.strip()]
-    except OSError as error:
-        raise ref.error(str(path), f"cannot be read ({error.strerror})") from error
+        data = read_file(path)
+    except ValueError as error:
+        raise ref.error(str(path), str(error)) from error
+    try:
+        return [[float(word) for word in line.split()] for line in data.decode("utf-8").splitlines() if line.strip()]
     except ValueError as error:
         raise ref.error(str(path), f"expected numbers ({error})") from error
 

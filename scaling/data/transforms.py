@@ -1,122 +1,150 @@
-"""The paper's released layout: dataset_map.json (category → ordered ids), square128_above/ID/transforms_opencv.json."""
+"""A transforms JSON file, as Blender scenes, nerfstudio and the paper's release write it: frames, poses and cameras."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from pathlib import Path
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scaling.data.scenes import (
-    SceneRef,
-    check_pose,
-    check_scene_id,
-    default_test_views,
-    intrinsics_from_pixels,
-    make_row,
-    read_pngs,
-)
+from scaling.data.scenes import SceneRef, check_pose, intrinsics_from_pixels, make_row, read_pngs
+from scaling.data.source_files import read_file
 
-LAYOUT = "transforms"
-MAP_FILE = "dataset_map.json"
-SCENES_FOLDER = "square128_above"
-TRANSFORMS_FILE = "transforms_opencv.json"
+# Camera axes in columns: what turns a camera-to-world matrix of these axes into one of OpenCV axes.
+OPENCV_AXES = np.eye(4)
+OPENGL_AXES = np.diag([1.0, -1.0, -1.0, 1.0])  # x right, y up, z backward
+
+_PINHOLES = ("OPENCV", "PINHOLE", "SIMPLE_PINHOLE")
+_DISTORTION = ("k1", "k2", "k3", "k4", "k5", "k6", "p1", "p2")
 
 
-def fits(source: Path) -> bool:
-    """Whether source holds scenes of this layout."""
-    return (source / MAP_FILE).is_file() and (source / SCENES_FOLDER).is_dir()
+@dataclass(frozen=True)
+class Frame:
+    """A view. name: "frames[3]"; image: its file; cam2world: [4, 4], OpenCV axes; camera: its keys over the file's."""
+
+    file: Path
+    name: str
+    image: Path
+    cam2world: NDArray[np.float64]
+    camera: Mapping[str, Any]
 
 
-def list_scenes(source: Path) -> list[SceneRef]:
-    """The scenes of dataset_map.json in its order. ValueError where it is no map from categories to lists of ids."""
-    path = source / MAP_FILE
-    categories = _load_json(path)
-    if not isinstance(categories, dict) or not all(
-        isinstance(ids, list) and all(isinstance(scene_id, str) for scene_id in ids) for ids in categories.values()
-    ):
-        raise ValueError(f"{path}: expected an object of categories, each with a list of scene ids (strings)")
-    return [_ref(source, category, scene_id) for category, ids in categories.items() for scene_id in ids]
-
-
-def read_scene(ref: SceneRef) -> dict[str, Any]:
-    """A row of the scene store. SceneError names the file and the key that is missing, malformed or damaged."""
+def load_json(path: Path) -> Any:
+    """ValueError where the file cannot be read or is no JSON."""
+    data = read_file(path)
     try:
-        check_scene_id(ref.scene_id)
-    except ValueError as error:
-        raise ref.error(MAP_FILE, str(error)) from error
-    folder = Path(ref.folder)
-    path = folder / TRANSFORMS_FILE
-    try:
-        transforms = _load_json(path)
-    except ValueError as error:
-        raise ref.error(str(path), str(error).removeprefix(f"{path}: ")) from error
-    frames = transforms.get("frames") if isinstance(transforms, dict) else None
-    if not isinstance(frames, list) or not all(isinstance(frame, dict) for frame in frames):
-        raise ref.error(str(path), 'key "frames" must be a list of objects')
-    try:
-        images = [_image_path(folder, frame, index) for index, frame in enumerate(frames)]
-    except ValueError as error:
-        raise ref.error(str(path), str(error)) from error
-    pngs, size = read_pngs(ref, images)
-    try:
-        poses = [_pose(frame, index) for index, frame in enumerate(frames)]
-        # A frame's own intrinsics win over those of the file.
-        intrinsics = [_intrinsics({**transforms, **frame}, index, size) for index, frame in enumerate(frames)]
-    except ValueError as error:
-        raise ref.error(str(path), str(error)) from error
-    tests = default_test_views(len(pngs))
-    return make_row(ref.scene_id, ref.category, pngs, poses, intrinsics, tests, size[1], size[0], ref.source)
-
-
-def _ref(source: Path, category: str, scene_id: str) -> SceneRef:
-    """A reference; an id that is no safe name gets no folder, and reading it says so."""
-    try:
-        folder = source / SCENES_FOLDER / check_scene_id(scene_id)
-    except ValueError:
-        return SceneRef(scene_id, category, "", LAYOUT, MAP_FILE)
-    return SceneRef(scene_id, category, str(folder), LAYOUT, folder.relative_to(source).as_posix())
-
-
-def _load_json(path: Path) -> Any:
-    """ValueError naming the file where it is missing or no JSON."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
+        return json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not valid JSON ({error})") from error
+        raise ValueError(f"not valid JSON ({error})") from error
 
 
-def _image_path(folder: Path, frame: Mapping[str, Any], index: int) -> Path:
-    name = frame.get("file_path")
+def read_frames(ref: SceneRef, path: Path, axes: NDArray[np.float64]) -> tuple[dict[str, Any], list[Frame]]:
+    """The file's keys beside "frames", and its frames. axes: OPENCV_AXES or OPENGL_AXES, those of its poses.
+
+    SceneError names the file and the key that is missing or wrong. Images are not looked at.
+    """
+    try:
+        transforms = load_json(path)
+        frames = transforms.pop("frames", None) if isinstance(transforms, dict) else None
+        if not isinstance(frames, list) or not frames or not all(isinstance(frame, dict) for frame in frames):
+            raise ValueError('key "frames" must be a list of objects, and not empty')
+        return transforms, [
+            _frame(path, transforms, frame, f"frames[{index}]", axes) for index, frame in enumerate(frames)
+        ]
+    except ValueError as error:
+        raise ref.error(str(path), str(error)) from error
+
+
+def image_path(folder: Path, name: Any) -> Path:
+    """The file of a frame's "file_path"; a name without a suffix, as Blender scenes have it, is one of a PNG.
+
+    ValueError where it is no name or leads out of the scene's folder.
+    """
     if not isinstance(name, str) or not name or "\0" in name:
-        raise ValueError(f'frames[{index}]: key "file_path" must be the name of a file')
-    path = folder / name
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise ValueError(f'frames[{index}]: "file_path" {name!r:.200} leads out of the scene\'s folder')
+        raise ValueError('key "file_path" must be the name of a file')
+    path = folder / (name if PurePosixPath(name).suffix else f"{name}.png")
+    try:
+        inside = path.resolve().is_relative_to(folder.resolve())
+    except (RuntimeError, OSError) as error:  # a loop of links
+        raise ValueError(f'"file_path" {name!r:.200} cannot be followed ({error})') from error
+    if not inside:
+        raise ValueError(f'"file_path" {name!r:.200} leads out of the scene\'s folder')
     return path
 
 
-def _pose(frame: Mapping[str, Any], index: int) -> NDArray[np.float64]:
-    if "transform_matrix" not in frame:
-        raise ValueError(f'frames[{index}]: key "transform_matrix" is missing')
+def row_from_frames(ref: SceneRef, frames: Sequence[Frame], test_views: Sequence[int]) -> dict[str, Any]:
+    """A row of the scene store, its views in the order of the frames. SceneError names the bad image or frame."""
+    pngs, size = read_pngs(ref, [frame.image for frame in frames])
+    intrinsics = []
+    for frame in frames:
+        try:
+            intrinsics.append(camera_intrinsics(frame.camera, size))
+        except ValueError as error:
+            raise ref.error(str(frame.file), f"{frame.name}: {error}") from error
+    poses = [frame.cam2world for frame in frames]
+    return make_row(ref.scene_id, ref.category, pngs, poses, intrinsics, test_views, size[1], size[0], ref.source)
+
+
+def camera_intrinsics(camera: Mapping[str, Any], image_size: tuple[int, int]) -> NDArray[np.float64]:
+    """Normalised intrinsics [3, 3] of a pinhole camera; image_size: (width, height) of its image.
+
+    Needs fl_x (pixels) or camera_angle_x (radians, across the width). Without fl_y pixels are square, without cx or cy
+    the principal point is the middle, without w or h they are the image's. ValueError: no number, a lens that
+    distorts, or no pinhole.
+    """
+    model = camera.get("camera_model", "PINHOLE")
+    if model not in _PINHOLES or camera.get("is_fisheye"):
+        name = "is_fisheye" if camera.get("is_fisheye") else f"{model!r:.60}"
+        raise ValueError(f"the camera is no pinhole ({name}): undistort the images first")
+    for key in _DISTORTION:
+        if _number(camera, key, 0.0) != 0:
+            raise ValueError(f"the lens distorts ({key} = {camera[key]:g}): undistort the images first")
+    width, height = _number(camera, "w", image_size[0]), _number(camera, "h", image_size[1])
+    focal_x = _number(camera, "fl_x", None) if "fl_x" in camera else _focal_of_angle(camera, width)
+    focal = focal_x, _number(camera, "fl_y", focal_x)
+    centre = _number(camera, "cx", width / 2), _number(camera, "cy", height / 2)
+    return intrinsics_from_pixels(focal, centre, width, height, image_size)
+
+
+def _frame(
+    path: Path, shared: Mapping[str, Any], frame: Mapping[str, Any], name: str, axes: NDArray[np.float64]
+) -> Frame:
+    """A frame's own keys win over those of the file; its own angle wins over the file's focal lengths, too."""
     try:
-        return check_pose(frame["transform_matrix"])
+        image = image_path(path.parent, frame.get("file_path"))
+        if "transform_matrix" not in frame:
+            raise ValueError('key "transform_matrix" is missing')
+        try:
+            cam2world = check_pose(frame["transform_matrix"]) @ axes
+        except ValueError as error:
+            raise ValueError(f'"transform_matrix": {error}') from error
     except ValueError as error:
-        raise ValueError(f'frames[{index}]: "transform_matrix": {error}') from error
+        raise ValueError(f"{name}: {error}") from error
+    hidden = ("fl_x", "fl_y") if "camera_angle_x" in frame else ()
+    camera = {**{key: value for key, value in shared.items() if key not in hidden}, **frame}
+    return Frame(path, name, image, cam2world, camera)
 
 
-def _intrinsics(values: Mapping[str, Any], index: int, image_size: tuple[int, int]) -> NDArray[np.float64]:
-    keys = ("fl_x", "fl_y", "cx", "cy", "w", "h")
-    for key in keys:
-        if isinstance(values.get(key), bool) or not isinstance(values.get(key), int | float):
-            raise ValueError(f'frames[{index}]: key "{key}" is missing or no number')
+def _focal_of_angle(camera: Mapping[str, Any], width: float) -> float:
+    if "camera_angle_x" not in camera:
+        raise ValueError('key "fl_x" (pixels) or "camera_angle_x" (radians) is missing')
+    angle = _number(camera, "camera_angle_x", None)
+    half_width = math.tan(angle / 2) if 0 < angle < math.pi else 0.0  # at distance 1
+    if half_width <= 0:
+        raise ValueError(f'"camera_angle_x" must be between 0 and π (radians), got {angle:g}')
+    return width / 2 / half_width
+
+
+def _number(values: Mapping[str, Any], key: str, default: float | None) -> float:
+    value = values.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f'key "{key}" must be a number')
     try:
-        focal_x, focal_y, centre_x, centre_y, width, height = (float(values[key]) for key in keys)
-        return intrinsics_from_pixels((focal_x, focal_y), (centre_x, centre_y), width, height, image_size)
-    except (ValueError, OverflowError) as error:
-        raise ValueError(f"frames[{index}]: {error}") from error
+        return float(value)
+    except OverflowError as error:
+        raise ValueError(f'key "{key}": {error}') from error

@@ -15,12 +15,14 @@ from typing import Any
 import pyarrow as pa
 import torch
 
+from scaling import files
 from scaling.config import make_settings
 from scaling.data.scene_source import SceneSource, SourceSpec
 from scaling.data.scenes import SceneError, SceneViews, views_from_row
 from scaling.library.cohorts import commit_cohort
 from scaling.library.fitted_scenes import NotFinite, commit_part, pack_scene, unpack_scene
 from scaling.library.run_folder import RunFolder, settings_hash
+from scaling.models.precision import set_precision
 from scaling.models.shared import SharedModel, load_shared
 from scaling.training.cohort import CohortFit, fit_cohort
 from scaling.training.evaluate import evaluate_scene
@@ -47,6 +49,7 @@ class Fitter:
         torch.set_num_threads(job.threads)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.settings = make_settings(job.settings)
+        set_precision(self.settings.precision)
         self.spec = SourceSpec(*job.spec)
         self.run = RunFolder(Path(job.run))
         self.shared, self.shared_hash = load_shared(Path(job.shared), self.device)
@@ -172,12 +175,17 @@ def _decode(batch: pa.Table, image_size: int) -> tuple[list[SceneViews], list[di
 def _attempt(work: Callable[[], Any]) -> Any:
     """What `work` returns, or the exception that it raised, without the frames that would keep its tensors alive.
 
-    A GPU that has failed fails every later call too, so the process ends, and the driver starts another one.
+    A GPU that has failed fails every later call too, so the process ends, and the driver starts another one. A full
+    disk fails every scene: it is raised, and ends the job.
     """
     try:
         return work()
     except torch.AcceleratorError:
         os._exit(1)
+    except OSError as error:
+        if error.errno in files.FULL:
+            raise
+        return error.with_traceback(None)
     except Exception as error:
         return error.with_traceback(None)
 

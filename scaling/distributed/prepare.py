@@ -69,7 +69,9 @@ def _read_one(source: SceneSource, scene_id: str) -> dict[str, Any]:
         return {"scene_id": scene_id, "error": str(error)}
 
 
-def _read_refs(block: pa.Table) -> Iterator[pa.Table]:
+def read_refs(block: pa.Table) -> Iterator[pa.Table]:
+    """A block of scene references → a table of one row a scene. Of one that cannot be read `reject` is set: a row of
+    the rejects; nothing else is then."""
     for values in block.to_pylist():
         ref = SceneRef(**values)
         try:
@@ -80,8 +82,19 @@ def _read_refs(block: pa.Table) -> Iterator[pa.Table]:
         yield pa.Table.from_pylist([row], schema=SCHEMA.append(pa.field("reject", pa.struct(REJECTS_SCHEMA))))
 
 
+def write_rows(writer: StoreWriter, rows: pa.Table) -> None:
+    """Stores what `read_refs` made: scenes and rejects."""
+    for row in rows.to_pylist():
+        rejected = row.pop("reject")
+        if rejected is None:
+            writer.add(row)
+        else:
+            writer.reject(**rejected)
+
+
 def prepare(source: str, store: str, layout: str = "auto", category: str | None = None) -> tuple[int, int]:
-    """Reads every scene below `source` into a scene store. → numbers of scenes stored and rejected.
+    """Reads every scene of `source`, a folder or a .zip file, into a scene store. → numbers of scenes stored and
+    rejected.
 
     Raises ValueError where the source's layout is not known or no scene can be used, FileExistsError where the store
     exists already.
@@ -90,17 +103,12 @@ def prepare(source: str, store: str, layout: str = "auto", category: str | None 
     bound_reading()
     with StoreWriter(store, source) as writer:
         dataset = ray.data.from_items([asdict(ref) for ref in refs], override_num_blocks=-(-len(refs) // 8))
-        rows = dataset.map_batches(_read_refs, batch_size=None, batch_format="pyarrow")
+        rows = dataset.map_batches(read_refs, batch_size=None, batch_format="pyarrow")
         progress = tqdm(total=len(refs), unit="scene", desc="prepare")
         for batch in rows.iter_batches(batch_size=8, prefetch_batches=1, batch_format="pyarrow"):
             assert isinstance(batch, pa.Table)
-            for row in batch.to_pylist():
-                rejected = row.pop("reject")
-                if rejected is None:
-                    writer.add(row)
-                else:
-                    writer.reject(**rejected)
-                progress.update()
-                progress.set_postfix(rejected=len(writer.rejects))
+            write_rows(writer, batch)
+            progress.update(len(batch))
+            progress.set_postfix(rejected=len(writer.rejects))
         progress.close()
     return writer.num_scenes, len(writer.rejects)

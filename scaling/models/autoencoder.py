@@ -15,6 +15,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from scaling.config import Autoencoder as AutoencoderSettings
+from scaling.models.precision import networks
 
 MARGIN = 1e-4  # keeps atanh finite
 TARGET_STD = 0.11  # of s · z: s = 0.11 / std(z) keeps tanh near-linear over the latents' range
@@ -33,17 +34,20 @@ def denormalise(latents: Tensor, latent_scale: Tensor | float) -> Tensor:
 class LatentDecoder(nn.Module):
     """The decoding half of an AutoencoderKL: latents [B, C, h, w] normalised → images [B, 3, H, W] in [0, 1]."""
 
-    def __init__(self, post_quant_conv: nn.Module | None, decoder: nn.Module) -> None:
+    def __init__(self, post_quant_conv: nn.Module | None, decoder: nn.Module, precision: str) -> None:
         super().__init__()
+        self.precision = precision
         self.post_quant_conv = post_quant_conv
         self.decoder = decoder
 
     def forward(self, latents: Tensor, latent_scale: Tensor | float) -> Tensor:
         """latents [B, C, h, w] in [−1, 1], their scale s → images [B, 3, H, W] in [0, 1], clamped."""
         raw_latents = denormalise(latents, latent_scale)
-        if self.post_quant_conv is not None:
-            raw_latents = self.post_quant_conv(raw_latents)
-        return ((self.decoder(raw_latents) + 1) / 2).clamp(0, 1)
+        with networks(raw_latents, self.precision):
+            if self.post_quant_conv is not None:
+                raw_latents = self.post_quant_conv(raw_latents)
+            images = self.decoder(raw_latents)
+        return ((images.float() + 1) / 2).clamp(0, 1)
 
 
 class LatentAutoencoder(nn.Module):
@@ -53,6 +57,7 @@ class LatentAutoencoder(nn.Module):
 
     def __init__(self, vae: AutoencoderKL, latent_scale: float | None) -> None:
         super().__init__()
+        self.precision = "float32"  # the shared model sets it from its settings
         self.vae = vae
         self.register_buffer("latent_scale", torch.tensor(latent_scale or TARGET_STD))  # as for a std of 1
 
@@ -67,8 +72,9 @@ class LatentAutoencoder(nn.Module):
 
     def encode_raw(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """images [B, 3, H, W] → mean and log-variance of the raw latents, each [B, C, h, w]."""
-        distribution = self.vae.encode(2 * images - 1).latent_dist
-        return distribution.mean, distribution.logvar
+        with networks(images, self.precision):
+            distribution = self.vae.encode(2 * images - 1).latent_dist
+        return distribution.mean.float(), distribution.logvar.float()
 
     def encode(self, images: Tensor) -> Tensor:
         """images [B, 3, H, W] in [0, 1] → mean latents [B, C, h, w], normalised."""
@@ -89,7 +95,7 @@ class LatentAutoencoder(nn.Module):
 
     def decoder(self) -> LatentDecoder:
         """The decoding half; shares its parameters with this autoencoder."""
-        return LatentDecoder(self.vae.post_quant_conv, self.vae.decoder)
+        return LatentDecoder(self.vae.post_quant_conv, self.vae.decoder, self.precision)
 
     def copy_decoder(self) -> LatentDecoder:
         """A decoder of its own that starts where this autoencoder's stands."""

@@ -5,12 +5,15 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from scaling.models.precision import networks
+
 
 class Field(nn.Module):
     """Linear F → width, softplus, Linear width → 1 + C. No view direction (paper, section 2)."""
 
     def __init__(self, num_features: int, width: int, num_colours: int) -> None:
         super().__init__()
+        self.precision = "float32"  # the shared model sets it from its settings
         self.hidden = nn.Linear(num_features, width)
         self.head = nn.Linear(width, 1 + num_colours)
 
@@ -19,5 +22,7 @@ class Field(nn.Module):
 
         The colour head is sigmoid(·) · 1.002 − 0.001, so that 0 and 1 are reached at finite values.
         """
-        raw = self.head(softplus(self.hidden(features)))
+        with networks(features, self.precision):
+            raw = self.head(softplus(self.hidden(features)))
+        raw = raw.float()
         return raw[..., :1], raw[..., 1:].sigmoid() * 1.002 - 0.001

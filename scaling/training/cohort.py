@@ -19,7 +19,6 @@ from torch import Tensor
 
 from scaling.config import Phase, Settings
 from scaling.data.scenes import SceneViews
-from scaling.models.field import Field
 from scaling.models.shared import SceneParams, SharedModel
 from scaling.training.checkpoint import load_checkpoint, load_optimisers, save_checkpoint
 from scaling.training.phases import Diverged, EpochReport, Phases, PhaseStep
@@ -71,11 +70,9 @@ class Cohort(Phases):
 
     def _start_field_anew(self) -> None:
         """As published: the field of stage 2 starts as stage 1's did, with random weights."""
-        shape, channels = self.settings.representation, self.shared.autoencoder.latent_channels
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream(self.settings.seed, "field").initial_seed())
-            field = Field(shape.micro_features + shape.macro_features, shape.field_width, channels)
-        self.shared.field.load_state_dict(field.state_dict())
+            self.shared.field.load_state_dict(self.shared.new_field().state_dict())
 
     def go_on(self, on_epoch: Callable[[EpochReport], None], last: Path | None) -> None:
         """The phases from where they stand; last: the checkpoint that they stand at, None at the start."""

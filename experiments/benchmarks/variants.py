@@ -1,0 +1,159 @@
+"""Every variant of the method on one set of scenes, one CPU thread: quality, CPU time and bytes a scene, as a table.
+
+python experiments/benchmarks/variants.py --json FILE [--store STORE --train-scenes FILE --fit-scenes FILE]
+
+Rows that are done are kept in --out, so two calls with other --rows can share a machine, and a killed one goes on.
+"""
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import asdict, astuple
+from pathlib import Path
+from typing import Any
+
+from scaling.command_line import read_preset, read_yaml, run_command
+from scaling.config import Settings, make_settings, merge
+
+SCHEDULES = Path(__file__).with_name("variants.yaml")
+# Row → its preset, the mode of stage 2, and the section of variants.yaml.
+ROWS = {
+    "paper": ("paper", "cohort", "paper"),
+    "default, frozen": ("default", "frozen", "ours"),
+    "default, cohort": ("default", "cohort", "ours"),
+    "ulw": ("ulw", "frozen", "ours"),
+    "micro_only": ("micro_only", "frozen", "ours"),
+    "m1": ("m1", "frozen", "ours"),
+    "rgb_micro_macro": ("rgb_micro_macro", "frozen", "ours"),
+    "rgb_triplanes": ("rgb_triplanes", "frozen", "ours"),
+}
+COLUMNS = ("test", "train", "SSIM", "autoencoder", "stage 1, CPU-s", "CPU-s/scene", "bytes/scene")
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--store", help="scene store (default: the embedded cars, 32 and 16 of them)")
+    parser.add_argument("--train-scenes", type=Path, help="ids of stage 1's scenes, one a line")
+    parser.add_argument("--fit-scenes", type=Path, help="ids of stage 2's scenes, one a line")
+    parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS), help="default: all")
+    parser.add_argument("--out", type=Path, default=Path("runs/variants"), help="run folders of the rows")
+    parser.add_argument("--json", type=Path, required=True, help="where the figures go")
+    return parser.parse_args()
+
+
+def row_settings(preset: str, mode: str, section: str, autoencoder: Path | None) -> Settings:
+    """A preset with the schedules of variants.yaml over it and, in latent space, the one autoencoder."""
+    schedules = read_yaml(SCHEDULES)
+    values = merge(merge(read_preset(preset), schedules["everywhere"]), schedules[section])
+    if autoencoder is not None and make_settings(values).representation.space == "latent":
+        values = merge(values, {"autoencoder": {"pretrained": str(autoencoder), "subfolder": None}})
+    return make_settings(merge(values, {"stage2": {"mode": mode}}))
+
+
+def train(settings: Settings, spec: Any, ids: list[str], folder: Path) -> None:
+    """Stage 1 in this process; its CPU time goes into seconds.json, which is written last."""
+    from scaling.data.scenes import views_from_row
+    from scaling.training.stage1 import Stage1
+
+    if (folder / "seconds.json").is_file():
+        return
+    views = [views_from_row(row, settings.data.image_size) for row in spec.open().rows(ids)]
+    start = time.process_time()
+    stage1 = Stage1(settings, ids, views)
+    stage1.run(lambda report: print(f"  {report.epochs_done}/{report.epochs_total} {report.losses}", flush=True))
+    seconds = time.process_time() - start
+    stage1.shared.save(folder, ids)
+    (folder / "seconds.json").write_text(json.dumps(seconds))
+
+
+def run_row(name: str, settings: Settings, spec: Any, train_ids: list[str], fit_ids: list[str], out: Path) -> None:
+    """Both stages of a row, and its figures in OUT/ROW/row.json. Stage 2 is the actors' own code, called here."""
+    import pyarrow as pa
+
+    from scaling.data.scene_store import SCHEMA
+    from scaling.distributed.fitters import CohortFitter, FitJob, SceneFitter
+    from scaling.library.run_folder import RunFolder
+    from scaling.library.summary import summarise
+
+    run = RunFolder(out / name.replace(", ", "-"))
+    if (run.path / "row.json").is_file():
+        return
+    print(name, flush=True)
+    train(settings, spec, train_ids, out / "shared" / settings_key(settings))
+    shared = out / "shared" / settings_key(settings)
+    run.write_config("stage2", settings, {"shared": str(shared.absolute())})
+    job = FitJob(str(run.path), str(shared), settings.model_dump(), astuple(spec), threads=1)
+    wall, cpu = time.perf_counter(), time.process_time()
+    if settings.stage2.mode == "cohort":
+        outcomes = CohortFitter(job).fit(pa.table({"scene_id": fit_ids}))
+    else:
+        rows = [{**row, "error": None} for row in spec.open().rows(fit_ids)]
+        table = pa.Table.from_pylist(rows, schema=SCHEMA.append(pa.field("error", pa.string())))
+        outcomes = SceneFitter(job).fit(table)
+    cpu_per_wall = (time.process_time() - cpu) / (time.perf_counter() - wall)
+    failed = [outcome for outcome in outcomes if outcome["kind"] != "fitted"]
+    if failed:
+        raise RuntimeError(f"{name}: {failed}")
+    metrics = summarise(run)
+    figures = {
+        "test_psnr": metrics["test"]["psnr"],
+        "train_psnr": metrics["train"]["psnr"],
+        "ssim": metrics["test"]["ssim"],
+        "autoencoder_psnr": metrics["autoencoder"]["psnr"],
+        "stage1_cpu_seconds": json.loads((shared / "seconds.json").read_text()),
+        "cpu_seconds_per_scene": metrics["seconds_per_scene"] * cpu_per_wall,
+        "bytes_per_scene": metrics["bytes_per_scene"],
+        "num_scenes": metrics["num_scenes"],
+    }
+    (run.path / "row.json").write_text(json.dumps(figures, indent=1))
+
+
+def settings_key(settings: Settings) -> str:
+    """Rows whose stage 1 is the same share it."""
+    from scaling.library.run_folder import settings_hash
+
+    return settings_hash(make_settings({**settings.model_dump(), "stage2": {}}))
+
+
+def table_text(figures: dict[str, dict[str, Any]]) -> str:
+    """The rows as a Markdown table; PSNR in dB."""
+    lines = ["| variant | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
+    for name, row in figures.items():
+        autoencoder = "-" if row["autoencoder_psnr"] is None else f"{row['autoencoder_psnr']:.2f}"
+        cells = (
+            f"{row['test_psnr']:.2f}", f"{row['train_psnr']:.2f}", f"{row['ssim']:.3f}", autoencoder,
+            f"{row['stage1_cpu_seconds']:.0f}", f"{row['cpu_seconds_per_scene']:.1f}", f"{row['bytes_per_scene']:,.0f}",
+        )  # fmt: skip
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    arguments = parse()
+
+    import torch
+
+    from scaling.data.scene_source import SourceSpec, choose_ids
+
+    torch.set_num_threads(1)
+    spec = SourceSpec.of(arguments.store, row_settings("default", "frozen", "ours", None).data)
+    train_ids = choose_ids(spec.open(), arguments.train_scenes, count=None if arguments.train_scenes else 32)
+    fit_ids = choose_ids(
+        spec.open(), arguments.fit_scenes, leave_out=train_ids, count=None if arguments.fit_scenes else 16
+    )
+    alone = row_settings("default", "frozen", "autoencoder", None)
+    still = {phase: {"num_epochs": 0} for phase in ("warmup", "joint", "adapt")}
+    train(make_settings(merge(alone.model_dump(), {"stage1": still})), spec, train_ids, arguments.out / "autoencoder")
+    autoencoder = (arguments.out / "autoencoder" / "autoencoder").absolute()
+    for name in arguments.rows:
+        run_row(name, row_settings(*ROWS[name], autoencoder), spec, train_ids, fit_ids, arguments.out)
+    paths = {name: arguments.out / name.replace(", ", "-") / "row.json" for name in ROWS}
+    done = {name: json.loads(path.read_text()) for name, path in paths.items() if path.is_file()}
+    arguments.json.write_text(json.dumps({"spec": asdict(spec), "rows": done}, indent=1))
+    print(table_text(done))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
