@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
+from scaling import files
 from scaling.config import Settings, SettingsError, flatten, make_settings, merge
 
 PRESETS = Path(__file__).resolve().parent.parent / "experiments" / "presets"
@@ -18,18 +19,22 @@ PRESETS = Path(__file__).resolve().parent.parent / "experiments" / "presets"
 
 def positive_int(text: str) -> int:
     """argparse type of counts that must be at least 1; ArgumentTypeError says what else was given."""
-    try:
-        value = int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
-    return value
+    return _at_least(1, text)
 
 
 def count(text: str) -> int:
     """argparse type of counts that may be 0."""
-    return 0 if text == "0" else positive_int(text)
+    return _at_least(0, text)
+
+
+def _at_least(least: int, text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+    if value < least:
+        raise argparse.ArgumentTypeError(f"must be at least {least}, not {value}")
+    return value
 
 
 def _documented_keys(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -123,7 +128,10 @@ def run_command(main: Callable[[], int]) -> int:
     except SettingsError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except (ValueError, OSError, LookupError, RuntimeError) as error:
+    except OSError as error:
+        print(f"error: {files.told(error)}", file=sys.stderr)
+        return 1
+    except (ValueError, LookupError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -20,10 +20,14 @@ class SettingsError(ValueError):
 
 
 class Section(BaseModel):
+    """A part of the settings: unknown keys are errors, values never change."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
 
 
 class Data(Section):
+    """What comes in."""
+
     image_size: Positive = 128
     """Side of the training images in pixels; a store's larger images are area-filtered down to it."""
     embedded_views: Annotated[int, Field(ge=4)] = 40
@@ -31,6 +35,8 @@ class Data(Section):
 
 
 class Representation(Section):
+    """Planes and field: T_i = concat(T_i^mic, Σ_k w_i^k B_k), then a small network (paper, section on the method)."""
+
     space: Literal["latent", "rgb"] = "latent"
     """What planes encode: the autoencoder's latents, or RGB pixels (no autoencoder)."""
     micro_features: Count = 4
@@ -66,6 +72,8 @@ class Representation(Section):
 
 
 class Rendering(Section):
+    """Samples along a ray; distances in world units."""
+
     near: Annotated[float, Field(gt=0)] | None = None
     """Distance of the first sample along a ray; null: where the ray enters the box."""
     far: Annotated[float, Field(gt=0)] | None = None
@@ -87,6 +95,8 @@ class Rendering(Section):
 
 
 class Autoencoder(Section):
+    """The image autoencoder, pre-trained or from scratch; ignored in RGB space."""
+
     pretrained: str | None = "stable-diffusion-v1-5/stable-diffusion-v1-5"
     """Hub name or local folder of a diffusers AutoencoderKL (safetensors); null: train one from scratch."""
     subfolder: str | None = "vae"
@@ -132,6 +142,8 @@ class Rates(Section):
 
 
 class LossWeights(Section):
+    """Weights of the mean squared errors; RGB is taken in [-1, 1]."""
+
     latent: Rate = 0.0
     """Rendered latents against encoded images, both normalised."""
     rgb: Rate = 0.0
@@ -141,6 +153,8 @@ class LossWeights(Section):
 
 
 class Phase(Section):
+    """A stretch of training with its own losses, rates and schedule; every phase of both stages is one."""
+
     num_epochs: Count = 1
     """Epochs; 0 leaves the phase out."""
     steps_per_epoch: Positive | None = None
@@ -181,6 +195,8 @@ class Phase(Section):
 
 
 class Stage1Phase(Phase):
+    """A phase of stage 1."""
+
     items_per_step: Positive = 32
     """Items (whole views, or scenes where rays_per_item is set) in a step's global batch."""
 
@@ -204,6 +220,8 @@ SCENE_RATES = {"micro_planes": 2e-2, "coefs": 2e-2}
 
 
 class Stage1(Section):
+    """Trains the shared model on the first scenes."""
+
     autoencoder: Stage1Phase = Stage1Phase(
         num_epochs=40,
         items_per_step=32,
@@ -259,6 +277,8 @@ class Stage1(Section):
 
 
 class Stage2(Section):
+    """Fits every further scene."""
+
     mode: Literal["frozen", "cohort"] = "frozen"
     """frozen: scenes are fitted alone on the shared model as it is; cohort: with a copy of it, fine-tuned together."""
     scenes_per_batch: Positive = 16

@@ -75,8 +75,8 @@ def tiny_scenes() -> list[SceneViews]:
 
 
 @pytest.fixture(scope="session")
-def ray_6_cpus_2_gpus() -> Any:
-    """One local Ray for all tests that need it, with 2 GPUs that exist only in its books. Starting costs seconds."""
+def ray_6_cpus_4_gpus() -> Any:
+    """One local Ray for all tests that need it, with 4 GPUs that exist only in its books. Starting costs seconds."""
     import logging
 
     from scaling.distributed.cluster import Resources
@@ -86,8 +86,8 @@ def ray_6_cpus_2_gpus() -> Any:
     import ray
 
     ray.init(
-        address="local", num_cpus=6, num_gpus=2, include_dashboard=False, object_store_memory=100 << 20,
+        address="local", num_cpus=6, num_gpus=4, include_dashboard=False, object_store_memory=100 << 20,
         log_to_driver=False, logging_level=logging.ERROR,
     )  # fmt: skip
-    yield Resources(cpus=6, gpus=2)
+    yield Resources(cpus=6, gpus=4)
     ray.shutdown()

@@ -53,7 +53,7 @@ def write_srn_scene(folder: Path, image_size: int) -> None:
     (folder / "intrinsics.txt").write_text(f"{focal} {centre} {centre} 0.\n0. 0. 0.\n1.\n{image_size} {image_size}\n")
 
 
-def test_prepare_keeps_order_and_rejects_with_a_reason(ray_6_cpus_2_gpus, tmp_path):
+def test_prepare_keeps_order_and_rejects_with_a_reason(ray_6_cpus_4_gpus, tmp_path):
     for name in ("b", "a", "d", "c"):
         write_srn_scene(tmp_path / "source" / name, 16)
     image = tmp_path / "source" / "c" / "rgb" / "000001.png"
@@ -65,7 +65,7 @@ def test_prepare_keeps_order_and_rejects_with_a_reason(ray_6_cpus_2_gpus, tmp_pa
     assert reject["scene_id"] == "c" and "000001.png" in reject["file"] and reject["reason"]
 
 
-def test_both_stages_end_to_end(ray_6_cpus_2_gpus, tmp_path, tiny_values):
+def test_both_stages_end_to_end(ray_6_cpus_4_gpus, tmp_path, tiny_values):
     """Stage 1 with two workers, stage 2 with two actors, a scene that cannot be decoded, and both again."""
     settings = make_settings(tiny_values)
     image_size, num_views = settings.data.image_size, settings.data.embedded_views
@@ -78,13 +78,13 @@ def test_both_stages_end_to_end(ray_6_cpus_2_gpus, tmp_path, tiny_values):
     spec = SourceSpec.of(str(tmp_path / "store"), settings.data)
     run = RunFolder(tmp_path / "runs" / "tiny")
     first = choose_ids(spec.open(), None, count=4)
-    metrics = train_stage1(run, settings, spec, first, ray_6_cpus_2_gpus, workers=2)
+    metrics = train_stage1(run, settings, spec, first, ray_6_cpus_4_gpus, workers=2)
     assert metrics["stage1"]["num_scenes"] == 4 and metrics["stage1"]["test"]["psnr"] > 5
     assert read_scene_ids(run.shared) == first
     content_hash = load_shared(run.shared)[1]
 
     rest = choose_ids(spec.open(), None, leave_out=first)
-    metrics = fit_stage2(run, run.shared, settings, spec, rest, ray_6_cpus_2_gpus, num_actors=2)
+    metrics = fit_stage2(run, run.shared, settings, spec, rest, ray_6_cpus_4_gpus, num_actors=2)
     assert (metrics["num_scenes"], metrics["num_failed"]) == (3, 1)
     assert list(given_up(run.failures)) == ["car-00006"]
     assert {row["shared"] for row in run.library.scenes()} == {content_hash}
@@ -92,12 +92,12 @@ def test_both_stages_end_to_end(ray_6_cpus_2_gpus, tmp_path, tiny_values):
     assert (run.pictures / "stage2-scenes.png").is_file()
 
     parts = {path: path.stat().st_mtime_ns for path in run.library.parts()}
-    again = fit_stage2(run, run.shared, settings, spec, rest, ray_6_cpus_2_gpus, num_actors=2)
+    again = fit_stage2(run, run.shared, settings, spec, rest, ray_6_cpus_4_gpus, num_actors=2)
     assert again == metrics and {p: p.stat().st_mtime_ns for p in run.library.parts()} == parts
-    train_stage1(run, settings, spec, first, ray_6_cpus_2_gpus, workers=2)
+    train_stage1(run, settings, spec, first, ray_6_cpus_4_gpus, workers=2)
     with pytest.raises(SettingsError, match=r"representation.box_side = 2.0 \(was 1.05\)"):
         other = make_settings(merge(tiny_values, {"representation": {"box_side": 2.0}}))
-        train_stage1(run, other, spec, first, ray_6_cpus_2_gpus, workers=2)
+        train_stage1(run, other, spec, first, ray_6_cpus_4_gpus, workers=2)
 
     client = MlflowClient(tracking_uri(run))
     experiment = client.get_experiment_by_name("tiny")
@@ -108,7 +108,7 @@ def test_both_stages_end_to_end(ray_6_cpus_2_gpus, tmp_path, tiny_values):
     assert runs["stage2"].data.metrics["test/psnr"] == pytest.approx(metrics["test"]["psnr"])
 
 
-def test_dispatcher_accounts_for_every_scene(ray_6_cpus_2_gpus, tmp_path):
+def test_dispatcher_accounts_for_every_scene(ray_6_cpus_4_gpus, tmp_path):
     """A scene that kills its process is given up after two actors; its neighbours and the rest are fitted."""
     ids = ["a", "deadly-1", "b", "bad-1", "c", "d"]
     batches = iter([pa.table({"scene_id": ids[:3]}), pa.table({"scene_id": ids[3:]})])
@@ -125,7 +125,7 @@ def test_dispatcher_accounts_for_every_scene(ray_6_cpus_2_gpus, tmp_path):
     assert read_failures(tmp_path)["a"]["kind"] == "retry", "its first actor died, and it was tried again"
 
 
-def test_cohorts_end_to_end(ray_6_cpus_2_gpus, tmp_path, tiny_values):
+def test_cohorts_end_to_end(ray_6_cpus_4_gpus, tmp_path, tiny_values):
     """Two cohorts of fixed chunks; a damaged member is left out and recorded; each cohort's copy is stored once."""
     rates = {"decoder": 1e-2, "field": 1e-2, "base_planes": 1e-2, "micro_planes": 1e-2, "coefs": 1e-2}
     stage2 = {"mode": "cohort", "cohort_size": 3, "rgb": {"num_epochs": 1, "items_per_step": 3, "lr": rates}}
@@ -142,7 +142,7 @@ def test_cohorts_end_to_end(ray_6_cpus_2_gpus, tmp_path, tiny_values):
                 row["views"][2] = row["views"][2][:50]
             writer.add(row)
     spec = SourceSpec.of(str(tmp_path / "store"), settings.data)
-    metrics = fit_stage2(run, run.shared, settings, spec, ids[4:], ray_6_cpus_2_gpus, num_actors=2)
+    metrics = fit_stage2(run, run.shared, settings, spec, ids[4:], ray_6_cpus_4_gpus, num_actors=2)
     assert (metrics["num_scenes"], metrics["num_failed"]) == (5, 1)
     assert given_up(run.failures)[ids[5]]["kind"] == "bad input"
     rows = list(run.library.scenes())
@@ -165,5 +165,5 @@ def test_cohorts_end_to_end(ray_6_cpus_2_gpus, tmp_path, tiny_values):
     assert row["shared"] == content_hash
 
     # What is left of a cohort is a cohort of its own.
-    again = fit_stage2(run, run.shared, settings, spec, ids[4:], ray_6_cpus_2_gpus, num_actors=1, retry_failed=True)
+    again = fit_stage2(run, run.shared, settings, spec, ids[4:], ray_6_cpus_4_gpus, num_actors=1, retry_failed=True)
     assert again == metrics

@@ -8,7 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from scaling.library.commit import commit_file, replace_file
+from scaling.files import replace_file
+from scaling.library.commit import commit_file
 from scaling.library.failures import FailureLog, given_up, read_failures
 from scaling.library.fitted_scenes import METRICS, Library, commit_part, pack_scene, unpack_scene
 from scaling.library.run_folder import RunFolder

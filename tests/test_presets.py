@@ -7,12 +7,14 @@ from typing import Any
 import pytest
 from diffusers import AutoencoderKL
 
-from scaling.command_line import read_preset
+from scaling.command_line import PRESETS, read_preset
 from scaling.config import Settings, make_settings, merge
 from scaling.data.synthetic import embedded_ids, embedded_scene
+from scaling.models.shared import SharedModel
+from scaling.training.cohort import fit_cohort
 from scaling.training.evaluate import evaluate_scene
 from scaling.training.stage1 import Stage1, active_phases
-from scaling.training.stage2 import fit_scenes
+from scaling.training.stage2 import FittedScene, fit_scenes
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +30,7 @@ def saved_autoencoder(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def two_steps(preset: str, autoencoder: str) -> Settings:
     values: dict[str, Any] = read_preset(preset)
-    if preset in ("default", "paper"):
+    if make_settings(values).autoencoder.pretrained:
         values = merge(values, {"autoencoder": {"pretrained": autoencoder}})
     full = make_settings(values)
     short: dict[str, Any] = {"data": {"embedded_views": 6}, "stage1": {}, "stage2": {}}
@@ -42,22 +44,47 @@ def two_steps(preset: str, autoencoder: str) -> Settings:
     return make_settings(merge(values, short))
 
 
-@pytest.mark.parametrize("preset", ["default", "paper", "quick", "small"])
-def test_preset_runs_both_stages(preset, saved_autoencoder):
+@pytest.mark.parametrize("preset", sorted(path.stem for path in PRESETS.glob("*.yaml")))
+def test_preset_runs_both_stages(preset, saved_autoencoder, tmp_path):
+    """Stage 2 in the preset's own mode; default in both modes."""
     settings = two_steps(preset, saved_autoencoder)
-    ids = embedded_ids(5)
+    ids = embedded_ids(6)
     views = [embedded_scene(scene_id, settings.data.image_size, 6) for scene_id in ids]
     phases: list[str] = []
     stage1 = Stage1(settings, ids[:4], views[:4])
     stage1.run(lambda report: phases.append(report.phase))
     assert phases == active_phases(settings)
-    [fitted] = fit_scenes(stage1.shared.requires_grad_(False), views[4:], settings)
-    shape = settings.representation
-    assert fitted.params.micro_planes.shape == (3, shape.micro_features, shape.resolution, shape.resolution)
-    assert fitted.params.coefs.shape == (shape.num_base_planes,)
-    params = type(fitted.params)(fitted.params.micro_planes[None], fitted.params.coefs[None])
-    metrics = evaluate_scene(stage1.shared, params, views[4])
-    assert 0 < metrics["psnr"] < 60 and 0 < metrics["autoencoder_psnr"] < 60
+    shared, shape = stage1.shared.requires_grad_(False).eval(), settings.representation
+    results: list[tuple[SharedModel, FittedScene]] = []
+    if settings.stage2.mode == "frozen":
+        results.append((shared, fit_scenes(shared, views[4:], settings)[0]))
+    if settings.stage2.mode == "cohort" or preset == "default":
+        cohort = fit_cohort(shared, shared.content_hash(), views[4:], settings, tmp_path)
+        assert {name.split(".")[0] for name in cohort.tuned} == {"base_planes", "field", "decoder"}
+        results.append((cohort.shared, cohort.scenes[0]))
+    for model, fitted in results:
+        assert fitted.params.micro_planes.shape == (3, shape.micro_features, shape.resolution, shape.resolution)
+        assert fitted.params.coefs.shape == (shape.num_base_planes,)
+        metrics = evaluate_scene(model, fitted.params[None], views[4])
+        assert 0 < metrics["psnr"] < 60
+        assert (metrics["autoencoder_psnr"] is None) == (shape.space == "rgb")
+
+
+@pytest.mark.parametrize(
+    ("preset", "space", "micro", "macro", "num_base"),
+    [
+        ("paper", "latent", 10, 22, 50),
+        ("ulw", "latent", 0, 32, 50),
+        ("micro_only", "latent", 32, 0, 0),
+        ("m1", "latent", 10, 22, 1),
+        ("rgb_micro_macro", "rgb", 10, 22, 50),
+        ("rgb_triplanes", "rgb", 32, 0, 0),
+    ],
+)
+def test_variants_are_the_papers(preset, space, micro, macro, num_base):
+    shape = make_settings(read_preset(preset)).representation
+    found = (shape.space, shape.micro_features, shape.macro_features, shape.num_base_planes)
+    assert found == (space, micro, macro, num_base)
 
 
 def test_paper_is_the_published_method():
@@ -74,8 +101,8 @@ def test_paper_is_the_published_method():
     assert joint.lr.model_dump() == {
         "encoder": 1e-4, "decoder": 1e-4, "field": 1e-4, "base_planes": 1e-2, "micro_planes": 1e-4, "coefs": 1e-2
     }  # fmt: skip
-    assert (paper.stage2.latent.num_epochs, paper.stage2.rgb.num_epochs, paper.stage2.latent.lr_decay) == (
-        30,
-        50,
-        0.94157,
-    )
+    latent, rgb = paper.stage2.latent, paper.stage2.rgb
+    assert (latent.num_epochs, latent.items_per_step, latent.lr_decay) == (30, 32, 0.94157)
+    assert (rgb.num_epochs, rgb.items_per_step, rgb.lr_decay) == (50, 8, 0.94157)
+    assert (paper.stage2.mode, paper.stage2.cohort_size, paper.stage2.start) == ("cohort", None, "random")
+    assert paper.precision == "float32"

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from dataclasses import dataclass
 from typing import Any
 
 import ray
+
+from scaling.config import SettingsError
 
 OBJECT_STORE_BYTES = 512 << 20  # of a local cluster: a few batches of views; results go to disk, not through it
 
@@ -27,9 +30,13 @@ def connect(address: str | None = None) -> Resources:
     """
     if not ray.is_initialized():
         address = address or os.environ.get("RAY_ADDRESS")
+        _check_reachable(address)
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         if address:
-            ray.init(address=address, **quiet)
+            try:
+                ray.init(address=address, **quiet)
+            except (OSError, ValueError, RuntimeError, ImportError) as error:
+                raise _no_cluster(address, str(error).strip().splitlines()[0]) from error
         else:
             # A cluster of this process alone, on loopback: nobody else has to prove who they are.
             os.environ.setdefault("RAY_AUTH_MODE", "disabled")
@@ -42,6 +49,24 @@ def connect(address: str | None = None) -> Resources:
             )
     found = ray.cluster_resources()
     return Resources(int(found.get("CPU", 0)), int(found.get("GPU", 0)))
+
+
+def _check_reachable(address: str | None) -> None:
+    """Raises ConnectionError where nothing listens at HOST:PORT: Ray itself would try for minutes."""
+    host, _, port = (address or "").rpartition(":")
+    if not port.isdecimal() or "/" in host:
+        return  # "auto" and the like, which Ray answers at once
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+    except (OSError, OverflowError) as error:
+        raise _no_cluster(str(address), str(error)) from error
+
+
+def _no_cluster(address: str, why: str) -> ConnectionError:
+    return ConnectionError(
+        f"no Ray cluster answers at {address} ({why}): start one with `ray start --head`, or leave out --address and "
+        "RAY_ADDRESS for a local one"
+    )
 
 
 @dataclass(frozen=True)
@@ -62,13 +87,22 @@ def largest_divisor(number: int, at_most: int) -> int:
 def share(resources: Resources, wanted: int | None, reserve_cpu: bool) -> Share:
     """Divides the cluster between equal workers: one GPU each, or a share of the CPUs where there is no GPU.
 
-    reserve_cpu leaves one CPU to Ray Data's readers. Raises ValueError where more workers than GPUs are wanted.
+    reserve_cpu leaves one CPU to Ray Data's readers. Raises SettingsError where more workers are wanted than there are
+    GPUs, or CPUs where there is no GPU.
     """
     if resources.gpus:
         workers = wanted or resources.gpus
         if workers > resources.gpus:
-            raise ValueError(f"{workers} workers need a GPU each, but the cluster has {resources.gpus}")
+            raise SettingsError(
+                f"{workers} workers need a GPU each, but the cluster has {resources.gpus}: "
+                "lower --num-workers (stage 1) or --num-actors (stage 2)"
+            )
         return Share(workers, 0, 1, max(1, resources.cpus // workers))
     workers = wanted or 1
+    if workers > max(resources.cpus, 1):
+        raise SettingsError(
+            f"{workers} workers need a CPU each, but the cluster has {resources.cpus}: "
+            "lower --num-workers (stage 1) or --num-actors (stage 2)"
+        )
     cpus = max(resources.cpus - reserve_cpu, 1) / workers
     return Share(workers, round(cpus, 4) if cpus < 1 else int(cpus), 0, max(1, resources.cpus // workers))

@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 from tqdm import tqdm
 
 from scaling.library.failures import FailureLog
@@ -32,10 +32,12 @@ class Counts:
 
     @property
     def left(self) -> int:
+        """Scenes that are neither fitted nor given up."""
         return self.total - self.done - self.failed
 
     @property
     def mean_psnr(self) -> float | None:
+        """In dB, over the scenes fitted so far."""
         return sum(self.psnrs) / len(self.psnrs) if self.psnrs else None
 
 
@@ -63,7 +65,10 @@ class Dispatcher:
         self.in_flight: dict[Any, tuple[Any, pa.Table | None]] = {}  # future → its actor and batch (None: ready())
 
     def run(self, batches: Iterator[pa.Table], total: int) -> Iterator[Counts]:
-        """Fits every batch; yields the counts after each one that came back."""
+        """Fits every batch; yields the counts after each one that came back.
+
+        Raises RuntimeError where no actor can start, or where scenes of `total` are left at the end.
+        """
         counts = Counts(total)
         progress = tqdm(total=total, unit="scene", desc="stage 2")
         try:
@@ -104,6 +109,9 @@ class Dispatcher:
             self._actor_died(batch, str(error), counts)
             self._start_actor()
             return True
+        except RayTaskError as error:  # no scene's failure, those are outcomes: the job's, as a disk that is full
+            ray.kill(actor)
+            raise error.cause from error
         self.failed_starts = 0
         if batch is not None:
             for outcome in outcomes:

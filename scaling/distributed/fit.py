@@ -47,7 +47,8 @@ def fit_stage2(
 ) -> dict[str, Any]:
     """Fits `scene_ids`, or those of them that are not fitted yet. → the run's metrics.
 
-    Raises ValueError where more actors than GPUs are asked for. Failed scenes raise nothing: they are in the metrics.
+    Raises SettingsError where more actors are asked for than there are GPUs. Failed scenes raise nothing: they are in
+    the metrics.
     """
     cohort = settings.stage2.mode == "cohort"
     batch = (settings.stage2.cohort_size or len(scene_ids)) if cohort else settings.stage2.scenes_per_batch
@@ -57,6 +58,7 @@ def fit_stage2(
     if not retry_failed:
         left_over |= set(given_up(run.failures))
     todo = [scene_id for scene_id in scene_ids if scene_id not in left_over]
+    parts = share(resources, num_actors or _default_actors(resources, len(todo), batch), reserve_cpu=True)
     folder = str(shared_folder.absolute())
     job = {"num_scenes": len(scene_ids), "store": spec.store or EMBEDDED, "shared": folder}
     _warn_of_other_settings(run, settings)
@@ -66,7 +68,6 @@ def fit_stage2(
     print(f"stage 2: {len(todo)} scenes to fit, {len(scene_ids) - len(todo)} already done or given up", flush=True)
     try:
         if todo:
-            parts = share(resources, num_actors or _default_actors(resources, len(todo), batch), reserve_cpu=True)
             fit_job = FitJob(str(run.path.absolute()), folder, settings.model_dump(), astuple(spec), parts.threads)
             fitter: Any = CohortFitter if cohort else SceneFitter
             options = {"num_cpus": parts.cpus, "num_gpus": parts.gpus, "max_restarts": 0, "max_task_retries": 0}

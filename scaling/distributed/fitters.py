@@ -55,6 +55,7 @@ class Fitter:
         self.shared, self.shared_hash = load_shared(Path(job.shared), self.device)
 
     def ready(self) -> bool:
+        """Returns when the actor has started: its shared model is loaded."""
         return True
 
     def _finished_rows(

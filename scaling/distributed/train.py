@@ -13,6 +13,7 @@ import tempfile
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +34,14 @@ from scaling.data.scene_source import EMBEDDED, SourceSpec
 from scaling.data.scenes import views_from_row
 from scaling.distributed.cluster import Resources, Share, largest_divisor, share
 from scaling.distributed.tracking import Tracker, tracking_uri
+from scaling.files import replace_file
 from scaling.library.fitted_scenes import commit_part, pack_scene
 from scaling.library.pictures import log_scene_pictures
 from scaling.library.render import save_png, scene_sheet
 from scaling.library.run_folder import RunFolder, ids_hash, settings_hash
 from scaling.library.stored_models import StoredModels
 from scaling.library.summary import summarise
+from scaling.models.precision import set_precision
 from scaling.models.shared import SceneParams, SharedModel
 from scaling.training.checkpoint import load_scenes, read_progress
 from scaling.training.phases import EpochReport
@@ -147,6 +150,7 @@ def train_worker(config: dict[str, Any]) -> None:
     """What each worker runs: its scenes, all phases, a report per epoch, and at the end its scenes' metrics."""
     torch.set_num_threads(config["threads"])
     settings = make_settings(config["settings"])
+    set_precision(settings.precision)
     context = ray.train.get_context()
     size = context.get_world_size()
     device = get_device() if torch.cuda.is_available() else torch.device("cpu")
@@ -235,7 +239,14 @@ def _fit(trainer: TorchTrainer, history: Path) -> ray.train.Result:
         except TrainingFailedError as error:
             failures = getattr(error, "worker_failures", {})
             first = failures[min(failures)] if failures else error
-            raise RuntimeError(f"stage 1 failed: {str(first).strip().splitlines()[-1]}\n{first}") from error
+            log, where = history.with_suffix(".log"), ""
+            with suppress(OSError):  # the disk may be what failed
+                replace_file(log, str(first).encode())
+                where = f" (the worker's traceback: {log})"
+            last_line = str(first).strip().splitlines()[-1]
+            raise RuntimeError(
+                f"stage 1 failed: {last_line}{where}; once that is mended, the same command goes on"
+            ) from error
 
 
 def _progress_line(values: dict[str, Any], elapsed: float) -> str:

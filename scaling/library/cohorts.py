@@ -32,7 +32,10 @@ def cohort_folder(library: Path, cohort_hash: str) -> Path:
 
 
 def commit_cohort(library: Path, tuned: Mapping[str, Tensor], shared_hash: str, scene_ids: Sequence[str]) -> str:
-    """Writes a cohort's tensors, before the part that names them. → its hash. The same tensors again change nothing."""
+    """Writes a cohort's tensors (names and shapes of the shared model's), before the part that names them. → its hash.
+
+    The same tensors again change nothing. Raises OSError naming the file where it cannot be written.
+    """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tuned.items()}
     cohort_hash = tensors_hash(tensors)
     folder = cohort_folder(library, cohort_hash)

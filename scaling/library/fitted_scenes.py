@@ -142,7 +142,9 @@ class Library:
         """One scene's whole row. Raises LookupError naming the library where it is not there."""
         for row in self._find([scene_id]):
             return row
-        raise LookupError(f"{self.folder} holds no scene {scene_id!r}; it has {', '.join(self.ids()[:5])}, …")
+        ids = self.ids()
+        has = f"it has {', '.join(ids[:5])}{', …' if len(ids) > 5 else ''}" if ids else "no scenes are fitted there"
+        raise LookupError(f"{self.folder} holds no scene {scene_id!r}; {has}")
 
     def scenes(self) -> Iterator[dict[str, Any]]:
         """All rows, one part in memory at a time."""
@@ -166,11 +168,21 @@ class Library:
 
 
 def _read_part(path: Path, columns: Sequence[str]) -> pa.Table:
+    """Columns of a part, in the schema's types. A column that the schema does not have does no harm."""
+    read = list(dict.fromkeys(["scene_id", "format_version", *columns]))
     try:
-        table = pq.read_table(path, columns=list(columns))
-    except (OSError, pa.ArrowException) as error:
-        raise ValueError(f"{path}: not a readable part of a library: {error}") from error
-    missing = [name for name in columns if name not in table.column_names]
-    if missing:
-        raise ValueError(f"{path}: a part without columns {missing}: not written by this program, or by a newer one")
-    return table
+        with pq.ParquetFile(path) as part:
+            table = part.read(columns=read)
+            newest = max(table["format_version"].to_pylist(), default=0)
+        if newest <= FORMAT_VERSION:
+            table = table.select(read).cast(pa.schema([SCHEMA.field(name) for name in read]))
+            if table["scene_id"].null_count:
+                raise ValueError("a scene has no id")
+    except (OSError, TypeError, ValueError, LookupError, pa.ArrowException) as error:
+        why = str(error).splitlines()[0]
+        raise ValueError(
+            f"{path}: not a readable part of a library ({why}): restore it, or remove it and fit its scenes again"
+        ) from error
+    if newest > FORMAT_VERSION:
+        raise ValueError(f"{path}: format version {newest}, this program reads up to {FORMAT_VERSION}: update it")
+    return table.select(list(columns))

@@ -56,15 +56,13 @@ def render_stored_scenes(run: RunFolder, ids: Sequence[str], num_frames: int = 4
     Truth comes from the source that the scene's stage used, as config.yaml names it. Raises LookupError where a scene
     is not in the library, FileNotFoundError or ValueError where its source or shared model cannot be read.
     """
-    config = run.read_config()
     rows = [run.library.scene(scene_id) for scene_id in ids]
     written: list[Path] = []
     models = StoredModels(run)
     for row in rows:
-        noted = config[f"stage{row['stage']}"]
         shared, params = models.scene(row)
         settings = shared.settings.data
-        store = noted["job"]["store"]
+        store = run.store_of(row["stage"])
         source = SourceSpec.of(None if store == EMBEDDED else store, settings).open()
         views = views_from_row(next(iter(source.rows([row["scene_id"]]))), settings.image_size)
         written += render_scene_pictures(shared, params, views, run.pictures, row["scene_id"], num_frames)

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from scaling.config import Settings, SettingsError, flatten
-from scaling.library.commit import replace_file
+from scaling.files import replace_file
 from scaling.library.fitted_scenes import Library
 
 PACKAGES = ("scaling", "torch", "diffusers", "ray", "mlflow", "numpy", "pyarrow")
@@ -82,7 +82,7 @@ class RunFolder:
             for values in (noted["settings"], settings.model_dump())
         )
         changed = [f"{key} = {now.get(key)} (was {before.get(key)})" for key in now if now[key] != before.get(key)]
-        if noted["job"]["scenes_hash"] != job["scenes_hash"]:
+        if noted["job"].get("scenes_hash") != job["scenes_hash"]:
             changed.append("the scenes")
         if changed:
             raise SettingsError(
@@ -104,9 +104,31 @@ class RunFolder:
         replace_file(self.path / "config.yaml", yaml.safe_dump(known, sort_keys=False).encode())
 
     def read_config(self) -> dict[str, Any]:
-        """What write_config noted, by stage; empty for a new folder."""
+        """What write_config noted, by stage; empty for a new folder. ValueError where the file is damaged."""
         path = self.path / "config.yaml"
-        return yaml.safe_load(path.read_text()) or {} if path.is_file() else {}
+        if not path.is_file():
+            return {}
+        try:
+            noted = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+            if not isinstance(noted, dict):
+                raise ValueError(f"expected stages, found a {type(noted).__name__}")
+            for stage, values in noted.items():
+                for key in ("settings", "job"):
+                    if not isinstance(values, dict) or not isinstance(values.get(key), dict):
+                        raise ValueError(f"{stage} has no {key}")
+        except (yaml.YAMLError, ValueError) as error:
+            why = " ".join(str(error).split())
+            raise ValueError(
+                f"{path}: does not say how this run was started ({why}); restore it, or choose another --run"
+            ) from None
+        return noted
+
+    def store_of(self, stage: int) -> str:
+        """The scene store that a stage used, as its command named it. ValueError where config.yaml does not say."""
+        store = self.read_config().get(f"stage{stage}", {"job": {}})["job"].get("store")
+        if not isinstance(store, str):
+            raise ValueError(f"{self.path}/config.yaml: does not say which store stage {stage} used; restore it")
+        return store
 
 
 def versions() -> dict[str, str]:

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from scaling.library.commit import replace_file
+from scaling.files import replace_file
 from scaling.library.failures import given_up
 from scaling.library.run_folder import RunFolder
 from scaling.training.metrics import why_no_lpips

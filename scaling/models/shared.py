@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from scaling.cameras import Rays, pixel_rays
 from scaling.config import Settings, SettingsError, flatten, make_settings
+from scaling.files import replace_file
 from scaling.models.autoencoder import (
     IdentityAutoencoder,
     ImageAutoencoder,
@@ -30,14 +29,15 @@ from scaling.models.autoencoder import (
     derive_background,
 )
 from scaling.models.field import Field
+from scaling.models.shared_files import RESTORE, SharedModelError, empty_vae, read_json, read_tensors, read_text
 from scaling.models.renderer import Renderer, RenderOutput
 from scaling.models.triplanes import fuse_planes
 
 FORMAT_VERSION = 1
-
-
-class SharedModelError(ValueError):
-    """A shared model that cannot be used; the message names the file and what to do."""
+FILES = {  # where tensors of these names are stored, without the prefix; all others are in planes.safetensors
+    "autoencoder.vae.": "autoencoder/diffusion_pytorch_model.safetensors",
+    "decoder.": "decoder/model.safetensors",
+}
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,9 @@ class SharedModel(nn.Module):
         base = torch.randn(shape.num_base_planes, num_planes, shape.macro_features, *self.micro_shape[2:])
         # Without base planes there is nothing to train, so nothing may claim to be a parameter.
         self.base_planes = nn.Parameter(base * shape.base_std, requires_grad=base.numel() > 0)
-        self.field = Field(shape.micro_features + shape.macro_features, shape.field_width, autoencoder.latent_channels)
+        self.field = self.new_field()
+        if isinstance(autoencoder, LatentAutoencoder):
+            autoencoder.precision = settings.precision
         self.renderer = Renderer(
             tuple(shape.plane_axes), shape.box_side, settings.rendering.near, settings.rendering.far,
             settings.rendering.samples, settings.rendering.importance_samples,
@@ -90,6 +92,13 @@ class SharedModel(nn.Module):
             self.register_buffer(name, torch.zeros(size))
         for name in ("micro_mean", "micro_std"):
             self.register_buffer(name, torch.zeros(()))
+
+    def new_field(self) -> Field:
+        """A field of this model's sizes with random weights."""
+        shape = self.settings.representation
+        field = Field(shape.micro_features + shape.macro_features, shape.field_width, self.autoencoder.latent_channels)
+        field.precision = self.settings.precision
+        return field
 
     @property
     def latent_size(self) -> int:
@@ -165,19 +174,18 @@ class SharedModel(nn.Module):
 
     def save(self, folder: Path, scene_ids: list[str]) -> str:
         """Writes the shared model; hash.txt comes last and marks it whole. → its hash."""
-        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "hash.txt").unlink(missing_ok=True)
         config = {"format_version": FORMAT_VERSION, "settings": self.settings.model_dump()}
-        (folder / "config.json").write_text(json.dumps(config, indent=1))
+        replace_file(folder / "config.json", json.dumps(config, indent=1).encode())
         if isinstance(self.autoencoder, LatentAutoencoder):
-            self.autoencoder.vae.save_pretrained(folder / "autoencoder", safe_serialization=True)
-        if self.decoder is not None:
-            (folder / "decoder").mkdir(exist_ok=True)
-            save_file(_contiguous(self.decoder.state_dict()), folder / "decoder" / "model.safetensors")
-        rest = {k: v for k, v in self.state_dict().items() if not k.startswith(("autoencoder.vae.", "decoder."))}
-        save_file(_contiguous(rest), folder / "planes.safetensors")
-        (folder / "scenes.txt").write_text("".join(f"{scene_id}\n" for scene_id in scene_ids))
+            vae_config = self.autoencoder.vae.to_json_string()
+            replace_file(folder / "autoencoder" / "config.json", vae_config.encode())
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        for file, (_, part) in _by_file(tensors).items():
+            replace_file(folder / file, save(part, metadata={"format": "pt"}))
+        replace_file(folder / "scenes.txt", "".join(f"{scene_id}\n" for scene_id in scene_ids).encode())
         content_hash = self.content_hash()
-        (folder / "hash.txt").write_text(content_hash + "\n")
+        replace_file(folder / "hash.txt", f"{content_hash}\n".encode())
         return content_hash
 
 
@@ -191,13 +199,21 @@ def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+def _by_file(tensors: dict[str, Tensor]) -> dict[str, tuple[str, dict[str, Tensor]]]:
+    """Where a state is stored: file → what it leaves out of the names, and its tensors. Every file holds some."""
+    files: dict[str, tuple[str, dict[str, Tensor]]] = {}
+    for name, tensor in tensors.items():
+        file, prefix = next(((f, p) for p, f in FILES.items() if name.startswith(p)), ("planes.safetensors", ""))
+        files.setdefault(file, (prefix, {}))[1][name.removeprefix(prefix)] = tensor
+    return files
 
 
 def read_scene_ids(folder: Path) -> list[str]:
-    """Ids of the scenes that the shared model in `folder` was trained on. FileNotFoundError where it holds none."""
-    return (folder / "scenes.txt").read_text().split()
+    """Ids of the scenes that the shared model in `folder` was trained on. SharedModelError where it names none."""
+    ids = read_text(folder / "scenes.txt").split()
+    if not ids:
+        raise SharedModelError(f"{folder}/scenes.txt: names none of the scenes of stage 1; {RESTORE}")
+    return ids
 
 
 def settings_on(folder: Path, settings: Settings, given: dict[str, Any]) -> Settings:
@@ -222,16 +238,19 @@ def read_config(folder: Path) -> Settings:
             f"{folder}: no shared model here (no hash.txt); make one with "
             f"`python experiments/stage1.py --run {folder.parent} --num-scenes N`, or name another with --shared"
         )
+    path = folder / "config.json"
+    config = read_json(path)
+    version, values = config.get("format_version"), config.get("settings")
+    if not isinstance(version, int) or not isinstance(values, dict):
+        raise SharedModelError(f"{path}: not a shared model's: format_version or settings are missing; {RESTORE}")
+    if version > FORMAT_VERSION:
+        raise SharedModelError(
+            f"{path}: format version {version}, this program reads up to {FORMAT_VERSION}: update it"
+        )
     try:
-        config = json.loads((folder / "config.json").read_text())
-        version = int(config["format_version"])
-        if version > FORMAT_VERSION:
-            raise SharedModelError(
-                f"{folder}/config.json: format version {version}, this program reads up to {FORMAT_VERSION}: update it"
-            )
-        return make_settings(config["settings"])
-    except (OSError, KeyError, TypeError, json.JSONDecodeError, SettingsError) as error:
-        raise SharedModelError(f"{folder}/config.json: not readable as a shared model's: {error}") from error
+        return make_settings(values)
+    except SettingsError as error:
+        raise SharedModelError(f"{path}: {error}; {RESTORE}") from error
 
 
 def load_shared(folder: Path, device: torch.device | str = "cpu") -> tuple[SharedModel, str]:
@@ -239,34 +258,37 @@ def load_shared(folder: Path, device: torch.device | str = "cpu") -> tuple[Share
 
     Raises SharedModelError naming the file where one is missing, of a newer format, or changed since it was saved.
     """
-    settings = read_config(folder)
-    try:
-        model = _read(folder, settings)
-    except (OSError, SafetensorError, SettingsError, KeyError, RuntimeError) as error:
-        raise SharedModelError(f"{folder}: the shared model cannot be read: {error}") from error
-    saved = (folder / "hash.txt").read_text().strip()
+    model = _read(folder, read_config(folder))
+    saved = read_text(folder / "hash.txt").strip()
     found = model.content_hash()
     if saved != found:
         raise SharedModelError(
-            f"{folder}: tensors hash to {found[:12]}…, hash.txt says {saved[:12]}…: "
+            f"{folder}: tensors hash to {found[:12]}…, hash.txt says {saved[:12] or 'nothing'}…: "
             "the files were changed since stage 1 saved them; restore them or train again"
         )
     return model.to(device).requires_grad_(False).eval(), found
 
 
 def _read(folder: Path, settings: Settings) -> SharedModel:
+    """Built on the meta device first: sizes are compared before memory is taken for what config.json says."""
+    with torch.device("meta"):
+        model = _described(folder, settings)
+    tensors: dict[str, Tensor] = {}
+    for file, (prefix, expected) in _by_file(model.state_dict()).items():
+        tensors.update({f"{prefix}{name}": t for name, t in read_tensors(folder / file, expected).items()})
+    model.to_empty(device="cpu").load_state_dict(tensors)
+    return model
+
+
+def _described(folder: Path, settings: Settings) -> SharedModel:
     autoencoder: ImageAutoencoder = IdentityAutoencoder()
     if settings.representation.space == "latent":
-        vae = AutoencoderKL.from_pretrained(folder / "autoencoder", use_safetensors=True, low_cpu_mem_usage=False)
-        autoencoder = LatentAutoencoder(vae, None)
-    model = SharedModel(settings, autoencoder)
-    tensors = load_file(folder / "planes.safetensors")
+        autoencoder = LatentAutoencoder(empty_vae(folder / "autoencoder"), None)
+    try:
+        model = SharedModel(settings, autoencoder)
+    except (SettingsError, RuntimeError, TypeError) as error:  # torch's own say where in C++ they come from
+        why = str(error).splitlines()[0]
+        raise SharedModelError(f"{folder}/config.json: no model can be made of it ({why}); {RESTORE}") from error
     if (folder / "decoder").is_dir():
         model.adapt_decoder()
-        adapted = load_file(folder / "decoder" / "model.safetensors")
-        tensors.update({f"decoder.{name}": tensor for name, tensor in adapted.items()})
-    missing, unexpected = model.load_state_dict(tensors, strict=False)
-    missing = [name for name in missing if not name.startswith("autoencoder.vae.")]
-    if missing or unexpected:
-        raise SharedModelError(f"{folder}: missing tensors {missing}, unexpected tensors {list(unexpected)}")
     return model

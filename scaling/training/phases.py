@@ -52,7 +52,8 @@ class PhaseStep(nn.Module):
         self.kl_weight = kl_weight
 
     def forward(self, batch: Batch, micro_planes: Tensor, coefs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Rows of the items' scenes → the loss summed over items, and each unweighted loss, [B]."""
+        """micro_planes [B, P, F_mic, K, K] and coefs [B, M] of the items' scenes → the weighted loss summed over items (a
+        scalar), and each unweighted loss, [B]."""
         params = SceneParams(micro_planes, coefs)
         losses = item_losses(self.shared, self.phase.loss, batch, params)
         total = weighted(losses, self.phase.loss, self.kl_weight).sum()
@@ -109,6 +110,7 @@ class Phases:
 
     @property
     def at_the_end(self) -> bool:
+        """Whether no phase is left."""
         return self.phase_index == len(self.phases)
 
     def run_phases(
