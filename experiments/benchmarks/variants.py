@@ -83,7 +83,7 @@ def run_row(name: str, settings: Settings, spec: Any, train_ids: list[str], fit_
     train(settings, spec, train_ids, out / "shared" / settings_key(settings))
     shared = out / "shared" / settings_key(settings)
     run.write_config("stage2", settings, {"shared": str(shared.absolute())})
-    job = FitJob(str(run.path), str(shared), settings.model_dump(), astuple(spec), threads=1)
+    job = FitJob(str(run.path), str(shared), settings.model_dump(), astuple(spec))
     wall, cpu = time.perf_counter(), time.process_time()
     if settings.stage2.mode == "cohort":
         outcomes = CohortFitter(job).fit(pa.table({"scene_id": fit_ids}))

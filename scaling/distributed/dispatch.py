@@ -19,6 +19,7 @@ from tqdm import tqdm
 from scaling.library.failures import FailureLog
 
 START_ATTEMPTS = 2  # per actor
+PROGRESS_SECONDS = 10.0  # at least this often the progress bar moves
 
 
 @dataclass
@@ -52,6 +53,7 @@ class Dispatcher:
         failures: FailureLog,
         committed: Callable[[], set[str]],
         split: bool = True,
+        at_work: Callable[[], str] = lambda: "",
     ) -> None:
         self.make_actor = make_actor
         self.num_actors = num_actors
@@ -59,6 +61,7 @@ class Dispatcher:
         self.failures = failures
         self.committed = committed  # asked after an actor's death: its last commit may have come through
         self.split = split  # whether a batch can be cut into scenes; a cohort cannot
+        self.at_work = at_work  # what the progress bar says of batches in flight
         self.failed_starts = 0
         self.again: deque[pa.Table] = deque()  # what is left of batches whose actor died
         self.attempts: dict[str, int] = {}
@@ -75,15 +78,11 @@ class Dispatcher:
             for _ in range(self.num_actors):
                 self._start_actor()
             while self.in_flight and counts.left:
-                finished, _ = ray.wait(list(self.in_flight), num_returns=1)
-                if self._collect(finished[0], batches, counts):
-                    progress.update(counts.done + counts.failed - progress.n)
-                    psnr = f"{counts.mean_psnr:.2f} dB" if counts.psnrs else "-"
-                    hours = max(progress.format_dict["elapsed"], 1e-3) / 3600
-                    speed = f"{counts.done / hours:.0f}/h"
-                    progress.set_postfix(
-                        speed=speed, done=counts.done, failed=counts.failed, left=counts.left, psnr=psnr
-                    )
+                finished, _ = ray.wait(list(self.in_flight), num_returns=1, timeout=PROGRESS_SECONDS)
+                changed = bool(finished) and self._collect(finished[0], batches, counts)
+                progress.update(counts.done + counts.failed - progress.n)
+                progress.set_postfix_str(self._standing(counts, progress.format_dict["elapsed"]))
+                if changed:
                     yield counts
         finally:
             progress.close()
@@ -91,6 +90,12 @@ class Dispatcher:
                 ray.kill(actor)
         if counts.left:
             raise RuntimeError(f"{counts.left} of {total} scenes are neither fitted nor recorded as failed")
+
+    def _standing(self, counts: Counts, elapsed: float) -> str:
+        psnr = f"{counts.mean_psnr:.2f} dB" if counts.psnrs else "-"
+        speed = f"{3600 * counts.done / max(elapsed, 1e-3):.0f}/h"
+        words = [speed, f"done={counts.done}", f"failed={counts.failed}", f"left={counts.left}", psnr, self.at_work()]
+        return ", ".join(word for word in words if word)
 
     def _start_actor(self) -> None:
         actor = self.make_actor()

@@ -68,7 +68,7 @@ def fit_stage2(
     print(f"stage 2: {len(todo)} scenes to fit, {len(scene_ids) - len(todo)} already done or given up", flush=True)
     try:
         if todo:
-            fit_job = FitJob(str(run.path.absolute()), folder, settings.model_dump(), astuple(spec), parts.threads)
+            fit_job = FitJob(str(run.path.absolute()), folder, settings.model_dump(), astuple(spec))
             fitter: Any = CohortFitter if cohort else SceneFitter
             options = {"num_cpus": parts.cpus, "num_gpus": parts.gpus, "max_restarts": 0, "max_task_retries": 0}
             dispatcher = Dispatcher(
@@ -78,6 +78,7 @@ def fit_stage2(
                 failures=FailureLog(run.failures),
                 committed=lambda: set(run.library.ids()),
                 split=not cohort,
+                at_work=(lambda: _cohorts_at_work(run, settings)) if cohort else lambda: "",
             )
             batches = _cohorts(scene_ids, batch, left_over) if cohort else _batches(spec, todo, batch)
             start, already = time.time(), len(run.library.ids(stage=2))
@@ -118,6 +119,13 @@ def _cohorts(ids: Sequence[str], size: int, left_over: Collection[str]) -> Itera
         members = [scene_id for scene_id in ids[start : start + size] if scene_id not in left_over]
         if members:
             yield pa.table({"scene_id": members})
+
+
+def _cohorts_at_work(run: RunFolder, settings: Settings) -> str:
+    """The epochs that the cohorts in flight have done, as their checkpoints say."""
+    total = settings.stage2.latent.num_epochs + settings.stage2.rgb.num_epochs
+    done = [int(path.name.removeprefix("epoch-")) for path in (run.checkpoints / "cohorts").glob("*/epoch-*")]
+    return " ".join(["cohorts at epoch", *[f"{epochs}/{total}" for epochs in sorted(done)]]) if done else ""
 
 
 def _track(tracker: Tracker, counts: Counts, seconds: float, already: int) -> None:

@@ -39,14 +39,14 @@ class FitJob:
     shared: str
     settings: dict[str, Any]
     spec: tuple[str | None, int, int]
-    threads: int
 
 
 class Fitter:
     """What both modes have in common."""
 
     def __init__(self, job: FitJob) -> None:
-        torch.set_num_threads(job.threads)
+        # With more, sums would be ordered by the number of actors that share the machine: planes would depend on it.
+        torch.set_num_threads(1)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.settings = make_settings(job.settings)
         set_precision(self.settings.precision)

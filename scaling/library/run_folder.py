@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from scaling.config import Settings, SettingsError, flatten
+from scaling.config import Settings, SettingsError, flatten, merge
 from scaling.files import replace_file
 from scaling.library.fitted_scenes import Library
 
@@ -79,7 +79,8 @@ class RunFolder:
             return
         before, now = (
             flatten({k: v for k, v in values.items() if k not in ignore})
-            for values in (noted["settings"], settings.model_dump())
+            # Over the defaults: a key that is younger than the run has the value that it had then, its default.
+            for values in (merge(Settings().model_dump(), noted["settings"]), settings.model_dump())
         )
         changed = [f"{key} = {now.get(key)} (was {before.get(key)})" for key in now if now[key] != before.get(key)]
         if noted["job"].get("scenes_hash") != job["scenes_hash"]:

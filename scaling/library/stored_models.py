@@ -40,7 +40,7 @@ class StoredModels:
         return self._cohort[1]
 
     def scene(self, row: Mapping[str, Any]) -> tuple[SharedModel, SceneParams]:
-        """A whole row's model, and its parameters as readers see them: micro_planes [1, P, F_mic, K, K], coefs [1, M]."""
+        """A whole row's model, and its parameters as readers get them: [1, P, F_mic, K, K] and [1, M]."""
         params = unpack_scene(row)
         return self.of(row), SceneParams(params.micro_planes[None].to(self.device), params.coefs[None].to(self.device))
 

@@ -1,7 +1,7 @@
 """What is computed in bfloat16 on a GPU: the autoencoder and the field. Everything else, and a CPU, keeps float32.
 
-Both are networks whose weights and sums tolerate eight bits of mantissa. Depths, transmittance, plane texels, losses and
-optimisers do not: their small differences are what is learned.
+Both are networks whose weights and sums tolerate eight bits of mantissa. Depths, transmittance, plane texels, losses
+and optimisers do not: their small differences are what is learned.
 """
 
 from __future__ import annotations

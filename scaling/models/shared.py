@@ -29,8 +29,8 @@ from scaling.models.autoencoder import (
     derive_background,
 )
 from scaling.models.field import Field
-from scaling.models.shared_files import RESTORE, SharedModelError, empty_vae, read_json, read_tensors, read_text
 from scaling.models.renderer import Renderer, RenderOutput
+from scaling.models.shared_files import RESTORE, SharedModelError, empty_vae, read_json, read_tensors, read_text
 from scaling.models.triplanes import fuse_planes
 
 FORMAT_VERSION = 1

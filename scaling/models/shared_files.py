@@ -20,6 +20,7 @@ class SharedModelError(ValueError):
 
 
 def read_text(path: Path) -> str:
+    """A text file. Raises SharedModelError naming it where it is missing or no text."""
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:
@@ -29,6 +30,7 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises SharedModelError naming the file where there is none."""
     try:
         values = json.loads(read_text(path))
     except json.JSONDecodeError as error:

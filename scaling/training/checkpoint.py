@@ -10,23 +10,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from scaling.config import SettingsError
+from scaling.files import replace_file
 
 if TYPE_CHECKING:
     from scaling.training.phases import Phases
 
 
 def save_checkpoint(run: Phases, folder: Path) -> None:
-    """Writes this worker's part into `folder`; rank 0 adds the shared model, its optimiser and the progress."""
+    """Writes this worker's part into `folder`; rank 0 adds the shared model, its optimiser and the progress.
+
+    Raises OSError naming the file that could not be written.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(_scene_tensors(run), folder / f"scenes-{run.workers.rank}-of-{run.workers.size}.safetensors")
+    replace_file(folder / f"scenes-{run.workers.rank}-of-{run.workers.size}.safetensors", save(_scene_tensors(run)))
     if run.workers.rank:
         return
-    save_file(_plain(run.shared.state_dict()), folder / "shared.safetensors")
-    save_file(_optimiser_tensors(run.optimiser), folder / "optimiser.safetensors")
+    replace_file(folder / "shared.safetensors", save(_plain(run.shared.state_dict())))
+    replace_file(folder / "optimiser.safetensors", save(_optimiser_tensors(run.optimiser)))
     progress = {
         "phase_index": run.phase_index,
         "epoch": run.epoch,
@@ -35,7 +39,7 @@ def save_checkpoint(run: Phases, folder: Path) -> None:
         "dropped": run.dropped,
         **run.identity,
     }
-    (folder / "progress.json").write_text(json.dumps(progress))
+    replace_file(folder / "progress.json", json.dumps(progress).encode())
 
 
 def read_progress(folder: Path) -> dict[str, Any]:

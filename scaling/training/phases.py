@@ -52,8 +52,8 @@ class PhaseStep(nn.Module):
         self.kl_weight = kl_weight
 
     def forward(self, batch: Batch, micro_planes: Tensor, coefs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """micro_planes [B, P, F_mic, K, K] and coefs [B, M] of the items' scenes → the weighted loss summed over items (a
-        scalar), and each unweighted loss, [B]."""
+        """micro_planes [B, P, F_mic, K, K], coefs [B, M] of the items' scenes → the weighted loss summed over items,
+        and each unweighted loss, [B]."""
         params = SceneParams(micro_planes, coefs)
         losses = item_losses(self.shared, self.phase.loss, batch, params)
         total = weighted(losses, self.phase.loss, self.kl_weight).sum()
