@@ -75,9 +75,9 @@ class Rendering(Section):
     """Samples along a ray; distances in world units."""
 
     near: Annotated[float, Field(gt=0)] | None = None
-    """Distance of the first sample along a ray; null: where the ray enters the box."""
+    """Distance along a ray at which the first stratum of samples starts; null: where the ray enters the box."""
     far: Annotated[float, Field(gt=0)] | None = None
-    """Distance of the last sample; null: where the ray leaves the box."""
+    """Distance at which the last stratum ends; null: where the ray leaves the box."""
     samples: Annotated[int, Field(ge=2)] = 24
     """Stratified samples a ray."""
     importance_samples: Count = 0
@@ -176,7 +176,7 @@ class Phase(Section):
     field_frozen_from_epoch: Count | None = None
     """Epoch from which the field no longer moves; null: never."""
     tv_weight: Rate = 0.0
-    """Weight of the planes' total variation (mean over the batch)."""
+    """Weight of the planes' total variation, (‖Δh‖² + ‖Δw‖²) / (H + W), mean over the batch."""
 
     @property
     def encodes_views(self) -> bool:
@@ -202,7 +202,8 @@ class Stage1Phase(Phase):
 
 
 class Stage2Phase(Phase):
-    """Rates of the shared parts, items_per_step and field_frozen_from_epoch count in mode cohort only."""
+    """In mode frozen scenes move alone: the rates of decoder, field and base planes, items_per_step and
+    field_frozen_from_epoch are not used."""
 
     items_per_step: Positive | None = None
     """Mode cohort: items (whole views, or scenes where rays_per_item is set) in a step; null: as many as scenes."""
@@ -261,7 +262,8 @@ class Stage1(Section):
     num_buckets: Positive = 4
     """Scene buckets that every batch draws from equally; the number of workers must divide it."""
     dense_adam: bool = False
-    """Published behaviour: a step moves the parameters of all scenes, not only those in its batch."""
+    """Published behaviour, in stage 2's mode cohort too: a step moves the parameters of all scenes, also of those that
+    are not in its batch."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Stage1:
@@ -289,7 +291,7 @@ class Stage2(Section):
         steps_per_epoch=650,
         rays_per_item=64,
         loss=LossWeights(latent=1.0),
-        lr=Rates(field=1e-3, base_planes=1e-3, **SCENE_RATES),
+        lr=Rates(field=1e-3, base_planes=1e-3, micro_planes=4e-2, coefs=4e-2),
         lr_cosine_to=0.02,
     )
     """Phase 2a: micro planes and coefs against the encoded training views."""

@@ -14,7 +14,7 @@ from scaling.library.failures import FailureLog, given_up, read_failures
 from scaling.library.fitted_scenes import METRICS, Library, commit_part, pack_scene, unpack_scene
 from scaling.library.run_folder import RunFolder
 from scaling.library.summary import summarise
-from scaling.models.shared import SceneParams
+from scaling.models.triplanes import SceneParams
 
 
 def params(seed: int = 0) -> SceneParams:

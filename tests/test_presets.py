@@ -1,4 +1,4 @@
-"""Every preset goes through both stages for two steps a phase, and paper says what method.md says."""
+"""Every preset goes through both stages for two steps a phase, and paper says what the paper says."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from diffusers import AutoencoderKL
 
 from scaling.command_line import PRESETS, read_preset
-from scaling.config import Settings, make_settings, merge
+from scaling.config import Settings, flatten, make_settings, merge
 from scaling.data.synthetic import embedded_ids, embedded_scene
 from scaling.models.shared import SharedModel
 from scaling.training.cohort import fit_cohort
@@ -106,3 +106,11 @@ def test_paper_is_the_published_method():
     assert (rgb.num_epochs, rgb.items_per_step, rgb.lr_decay) == (50, 8, 0.94157)
     assert (paper.stage2.mode, paper.stage2.cohort_size, paper.stage2.start) == ("cohort", None, "random")
     assert paper.precision == "float32"
+
+
+def test_no_default_of_ours_can_change_paper():
+    """Every key of its phases and of the representation and rendering is written in the file itself."""
+    values = read_preset("paper")
+    written, known = flatten(values), flatten(make_settings(values).model_dump())
+    sections = ("representation.", "rendering.", "stage1.warmup.", "stage1.joint.", "stage2.latent.", "stage2.rgb.")
+    assert [key for key in known if key.startswith(sections) and key not in written] == []

@@ -13,7 +13,8 @@ from torch import nn
 
 from scaling.config import LossWeights, Phase, Rates, SettingsError, make_settings, merge
 from scaling.data.scenes import SceneViews
-from scaling.models.shared import SceneParams, SharedModel, load_shared
+from scaling.models.shared import SharedModel, load_shared
+from scaling.models.triplanes import SceneParams
 from scaling.training.checkpoint import read_progress
 from scaling.training.evaluate import evaluate_scene
 from scaling.training.losses import pixel_error, weighted

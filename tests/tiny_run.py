@@ -9,7 +9,8 @@ from scaling.config import Settings
 from scaling.data.scenes import SceneViews
 from scaling.library.fitted_scenes import commit_part, pack_scene, unpack_scene
 from scaling.library.run_folder import RunFolder, settings_hash
-from scaling.models.shared import SceneParams, SharedModel, load_shared
+from scaling.models.shared import SharedModel, load_shared
+from scaling.models.triplanes import SceneParams
 from scaling.training.evaluate import evaluate_scene
 from scaling.training.stage1 import Stage1
 from scaling.training.stage2 import fit_scenes

@@ -54,10 +54,10 @@ def fit_stage2(
     batch = (settings.stage2.cohort_size or len(scene_ids)) if cohort else settings.stage2.scenes_per_batch
     shared_hash = load_shared(shared_folder)[1]
     run.check_library(shared_hash)
-    left_over = set(run.library.ids())
+    settled = set(run.library.ids())
     if not retry_failed:
-        left_over |= set(given_up(run.failures))
-    todo = [scene_id for scene_id in scene_ids if scene_id not in left_over]
+        settled |= set(given_up(run.failures))
+    todo = [scene_id for scene_id in scene_ids if scene_id not in settled]
     parts = share(resources, num_actors or _default_actors(resources, len(todo), batch), reserve_cpu=True)
     folder = str(shared_folder.absolute())
     job = {"num_scenes": len(scene_ids), "store": spec.store or EMBEDDED, "shared": folder}
@@ -80,7 +80,7 @@ def fit_stage2(
                 split=not cohort,
                 at_work=(lambda: _cohorts_at_work(run, settings)) if cohort else lambda: "",
             )
-            batches = _cohorts(scene_ids, batch, left_over) if cohort else _batches(spec, todo, batch)
+            batches = _cohorts(scene_ids, batch, settled) if cohort else _batches(spec, todo, batch)
             start, already = time.time(), len(run.library.ids(stage=2))
             for counts in dispatcher.run(batches, len(todo)):
                 _track(tracker, counts, time.time() - start, already)
@@ -113,10 +113,10 @@ def _batches(spec: SourceSpec, ids: list[str], batch: int) -> Iterator[pa.Table]
     yield from dataset.iter_batches(batch_size=batch, prefetch_batches=1, batch_format="pyarrow")
 
 
-def _cohorts(ids: Sequence[str], size: int, left_over: Collection[str]) -> Iterator[pa.Table]:
+def _cohorts(ids: Sequence[str], size: int, settled: Collection[str]) -> Iterator[pa.Table]:
     """Fixed chunks of all ids, each without the scenes that are done or given up: going on never mixes cohorts."""
     for start in range(0, len(ids), size):
-        members = [scene_id for scene_id in ids[start : start + size] if scene_id not in left_over]
+        members = [scene_id for scene_id in ids[start : start + size] if scene_id not in settled]
         if members:
             yield pa.table({"scene_id": members})
 

@@ -22,7 +22,6 @@ from scaling.data.scenes import SceneError, SceneViews, views_from_row
 from scaling.library.cohorts import commit_cohort
 from scaling.library.fitted_scenes import NotFinite, commit_part, pack_scene, unpack_scene
 from scaling.library.run_folder import RunFolder, settings_hash
-from scaling.models.precision import set_precision
 from scaling.models.shared import SharedModel, load_shared
 from scaling.training.cohort import CohortFit, fit_cohort
 from scaling.training.evaluate import evaluate_scene
@@ -49,7 +48,6 @@ class Fitter:
         torch.set_num_threads(1)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.settings = make_settings(job.settings)
-        set_precision(self.settings.precision)
         self.spec = SourceSpec(*job.spec)
         self.run = RunFolder(Path(job.run))
         self.shared, self.shared_hash = load_shared(Path(job.shared), self.device)
@@ -77,10 +75,9 @@ class Fitter:
         start = time.perf_counter()
         packed = vars(pack_scene(fitted.params, self.settings.stage2.micro_dtype))
         packing = time.perf_counter() - start
-        stored = unpack_scene({**packed, "scene_id": views.scene_id})[None]  # what readers will see
-        on_device = type(stored)(stored.micro_planes.to(self.device), stored.coefs.to(self.device))
+        stored = unpack_scene({**packed, "scene_id": views.scene_id})[None].to(self.device)  # what readers will see
         return {
-            **packed, **evaluate_scene(model, on_device, views), "scene_id": views.scene_id,
+            **packed, **evaluate_scene(model, stored, views), "scene_id": views.scene_id,
             "category": views.category, "stage": 2, "shared": self.shared_hash, "cohort": cohort,
             "seconds": fitted.seconds + packing, "settings_hash": settings_hash(self.settings),
             "seed": self.settings.seed,

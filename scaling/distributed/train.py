@@ -42,7 +42,8 @@ from scaling.library.run_folder import RunFolder, ids_hash, settings_hash
 from scaling.library.stored_models import StoredModels
 from scaling.library.summary import summarise
 from scaling.models.precision import set_precision
-from scaling.models.shared import SceneParams, SharedModel
+from scaling.models.shared import SharedModel
+from scaling.models.triplanes import SceneParams
 from scaling.training.checkpoint import load_scenes, read_progress
 from scaling.training.phases import EpochReport
 from scaling.training.sampler import bucket_of
@@ -82,7 +83,7 @@ def train_stage1(
         else:
             tracker.log_settings(settings, {**job, "num_workers": parts.workers})
             history = run.checkpoints / f"stage1-{time.time_ns()}.jsonl"
-            result = _fit(_trainer(run, settings, spec, scene_ids, parts, history), history)
+            result = _train(_trainer(run, settings, spec, scene_ids, parts, history), history)
             assert result.checkpoint is not None
             with result.checkpoint.as_directory() as folder:
                 _finish(run, Path(folder), settings, spec, tracker)
@@ -187,9 +188,7 @@ def _report(
         if picture and stage1.workers.rank == 0:
             save_png(Path(folder) / "picture.png", scene_sheet(stage1.shared, stage1.table[:1], stage1.views[0], 4))
         if evaluated is not None:
-            shares = {scene_id: {"metrics": metrics} for scene_id, metrics in evaluated.items()}
-            path = Path(folder) / f"metrics-{stage1.workers.rank}.json"
-            path.write_text(json.dumps({"seconds": stage1.seconds, "scenes": shares}))
+            (Path(folder) / f"metrics-{stage1.workers.rank}.json").write_text(json.dumps(evaluated))
         ray.train.report(values, checkpoint=Checkpoint.from_directory(folder), checkpoint_dir_name=name)
 
 
@@ -215,7 +214,7 @@ class _Reports(UserCallback):
                     self.tracker.log_image("stage1/first_scene", decode_png(picture.read_bytes()), values["step"])
 
 
-def _fit(trainer: TorchTrainer, history: Path) -> ray.train.Result:
+def _train(trainer: TorchTrainer, history: Path) -> ray.train.Result:
     """Runs the trainer and prints the lines that its history file gains.
 
     In a thread of its own: in the main one Ray Train takes Ctrl-C over and never gives it back. Raises RuntimeError
@@ -265,7 +264,7 @@ def _finish(run: RunFolder, checkpoint: Path, settings: Settings, spec: SourceSp
     progress, scenes = read_progress(checkpoint), load_scenes(checkpoint)
     ids = progress["scene_ids"]
     reports = [json.loads(path.read_text()) for path in sorted(checkpoint.glob("metrics-*.json"))]
-    metrics = {scene_id: m["metrics"] for report in reports for scene_id, m in report["scenes"].items()}
+    metrics = {scene_id: values for report in reports for scene_id, values in report.items()}
     content_hash = shared.content_hash()
     run.check_library(content_hash)
     seconds = progress["seconds"] * progress["num_shards"] / len(ids)  # of all workers' devices

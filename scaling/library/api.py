@@ -19,8 +19,8 @@ from scaling.library.arrays import cameras_from_arrays, views_from_arrays
 from scaling.library.fitted_scenes import METRICS, pack_scene
 from scaling.library.run_folder import RunFolder
 from scaling.library.stored_models import StoredModels
-from scaling.models.shared import SceneParams, SharedModel, load_shared, read_config, settings_on
-from scaling.models.triplanes import fuse_planes
+from scaling.models.shared import SharedModel, load_shared, read_config, settings_on
+from scaling.models.triplanes import SceneParams, fuse_planes
 from scaling.training.evaluate import evaluate_scene, render_views
 from scaling.training.stage2 import fit_scenes
 

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import torch
 
 from scaling.library.commit import commit_file
-from scaling.models.shared import SceneParams
+from scaling.models.triplanes import SceneParams
 
 FORMAT_VERSION = 1
 METRICS = (

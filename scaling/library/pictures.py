@@ -14,7 +14,8 @@ from scaling.data.scenes import SceneViews, views_from_row
 from scaling.library.render import SMALLEST_VIDEO, enlarge, grid, overview, render_scene_pictures, save_png, scene_sheet
 from scaling.library.run_folder import RunFolder
 from scaling.library.stored_models import StoredModels
-from scaling.models.shared import SceneParams, SharedModel
+from scaling.models.shared import SharedModel
+from scaling.models.triplanes import SceneParams
 from scaling.training.evaluate import render_views
 
 LogImage = Callable[[str, np.ndarray, int], None]

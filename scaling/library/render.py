@@ -15,7 +15,8 @@ from torch import Tensor
 from scaling.cameras import normalised_intrinsics, orbit
 from scaling.data.png import encode_png
 from scaling.data.scenes import SceneViews, check_scene_id
-from scaling.models.shared import SceneParams, SharedModel
+from scaling.models.shared import SharedModel
+from scaling.models.triplanes import SceneParams
 from scaling.training.evaluate import render_views
 
 Pixels = NDArray[np.uint8]  # [..., H, W, 3]

@@ -24,7 +24,7 @@ PACKAGES = ("scaling", "torch", "diffusers", "ray", "mlflow", "numpy", "pyarrow"
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Paths of a run, as contracts of the file formats name them."""
+    """Paths of a run, as the README lists them."""
 
     path: Path
 

@@ -11,7 +11,8 @@ import torch
 from scaling.library.cohorts import load_cohort
 from scaling.library.fitted_scenes import unpack_scene
 from scaling.library.run_folder import RunFolder
-from scaling.models.shared import SceneParams, SharedModel, load_shared
+from scaling.models.shared import SharedModel, load_shared
+from scaling.models.triplanes import SceneParams
 
 
 class StoredModels:
@@ -41,8 +42,7 @@ class StoredModels:
 
     def scene(self, row: Mapping[str, Any]) -> tuple[SharedModel, SceneParams]:
         """A whole row's model, and its parameters as readers get them: [1, P, F_mic, K, K] and [1, M]."""
-        params = unpack_scene(row)
-        return self.of(row), SceneParams(params.micro_planes[None].to(self.device), params.coefs[None].to(self.device))
+        return self.of(row), unpack_scene(row)[None].to(self.device)
 
     def _folder(self, row: Mapping[str, Any]) -> Path:
         folders = list(dict.fromkeys([self.run.shared_in_use(), self.run.shared]))

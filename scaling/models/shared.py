@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,26 +28,16 @@ from scaling.models.autoencoder import (
     derive_background,
 )
 from scaling.models.field import Field
+from scaling.models.precision import set_precision
 from scaling.models.renderer import Renderer, RenderOutput
 from scaling.models.shared_files import RESTORE, SharedModelError, empty_vae, read_json, read_tensors, read_text
-from scaling.models.triplanes import fuse_planes
+from scaling.models.triplanes import SceneParams, fuse_planes
 
 FORMAT_VERSION = 1
 FILES = {  # where tensors of these names are stored, without the prefix; all others are in planes.safetensors
     "autoencoder.vae.": "autoencoder/diffusion_pytorch_model.safetensors",
     "decoder.": "decoder/model.safetensors",
 }
-
-
-@dataclass(frozen=True)
-class SceneParams:
-    """What belongs to S scenes: micro_planes [S, P, F_mic, K, K] and coefs [S, M]."""
-
-    micro_planes: Tensor
-    coefs: Tensor
-
-    def __getitem__(self, rows: Any) -> SceneParams:
-        return SceneParams(self.micro_planes[rows], self.coefs[rows])
 
 
 class SharedModel(nn.Module):
@@ -159,9 +148,9 @@ class SharedModel(nn.Module):
         return SceneParams(micro, self.coefs_mean.expand(num_scenes, -1).clone())
 
     def random_params(self, generators: list[torch.Generator]) -> SceneParams:
-        """Where stage 1 starts, one generator a scene: micro planes [S, P, F_mic, K, K] and coefs [S, M].
+        """Where stage 1 starts, and stage 2 where stage2.start is random, one generator a scene.
 
-        Both are normal with mean 0 and the settings' standard deviations, micro_std and coefs_std.
+        → micro planes [S, P, F_mic, K, K] and coefs [S, M]. Both are normal with mean 0 and the settings' standard deviations, micro_std and coefs_std.
         """
         shape = self.settings.representation
         micro = [torch.randn(self.micro_shape, generator=g) * shape.micro_std for g in generators]
@@ -266,6 +255,7 @@ def load_shared(folder: Path, device: torch.device | str = "cpu") -> tuple[Share
             f"{folder}: tensors hash to {found[:12]}…, hash.txt says {saved[:12] or 'nothing'}…: "
             "the files were changed since stage 1 saved them; restore them or train again"
         )
+    set_precision(model.settings.precision)
     return model.to(device).requires_grad_(False).eval(), found
 
 

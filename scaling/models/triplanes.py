@@ -6,12 +6,33 @@ T_i = concat(T_i^mic, Σ_k w_i^k B_k) along features (the paper's section on mic
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 AXES = {"x": 0, "y": 1, "z": 2}
+
+
+@dataclass(frozen=True)
+class SceneParams:
+    """What belongs to S scenes: their micro planes [S, P, F_mic, K, K] and their coefs [S, M] over the base planes.
+
+    Everything else is shared. SharedModel.start_params and random_params make them; library/fitted_scenes.py packs
+    them.
+    """
+
+    micro_planes: Tensor
+    coefs: Tensor
+
+    def __getitem__(self, rows: Any) -> SceneParams:
+        return SceneParams(self.micro_planes[rows], self.coefs[rows])
+
+    def to(self, device: torch.device | str) -> SceneParams:
+        """The same on a device."""
+        return SceneParams(self.micro_planes.to(device), self.coefs.to(device))
 
 
 def mix_base_planes(coefs: Tensor, base_planes: Tensor) -> Tensor:

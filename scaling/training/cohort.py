@@ -19,7 +19,8 @@ from torch import Tensor
 
 from scaling.config import Phase, Settings
 from scaling.data.scenes import SceneViews
-from scaling.models.shared import SceneParams, SharedModel
+from scaling.models.shared import SharedModel
+from scaling.models.triplanes import SceneParams
 from scaling.training.checkpoint import load_checkpoint, load_optimisers, save_checkpoint
 from scaling.training.phases import Diverged, EpochReport, Phases, PhaseStep
 from scaling.training.scene_data import encode_scene

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from scaling.data.scenes import SceneViews
-from scaling.models.shared import SceneParams, SharedModel
+from scaling.models.shared import SharedModel
+from scaling.models.triplanes import SceneParams
 from scaling.training.metrics import lpips, psnr, view_metrics
 
 VIEW_CHUNK = 8

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from scaling.cameras import Rays
 from scaling.config import LossWeights
-from scaling.models.shared import SceneParams, SharedModel
+from scaling.models.shared import SharedModel
+from scaling.models.triplanes import SceneParams
 
 
 @dataclass(frozen=True)

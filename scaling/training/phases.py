@@ -6,6 +6,7 @@ a table that move by an Adam of their own, on the worker that owns the scene.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,8 +17,8 @@ from torch import Tensor, nn
 
 from scaling.config import Phase, Settings
 from scaling.data.scenes import SceneViews
-from scaling.models.shared import SceneParams, SharedModel
-from scaling.models.triplanes import fuse_planes, total_variation
+from scaling.models.shared import SharedModel
+from scaling.models.triplanes import SceneParams, fuse_planes, total_variation
 from scaling.training.losses import Batch, item_losses, weighted
 from scaling.training.optim import RowAdam, lr_factor, set_learning_rates, shared_optimiser
 from scaling.training.sampler import Entry, epoch_batches
@@ -25,7 +26,7 @@ from scaling.training.scene_data import Item, make_batch, prepare_scene
 from scaling.training.streams import stream
 from scaling.training.workers import Workers
 
-FINE = torch.iinfo(torch.int64).max  # of a scene whose numbers were finite at every step
+NEVER = torch.iinfo(torch.int64).max  # of a scene whose numbers were finite at every step
 
 
 class Diverged(FloatingPointError):
@@ -165,7 +166,7 @@ class Phases:
         steps = phase.steps_per_epoch or self._one_pass(items_per_step)
         names = (self.settings.seed, name, self.epoch)
         sums: dict[str, Any] = {}
-        first_bad = torch.full((len(self.scenes),), FINE, device=self.shared.device)
+        first_bad = torch.full((len(self.scenes),), NEVER, device=self.shared.device)
         for index, dealt in enumerate(epoch_batches(entries, items_per_step // self.num_buckets, steps, *names)):
             items = [
                 Item(self.scenes[self.row[scene_id]], view, stream(*names, index, place, scene_id))
@@ -223,8 +224,8 @@ class Phases:
         """The losses. Raises Diverged where one is not finite, or a scene's gradients were not; the scenes of the
         first such step are to blame: those of later steps may have caught it through the shared model."""
         earliest = int(first_bad.min())
-        if earliest < FINE or not all(value - value == 0 for value in losses.values()):
-            rows = first_bad.eq(earliest).nonzero()[:, 0].tolist() if earliest < FINE else []
+        if earliest < NEVER or not all(math.isfinite(value) for value in losses.values()):
+            rows = first_bad.eq(earliest).nonzero()[:, 0].tolist() if earliest < NEVER else []
             shown = ", ".join(f"{key} {value:.4g}" for key, value in losses.items())
             message = f"{name}, epoch {self.epoch}: numbers are not finite (mean losses: {shown})"
             raise Diverged([self.scenes[row].scene_id for row in rows], message)

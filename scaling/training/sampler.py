@@ -1,4 +1,4 @@
-"""Which scenes and views a step of stage 1 takes: equally many from each scene bucket, whatever the workers."""
+"""Which scenes and views a step takes: equally many from each scene bucket, whatever the workers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stage 2: fits scenes on top of a frozen shared model. Scenes of a batch share its cost and nothing else.
+"""Stage 2, mode frozen: fits scenes on top of the shared model as it is. Scenes of a batch share its cost only.
 
 2a fits micro planes and coefs to the encoded training views (cached once); 2b moves them through the decoder
 towards the training images. Loss: the sum over scenes of each scene's own mean, so that no scene touches another.
@@ -15,7 +15,8 @@ import torch
 
 from scaling.config import Settings, Stage2Phase
 from scaling.data.scenes import SceneViews
-from scaling.models.shared import SceneParams, SharedModel
+from scaling.models.shared import SharedModel
+from scaling.models.triplanes import SceneParams, fuse_planes, total_variation
 from scaling.training.losses import item_losses, weighted
 from scaling.training.optim import BETAS, EPSILON, check_ownership, lr_factor
 from scaling.training.scene_data import Item, TrainingScene, encode_scene, make_batch, prepare_scene
@@ -110,6 +111,9 @@ def _run_phase(
             ]
             batch = make_batch(shared, phase, items)
             loss = weighted(item_losses(shared, phase.loss, batch, params), phase.loss).sum()
+            if phase.tv_weight:
+                planes = fuse_planes(params.micro_planes, params.coefs, shared.base_planes)
+                loss = loss + phase.tv_weight * len(planes) * total_variation(planes)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             optimiser.step()
