@@ -303,7 +303,7 @@ class Stage2(Section):
         lr_cosine_to=0.1,
     )
     """Phase 2b: the same through the decoder, against the training images."""
-    micro_dtype: Literal["float16", "int8"] = "float16"
+    micro_dtype: Literal["float32", "float16", "int8"] = "float16"
     """How a library stores micro planes; int8 has one scale per plane and channel."""
     start: Literal["mean", "random"] = "mean"
     """A scene starts at stage 1's mean coefs and zero micro planes, or (published) drawn as stage 1's scenes were, and
@@ -329,6 +329,9 @@ class Settings(Section):
     @model_validator(mode="after")
     def _consistent(self) -> Settings:
         if self.representation.space == "rgb":
+            for name, phase in (("latent", self.stage2.latent), ("rgb", self.stage2.rgb)):
+                if phase.num_epochs and phase.lr.decoder:
+                    raise ValueError(f"stage2.{name}.lr.decoder must be 0: representation.space is rgb: no decoder")
             for key in ("stage1.joint", "stage1.adapt", "stage2.rgb"):
                 section, name = key.split(".")
                 if getattr(getattr(self, section), name).num_epochs:

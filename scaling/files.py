@@ -28,13 +28,21 @@ def told(error: OSError) -> str:
 
 def replace_file(path: Path, data: bytes) -> None:
     """Writes a file in one step; one of its name that is there already is replaced. OSError names `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = write_beside(path, data)
     try:
         temporary.replace(path)
         sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder and those above it; their names last through a loss of power, as those of files do."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        sync_folder(folder.parent)
 
 
 def write_beside(path: Path, data: bytes) -> Path:

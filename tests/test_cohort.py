@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import torch
 
 from scaling.config import Settings, SettingsError, make_settings, merge
+from scaling.data.scene_source import SourceSpec
 from scaling.data.scenes import SceneViews
+from scaling.data.synthetic import embedded_ids
+from scaling.distributed.fitters import CohortFitter, FitJob
+from scaling.library.failures import given_up
+from scaling.library.run_folder import RunFolder
 from scaling.models.shared import SharedModel
-from scaling.training.cohort import CohortFit, fit_cohort
-from scaling.training.phases import EpochReport
+from scaling.training import phases
+from scaling.training.cohort import Cohort, CohortFit, fit_cohort
+from scaling.training.phases import Diverged, EpochReport
 from scaling.training.stage1 import Stage1
 from scaling.training.stage2 import fit_scenes
 
@@ -100,34 +108,75 @@ def test_the_checkpoint_of_another_cohort_is_refused(shared, settings, tiny_scen
         fit(shared, tiny_scenes[:3], settings, tmp_path)
 
 
-@pytest.mark.parametrize("phase", ["latent", "rgb"])
-def test_a_member_that_diverges_is_left_out(shared, settings, tiny_scenes, tmp_path, monkeypatch, phase):
-    """Its gradients become NaN at the second epoch; the others end as if that epoch had started without it."""
-    poisoned = tiny_scenes[1].scene_id
-    make_batch = __import__("scaling.training.phases", fromlist=["make_batch"]).make_batch
+def poison(monkeypatch, scene_id: str, in_rgb: bool) -> None:
+    """The scene's samples are nowhere, so its loss is NaN, at every step of 2a or of 2b."""
+    make_batch = phases.make_batch
 
-    def poison(shared: SharedModel, chosen: Any, items: Any) -> Any:
-        batch = make_batch(shared, chosen, items)
-        assert batch.uniforms is not None
-        if bool(chosen.loss.rgb) == (phase == "rgb"):
-            for place, item in enumerate(items):
-                if item.scene.scene_id == poisoned:
-                    batch.uniforms[place] = float("nan")
+    def poisoned(shared: SharedModel, phase: Any, items: Any) -> Any:
+        batch = make_batch(shared, phase, items)
+        for place, item in enumerate(items):
+            if item.scene.scene_id == scene_id and bool(phase.loss.rgb) == in_rgb:
+                batch.uniforms[place] = float("nan")
         return batch
 
-    monkeypatch.setattr("scaling.training.phases.make_batch", poison)
+    monkeypatch.setattr(phases, "make_batch", poisoned)
+
+
+@pytest.mark.parametrize("in_rgb", [False, True])
+def test_a_member_that_diverges_is_left_out(shared, settings, tiny_scenes, tmp_path, monkeypatch, in_rgb):
+    poison(monkeypatch, tiny_scenes[1].scene_id, in_rgb)
     done = fit(shared, tiny_scenes[:3], settings, tmp_path)
     assert [scene.scene_id for scene in done.scenes] == [tiny_scenes[0].scene_id, tiny_scenes[2].scene_id]
-    assert f"{phase}, epoch 0: numbers are not finite" in done.left_out[poisoned]
+    why = done.left_out[tiny_scenes[1].scene_id]
+    assert f"{'rgb' if in_rgb else 'latent'}, epoch 0: numbers are not finite" in why
     assert all(tensor.isfinite().all() for tensor in done.tuned.values())
     assert all(scene.params.micro_planes.isfinite().all() for scene in done.scenes)
 
 
-def test_when_every_member_diverges_nothing_is_fitted(shared, tiny_values, tiny_scenes, tmp_path):
-    values = merge(tiny_values, COHORT)
-    values = merge(values, {"stage2": {"latent": {"lr": {"micro_planes": 1e38, "coefs": 1e38}}}})
-    done = fit(shared, tiny_scenes[:2], make_settings(values), tmp_path)
-    assert done.scenes == [] and set(done.left_out) == {views.scene_id for views in tiny_scenes[:2]}
+def test_the_others_end_as_if_the_epoch_had_begun_without_it(shared, settings, tiny_scenes, tmp_path, monkeypatch):
+    without = Cohort(shared, shared.content_hash(), tiny_scenes[:3], settings)
+    without.dropped = {tiny_scenes[1].scene_id: "never took part"}
+    without.go_on(lambda report: None, None)
+    poison(monkeypatch, tiny_scenes[1].scene_id, in_rgb=False)
+    done = fit(shared, tiny_scenes[:3], settings, tmp_path)
+    for name, tensor in done.tuned.items():
+        assert torch.equal(tensor, without.shared.state_dict()[name])
+    assert torch.equal(done.scenes[1].params.coefs, without.table.coefs[2])
+
+
+def test_shared_parts_that_diverge_are_no_members_fault(shared, settings, tiny_scenes, tmp_path, monkeypatch):
+    """Neither where every member of a step goes at once, nor where no later step notices."""
+    values = merge(settings.model_dump(), {"stage2": {"latent": {"lr": {"base_planes": 1e38}}}})
+    with pytest.raises(Diverged, match="numbers are not finite") as error:
+        fit(shared, tiny_scenes[:3], make_settings(values), tmp_path / "all")
+    assert error.value.scene_ids == []
+
+    step = Cohort._step
+
+    def last_step_spoils(self: Cohort, *arguments: Any) -> Any:
+        result = step(self, *arguments)
+        self.shared.base_planes.data.view(-1)[0] = float("nan")
+        return result
+
+    once = merge(settings.model_dump(), {"stage2": {"latent": {"num_epochs": 1, "steps_per_epoch": 1}}})
+    monkeypatch.setattr(Cohort, "_step", last_step_spoils)
+    with pytest.raises(Diverged) as error:
+        fit(shared, tiny_scenes[:3], make_settings(once), tmp_path / "last")
+    assert error.value.scene_ids == [] and not list((tmp_path / "last").glob("*"))
+
+
+def test_the_actor_records_who_was_left_out_before_it_commits(settings, shared, tmp_path, monkeypatch):
+    """So that a driver that dies before it hears of it does not fit that scene as a cohort of its own."""
+    ids = embedded_ids(7)[4:]
+    run = RunFolder(tmp_path / "run")
+    shared.save(run.shared, embedded_ids(4))
+    spec = SourceSpec.of(None, settings.data)
+    poison(monkeypatch, ids[1], in_rgb=False)
+    fitter = CohortFitter(FitJob(str(run.path), str(run.shared), settings.model_dump(), astuple(spec)))
+    outcomes = {o["scene_id"]: o["kind"] for o in fitter.fit(pa.table({"scene_id": ids}))}
+    assert outcomes == {ids[0]: "fitted", ids[1]: "diverged", ids[2]: "fitted"}
+    assert set(given_up(run.failures)) == {ids[1]} and sorted(run.library.ids()) == [ids[0], ids[2]]
+    assert not list((run.checkpoints / "cohorts").iterdir())
 
 
 def test_a_random_start_starts_the_field_anew(shared, settings, tiny_scenes, tmp_path):

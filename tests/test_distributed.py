@@ -16,7 +16,7 @@ from scaling.data.scene_store import SceneStore, StoreWriter
 from scaling.data.scenes import views_from_row
 from scaling.data.synthetic import embedded_car, embedded_ids, embedded_scene
 from scaling.distributed.cluster import Resources, share
-from scaling.distributed.dispatch import Dispatcher
+from scaling.distributed.dispatch import Counts, Dispatcher
 from scaling.distributed.fit import fit_stage2
 from scaling.distributed.prepare import prepare
 from scaling.distributed.tracking import tracking_uri
@@ -125,6 +125,41 @@ def test_dispatcher_accounts_for_every_scene(ray_6_cpus_4_gpus, tmp_path):
     assert read_failures(tmp_path)["a"]["kind"] == "retry", "its first actor died, and it was tried again"
 
 
+class Epochs:
+    """Cohorts that have come further at the deaths that are named."""
+
+    def __init__(self, further: list[bool]) -> None:
+        self.further = further
+
+    def text(self) -> str:
+        return ""
+
+    def advanced(self, ids: list[str]) -> bool:
+        return self.further.pop(0)
+
+
+def test_a_cohort_whose_actor_dies_stays_whole(tmp_path):
+    """Two deaths in a row are too many; one after it had come further starts the count anew."""
+    committed: set[str] = set()
+    further = [False, True, False]
+    dispatcher = Dispatcher(
+        lambda: None, 1, max_attempts=2, failures=FailureLog(tmp_path), committed=lambda: committed,
+        cohorts=Epochs(further),
+    )  # fmt: skip
+    batch, counts = pa.table({"scene_id": ["a", "b", "c"]}), Counts(total=3)
+    for _ in range(2):
+        dispatcher._actor_died(batch, "gone", counts)
+        assert dispatcher.again.pop()["scene_id"].to_pylist() == ["a", "b", "c"]
+    dispatcher._actor_died(batch, "gone", counts)
+    assert (counts.done, counts.failed, len(dispatcher.again)) == (0, 3, 0)
+
+    committed |= {"a", "c"}  # its last commit came through
+    further.append(False)
+    counts = Counts(total=3)
+    dispatcher._actor_died(batch, "gone", counts)
+    assert (counts.done, counts.failed) == (2, 1) and given_up(tmp_path)["b"]["kind"] == "left out"
+
+
 def test_cohorts_end_to_end(ray_6_cpus_4_gpus, tmp_path, tiny_values):
     """Two cohorts of fixed chunks; a damaged member is left out and recorded; each cohort's copy is stored once."""
     rates = {"decoder": 1e-2, "field": 1e-2, "base_planes": 1e-2, "micro_planes": 1e-2, "coefs": 1e-2}
@@ -164,6 +199,6 @@ def test_cohorts_end_to_end(ray_6_cpus_4_gpus, tmp_path, tiny_values):
     assert evaluate_scene(train.shared, params, views)["psnr"] != pytest.approx(row["psnr"], abs=1e-4)
     assert row["shared"] == content_hash
 
-    # What is left of a cohort is a cohort of its own.
+    # The damaged one is tried again, alone, and is still damaged.
     again = fit_stage2(run, run.shared, settings, spec, ids[4:], ray_6_cpus_4_gpus, num_actors=1, retry_failed=True)
     assert again == metrics

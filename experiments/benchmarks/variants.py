@@ -6,6 +6,7 @@ Rows that are done are kept in --out, so two calls with other --rows can share a
 """
 
 import argparse
+import hashlib
 import json
 import sys
 import time
@@ -111,9 +112,8 @@ def run_row(name: str, settings: Settings, spec: Any, train_ids: list[str], fit_
 
 def settings_key(settings: Settings) -> str:
     """Rows whose stage 1 is the same share it."""
-    from scaling.library.run_folder import settings_hash
-
-    return settings_hash(make_settings({**settings.model_dump(), "stage2": {}}))
+    values = json.dumps(settings.model_dump(exclude={"stage2"}), sort_keys=True)
+    return hashlib.sha256(values.encode()).hexdigest()[:12]
 
 
 def table_text(figures: dict[str, dict[str, Any]]) -> str:

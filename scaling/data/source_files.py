@@ -145,7 +145,7 @@ def _find_archive(path: Path) -> tuple[_Archive | None, str]:
     return None, ""
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=64)
 def _open_archive(path: Path, changed: int, size: int) -> _Archive:
     """Kept open: the list of a zip's members is long. `changed` and `size` tell a file from one that replaced it."""
     return _Archive(path)

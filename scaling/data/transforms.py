@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -20,6 +21,7 @@ OPENCV_AXES = np.eye(4)
 OPENGL_AXES = np.diag([1.0, -1.0, -1.0, 1.0])  # x right, y up, z backward
 
 _PINHOLES = ("OPENCV", "PINHOLE", "SIMPLE_PINHOLE")
+_IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".exr", ".tif", ".tiff", ".bmp")  # any other ending is part of a name
 _DISTORTION = ("k1", "k2", "k3", "k4", "k5", "k6", "p1", "p2")
 
 
@@ -67,7 +69,7 @@ def image_path(folder: Path, name: Any) -> Path:
     """
     if not isinstance(name, str) or not name or "\0" in name:
         raise ValueError('key "file_path" must be the name of a file')
-    path = folder / (name if PurePosixPath(name).suffix else f"{name}.png")
+    path = Path(os.path.normpath(folder / (name if PurePosixPath(name).suffix.lower() in _IMAGES else f"{name}.png")))
     try:
         inside = path.resolve().is_relative_to(folder.resolve())
     except (RuntimeError, OSError) as error:  # a loop of links

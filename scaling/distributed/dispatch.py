@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 import ray
@@ -42,6 +42,16 @@ class Counts:
         return sum(self.psnrs) / len(self.psnrs) if self.psnrs else None
 
 
+class Cohorts(Protocol):
+    """How far cohorts in flight have come."""
+
+    def text(self) -> str:
+        """For the progress bar."""
+
+    def advanced(self, ids: list[str]) -> bool:
+        """Whether the cohort of these scenes has come further than when its actor died the last time."""
+
+
 class Dispatcher:
     """make_actor starts an actor with `ready()` and `fit(table) -> outcomes`; the driver respawns dead ones."""
 
@@ -52,16 +62,14 @@ class Dispatcher:
         max_attempts: int,
         failures: FailureLog,
         committed: Callable[[], set[str]],
-        split: bool = True,
-        at_work: Callable[[], str] = lambda: "",
+        cohorts: Cohorts | None = None,
     ) -> None:
         self.make_actor = make_actor
         self.num_actors = num_actors
         self.max_attempts = max_attempts
         self.failures = failures
         self.committed = committed  # asked after an actor's death: its last commit may have come through
-        self.split = split  # whether a batch can be cut into scenes; a cohort cannot
-        self.at_work = at_work  # what the progress bar says of batches in flight
+        self.cohorts = cohorts  # given where batches are cohorts, which cannot be cut into scenes
         self.failed_starts = 0
         self.again: deque[pa.Table] = deque()  # what is left of batches whose actor died
         self.attempts: dict[str, int] = {}
@@ -94,7 +102,14 @@ class Dispatcher:
     def _standing(self, counts: Counts, elapsed: float) -> str:
         psnr = f"{counts.mean_psnr:.2f} dB" if counts.psnrs else "-"
         speed = f"{3600 * counts.done / max(elapsed, 1e-3):.0f}/h"
-        words = [speed, f"done={counts.done}", f"failed={counts.failed}", f"left={counts.left}", psnr, self.at_work()]
+        words = [
+            speed,
+            f"done={counts.done}",
+            f"failed={counts.failed}",
+            f"left={counts.left}",
+            psnr,
+            self.cohorts.text() if self.cohorts else "",
+        ]
         return ", ".join(word for word in words if word)
 
     def _start_actor(self) -> None:
@@ -147,11 +162,18 @@ class Dispatcher:
 
     def _actor_died(self, batch: pa.Table, message: str, counts: Counts) -> None:
         """Each scene of the batch that is not committed has cost an actor: try it again, or give it up."""
-        committed = self.committed()
+        ids = batch["scene_id"].to_pylist()
+        committed = self.committed().intersection(ids)
+        if self.cohorts and self.cohorts.advanced(ids):  # three deaths in a row count, not three in a week
+            self.attempts.update(dict.fromkeys(ids, 0))
         left = []
-        for index, scene_id in enumerate(batch["scene_id"].to_pylist()):
+        for index, scene_id in enumerate(ids):
             if scene_id in committed:
                 counts.done += 1
+                continue
+            if committed and self.cohorts:
+                counts.failed += 1
+                self.failures.add(scene_id, 1, "left out", "its cohort was committed without it")
                 continue
             self.attempts[scene_id] = self.attempts.get(scene_id, 0) + 1
             if self.attempts[scene_id] < self.max_attempts:
@@ -160,7 +182,7 @@ class Dispatcher:
             else:
                 counts.failed += 1
                 self.failures.add(scene_id, self.attempts[scene_id], "actor died", message)
-        if self.split:
+        if not self.cohorts:
             self.again.extend(batch.slice(index, 1) for index in left)
         elif left:
             self.again.append(batch.take(left))

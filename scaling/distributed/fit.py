@@ -22,7 +22,7 @@ from scaling.config import Settings
 from scaling.data.scene_source import EMBEDDED, SourceSpec
 from scaling.distributed.cluster import Resources, share
 from scaling.distributed.dispatch import Counts, Dispatcher
-from scaling.distributed.fitters import CohortFitter, FitJob, SceneFitter
+from scaling.distributed.fitters import CohortFitter, FitJob, SceneFitter, cohort_checkpoints
 from scaling.distributed.prepare import bound_reading, scene_dataset
 from scaling.distributed.tracking import Tracker
 from scaling.library.failures import FailureLog, given_up
@@ -31,6 +31,7 @@ from scaling.library.run_folder import RunFolder, settings_hash
 from scaling.library.stored_models import StoredModels
 from scaling.library.summary import summarise
 from scaling.models.shared import load_shared
+from scaling.training.cohort import epochs_done
 
 PICTURED_SCENES = 8
 
@@ -77,8 +78,7 @@ def fit_stage2(
                 max_attempts=settings.stage2.max_attempts,
                 failures=FailureLog(run.failures),
                 committed=lambda: set(run.library.ids()),
-                split=not cohort,
-                at_work=(lambda: _cohorts_at_work(run, settings)) if cohort else lambda: "",
+                cohorts=_CohortEpochs(run, shared_hash, settings) if cohort else None,
             )
             batches = _cohorts(scene_ids, batch, settled) if cohort else _batches(spec, todo, batch)
             start, already = time.time(), len(run.library.ids(stage=2))
@@ -121,11 +121,28 @@ def _cohorts(ids: Sequence[str], size: int, settled: Collection[str]) -> Iterato
             yield pa.table({"scene_id": members})
 
 
-def _cohorts_at_work(run: RunFolder, settings: Settings) -> str:
-    """The epochs that the cohorts in flight have done, as their checkpoints say."""
-    total = settings.stage2.latent.num_epochs + settings.stage2.rgb.num_epochs
-    done = [int(path.name.removeprefix("epoch-")) for path in (run.checkpoints / "cohorts").glob("*/epoch-*")]
-    return " ".join(["cohorts at epoch", *[f"{epochs}/{total}" for epochs in sorted(done)]]) if done else ""
+class _CohortEpochs:
+    """How far the cohorts in flight have come, as their checkpoints say."""
+
+    def __init__(self, run: RunFolder, shared_hash: str, settings: Settings) -> None:
+        self.run, self.shared_hash, self.settings = run, shared_hash, settings
+        self.at_last_death: dict[Path, int] = {}
+
+    def text(self) -> str:
+        """The epochs that each has done, for the progress bar."""
+        total = self.settings.stage2.latent.num_epochs + self.settings.stage2.rgb.num_epochs
+        try:
+            done = sorted(epochs_done(folder) for folder in (self.run.checkpoints / "cohorts").iterdir())
+        except OSError:  # none has begun, or an actor took a finished one's folder away meanwhile
+            return ""
+        return " ".join(["cohorts at epoch", *[f"{epochs}/{total}" for epochs in done]]) if done else ""
+
+    def advanced(self, ids: list[str]) -> bool:
+        """Whether this cohort has come further than when its actor died the last time."""
+        folder = cohort_checkpoints(self.run, self.shared_hash, self.settings, ids)
+        before, now = self.at_last_death.get(folder, 0), epochs_done(folder)
+        self.at_last_death[folder] = now
+        return now > before
 
 
 def _track(tracker: Tracker, counts: Counts, seconds: float, already: int) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,14 +17,15 @@ import pyarrow as pa
 import torch
 
 from scaling import files
-from scaling.config import make_settings
+from scaling.config import Settings, make_settings
 from scaling.data.scene_source import SceneSource, SourceSpec
 from scaling.data.scenes import SceneError, SceneViews, views_from_row
 from scaling.library.cohorts import commit_cohort
+from scaling.library.failures import FailureLog
 from scaling.library.fitted_scenes import NotFinite, commit_part, pack_scene, unpack_scene
 from scaling.library.run_folder import RunFolder, settings_hash
-from scaling.models.shared import SharedModel, load_shared
-from scaling.training.cohort import CohortFit, fit_cohort
+from scaling.models.shared import SharedModel, load_shared, tensors_hash
+from scaling.training.cohort import CohortFit, fit_cohort, started_with
 from scaling.training.evaluate import evaluate_scene
 from scaling.training.phases import Diverged
 from scaling.training.scene_data import prepare_scene
@@ -76,8 +78,11 @@ class Fitter:
         packed = vars(pack_scene(fitted.params, self.settings.stage2.micro_dtype))
         packing = time.perf_counter() - start
         stored = unpack_scene({**packed, "scene_id": views.scene_id})[None].to(self.device)  # what readers will see
+        metrics = evaluate_scene(model, stored, views)
+        if not all(value is None or math.isfinite(value) for value in metrics.values()):
+            raise NotFinite(f"the fit diverged: its renders are not finite ({metrics})")
         return {
-            **packed, **evaluate_scene(model, stored, views), "scene_id": views.scene_id,
+            **packed, **metrics, "scene_id": views.scene_id,
             "category": views.category, "stage": 2, "shared": self.shared_hash, "cohort": cohort,
             "seconds": fitted.seconds + packing, "settings_hash": settings_hash(self.settings),
             "seed": self.settings.seed,
@@ -109,51 +114,90 @@ class SceneFitter(Fitter):
         return [fitted] if len(scenes) == 1 else [self._fit([views])[0] for views in scenes]
 
 
+@dataclass(frozen=True)
+class _Members:
+    """The views of a cohort's members, decoded anew each time they are gone through: all at once would fill memory."""
+
+    source: SceneSource
+    ids: list[str]
+    image_size: int
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __contains__(self, views: object) -> bool:
+        return isinstance(views, SceneViews) and views.scene_id in self.ids
+
+    def __iter__(self) -> Iterator[SceneViews]:
+        for row in self.source.rows(self.ids):
+            yield views_from_row(row, self.image_size)
+
+
 class CohortFitter(Fitter):
     """Mode cohort: fits the members of a cohort together, with a copy of the shared parts that moves with them."""
 
     def fit(self, members: pa.Table) -> list[dict[str, Any]]:
         """Fits and commits a cohort, or goes on from its last epoch. members: scene ids; their rows are read here, as
-        those of a large cohort would not fit the object store. → one outcome a scene."""
-        scenes: list[SceneViews] = []
-        outcomes: list[dict[str, Any]] = []
-        source = self.spec.open()
+        those of a large cohort would not fit the object store. → one outcome a scene.
+
+        An error that is no member's own (a disk, the GPU's memory) is raised: the job ends, to go on at this epoch.
+        """
+        source, outcomes, ids = self.spec.open(), [], []
         for scene_id in members["scene_id"].to_pylist():
-            result = _attempt(partial(self._read, source, scene_id))
-            if isinstance(result, Exception):
-                outcomes.append(_outcome(scene_id, "bad input", str(result)))
+            unusable = self._unusable(source, scene_id)
+            if unusable is None:
+                ids.append(scene_id)
             else:
-                scenes.append(result)
-        if not scenes:
+                outcomes.append(_outcome(scene_id, "bad input", unusable))
+        if not ids:
             return outcomes
-        folder = self._checkpoints([views.scene_id for views in scenes])
-        done = _attempt(lambda: fit_cohort(self.shared, self.shared_hash, scenes, self.settings, folder))
-        if isinstance(done, Exception):
-            _, failed = self._finished_rows(self.shared, None, scenes, [done] * len(scenes))
-            return outcomes + failed
-        outcomes += [_outcome(scene_id, "diverged", why) for scene_id, why in done.left_out.items()]
-        outcomes += self._finish(done, {views.scene_id: views for views in scenes})
+        scenes = _Members(source, ids, self.settings.data.image_size)
+        folder = cohort_checkpoints(self.run, self.shared_hash, self.settings, members["scene_id"].to_pylist())
+        if not started_with(folder, ids):  # a member could be read then and cannot now, or the other way round
+            shutil.rmtree(folder)
+        try:
+            done = fit_cohort(self.shared, self.shared_hash, scenes, self.settings, folder)
+        except Diverged as error:
+            return outcomes + [_outcome(scene_id, "diverged", str(error)) for scene_id in ids]
+        except torch.AcceleratorError:
+            os._exit(1)  # the GPU fails every later call too
+        left_out = [_outcome(scene_id, "diverged", why) for scene_id, why in done.left_out.items()]
+        outcomes += left_out + self._finish(done, scenes)
         shutil.rmtree(folder, ignore_errors=True)
         return outcomes
 
-    def _read(self, source: SceneSource, scene_id: str) -> SceneViews:
-        views = views_from_row(next(iter(source.rows([scene_id]))), self.settings.data.image_size)
-        prepare_scene(self.shared, views)  # a scene beside the box is told here: it must not stop its cohort
-        return views
+    def _unusable(self, source: SceneSource, scene_id: str) -> str | None:
+        """Why a scene cannot take part, None where it can: what is wrong with one must not stop its cohort."""
+        try:
+            views = views_from_row(next(iter(source.rows([scene_id]))), self.settings.data.image_size)
+            prepare_scene(self.shared, views)
+        except (OSError, ValueError) as error:
+            return str(error)
+        return None
 
-    def _finish(self, done: CohortFit, views: dict[str, SceneViews]) -> list[dict[str, Any]]:
-        if not done.scenes:
-            return []
-        ids = [scene.scene_id for scene in done.scenes]
-        library = self.run.library.folder
-        cohort = commit_cohort(library, done.tuned, self.shared_hash, ids) if done.tuned else None
-        rows, failed = self._finished_rows(done.shared, cohort, [views[scene_id] for scene_id in ids], done.scenes)
+    def _finish(self, done: CohortFit, scenes: _Members) -> list[dict[str, Any]]:
+        """Commits the cohort's copy, then its scenes. Who was left out is recorded first: going on after a crash must
+        not take them for scenes that nobody has tried."""
+        log = FailureLog(self.run.failures)
+        for scene_id, why in done.left_out.items():
+            log.add(scene_id, 1, "diverged", why)
+        fitted = {scene.scene_id: scene for scene in done.scenes}
+        cohort = tensors_hash(done.tuned) if done.tuned else None
+        rows, failed = [], []
+        for views in scenes:
+            if views.scene_id in fitted:
+                finished, unfinished = self._finished_rows(done.shared, cohort, [views], [fitted[views.scene_id]])
+                rows += finished
+                failed += unfinished
+        if rows and done.tuned:
+            commit_cohort(self.run.library.folder, done.tuned, self.shared_hash, [row["scene_id"] for row in rows])
         return failed + self._commit(rows)
 
-    def _checkpoints(self, ids: list[str]) -> Path:
-        """A folder for these members, settings and shared model; another job's checkpoints never lie there."""
-        job = "|".join([self.shared_hash, settings_hash(self.settings), *ids])
-        return self.run.checkpoints / "cohorts" / hashlib.sha256(job.encode()).hexdigest()[:20]
+
+def cohort_checkpoints(run: RunFolder, shared_hash: str, settings: Settings, ids: Sequence[str]) -> Path:
+    """The folder of a cohort's checkpoints: of these scenes on this shared model with these settings, no other's."""
+    job = "|".join([shared_hash, settings_hash(settings), *ids])
+    return run.checkpoints / "cohorts" / hashlib.sha256(job.encode()).hexdigest()[:20]
 
 
 def _decode(batch: pa.Table, image_size: int) -> tuple[list[SceneViews], list[dict[str, Any]]]:

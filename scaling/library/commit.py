@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from scaling.files import sync_folder, write_beside
+from scaling.files import make_folder, sync_folder, write_beside
 
 
 def commit_file(path: Path, data: bytes) -> bool:
@@ -13,7 +13,7 @@ def commit_file(path: Path, data: bytes) -> bool:
 
     → False where the name exists already: somebody committed it before; nothing is changed then.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = write_beside(path, data)
     try:
         try:

@@ -45,8 +45,8 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class PackedScene:
-    """One scene's parameters as bytes. float16: the numbers themselves; int8: numbers / scale, one scale per plane
-    and channel, scale [P · F_mic]."""
+    """One scene's parameters as bytes. float32, float16: the numbers themselves; int8: numbers / scale, one scale per
+    plane and channel, scale [P · F_mic]."""
 
     micro_planes: bytes
     micro_dtype: str
@@ -60,8 +60,8 @@ class NotFinite(ValueError):
 
 
 def pack_scene(params: SceneParams, micro_dtype: str) -> PackedScene:
-    """params of one scene: micro_planes [P, F_mic, K, K], coefs [M]. Raises NotFinite, or ValueError for a type that is
-    none of float16 and int8."""
+    """params of one scene: micro_planes [P, F_mic, K, K], coefs [M]. Raises NotFinite, or ValueError for another
+    type than float32, float16 and int8."""
     micro, coefs = params.micro_planes.detach().cpu().float(), params.coefs.detach().cpu().float()
     if not (torch.isfinite(micro).all() and torch.isfinite(coefs).all()):
         raise NotFinite("the fit diverged: planes or coefs are not finite")
@@ -71,9 +71,10 @@ def pack_scene(params: SceneParams, micro_dtype: str) -> PackedScene:
         step = (peak / 127).clamp(min=1e-12)
         micro = (micro / step[..., None, None]).round()
         scale = step.flatten().tolist()
-    elif micro_dtype != "float16":
-        raise ValueError(f"micro planes are stored as float16 or int8, not {micro_dtype!r}")
-    array = micro.numpy().astype(micro_dtype)
+    elif micro_dtype not in ("float16", "float32"):
+        raise ValueError(f"micro planes are stored as float32, float16 or int8, not {micro_dtype!r}")
+    with np.errstate(over="ignore"):  # told below
+        array = micro.numpy().astype(micro_dtype)
     if not np.isfinite(array).all():
         raise NotFinite("the fit diverged: micro planes exceed the range of float16")
     return PackedScene(array.tobytes(), micro_dtype, tuple(array.shape), scale, coefs.tolist())
@@ -85,7 +86,7 @@ def unpack_scene(row: Mapping[str, Any]) -> SceneParams:
     Raises ValueError naming the scene where bytes, shape and type do not fit together.
     """
     name, dtype, shape = row.get("scene_id", "?"), row["micro_dtype"], tuple(row["micro_shape"])
-    if dtype not in ("float16", "int8"):
+    if dtype not in ("float32", "float16", "int8"):
         raise ValueError(f"scene {name}: unknown type of micro planes {dtype!r}")
     expected = int(np.prod(shape)) * np.dtype(dtype).itemsize
     if len(shape) != 4 or len(row["micro_planes"]) != expected:

@@ -150,7 +150,8 @@ class SharedModel(nn.Module):
     def random_params(self, generators: list[torch.Generator]) -> SceneParams:
         """Where stage 1 starts, and stage 2 where stage2.start is random, one generator a scene.
 
-        → micro planes [S, P, F_mic, K, K] and coefs [S, M]. Both are normal with mean 0 and the settings' standard deviations, micro_std and coefs_std.
+        → micro planes [S, P, F_mic, K, K] and coefs [S, M], both normal with mean 0 and the settings' standard
+        deviations, micro_std and coefs_std.
         """
         shape = self.settings.representation
         micro = [torch.randn(self.micro_shape, generator=g) * shape.micro_std for g in generators]

@@ -53,7 +53,7 @@ def load_checkpoint(run: Phases, folder: Path) -> None:
     Raises SettingsError where the checkpoint belongs to another job.
     """
     progress = read_progress(folder)
-    if any(progress[key] != value for key, value in run.identity.items()):
+    if any(progress.get(key) != value for key, value in run.identity.items()):
         raise SettingsError(
             f"{folder}: this checkpoint was made with other scenes or settings; use another --run, or the same ones"
         )
@@ -63,7 +63,7 @@ def load_checkpoint(run: Phases, folder: Path) -> None:
         run.table.micro_planes[row] = shards[f"{scene_id}/micro_planes"].to(run.shared.device)
         run.table.coefs[row] = shards[f"{scene_id}/coefs"].to(run.shared.device)
     run.phase_index, run.epoch, run.seconds = progress["phase_index"], progress["epoch"], progress["seconds"]
-    run.dropped = progress["dropped"]
+    run.dropped = progress.get("dropped", {})
 
 
 def load_optimisers(run: Phases, folder: Path) -> None:

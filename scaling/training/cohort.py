@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,11 +19,12 @@ from torch import Tensor
 
 from scaling.config import Phase, Settings
 from scaling.data.scenes import SceneViews
+from scaling.files import sync_folder
 from scaling.models.shared import SharedModel
 from scaling.models.triplanes import SceneParams
-from scaling.training.checkpoint import load_checkpoint, load_optimisers, save_checkpoint
+from scaling.training.checkpoint import load_checkpoint, load_optimisers, read_progress, save_checkpoint
 from scaling.training.phases import Diverged, EpochReport, Phases, PhaseStep
-from scaling.training.scene_data import encode_scene
+from scaling.training.scene_data import encode_scene, prepare_scene
 from scaling.training.stage2 import PHASES, FittedScene, start_params
 from scaling.training.streams import stream
 from scaling.training.workers import Workers
@@ -41,33 +42,29 @@ class CohortFit:
 
 
 class Cohort(Phases):
-    """One cohort from its start; `shared` is copied, not moved."""
+    """One cohort from its start; `shared` is copied, not moved. scenes are gone through once."""
 
-    def __init__(self, shared: SharedModel, shared_hash: str, scenes: Sequence[SceneViews], settings: Settings) -> None:
-        began = time.perf_counter()
+    def __init__(self, shared: SharedModel, shared_hash: str, scenes: Iterable[SceneViews], settings: Settings) -> None:
         own = copy.deepcopy(shared)
+        ready = [prepare_scene(own, views) for views in scenes]
+        for scene in ready:
+            encode_scene(own, scene)
+        ids = [scene.scene_id for scene in ready]
         phases = {name: getattr(settings.stage2, name) for name in PHASES}
         super().__init__(
             settings,
             own,
-            scenes,
-            table=start_params(shared, settings, [views.scene_id for views in scenes]),
+            ready,
+            table=start_params(shared, settings, ids),
             phases={name: phase for name, phase in phases.items() if phase.num_epochs},
-            identity={
-                "scene_ids": [views.scene_id for views in scenes],
-                "settings": settings.model_dump(),
-                "shared": shared_hash,
-            },
-            buckets={views.scene_id: 0 for views in scenes},
+            identity={"scene_ids": ids, "settings": settings.model_dump(), "shared": shared_hash},
+            buckets=dict.fromkeys(ids, 0),
             workers=Workers(device=shared.device),
         )
         if settings.stage2.start == "random":
             self._start_field_anew()
         if any(phase.lr.decoder for phase in self.phases.values()):
             own.adapt_decoder()
-        for scene in self.scenes:
-            encode_scene(own, scene)
-        self.seconds = time.perf_counter() - began
 
     def _start_field_anew(self) -> None:
         """As published: the field of stage 2 starts as stage 1's did, with random weights."""
@@ -86,37 +83,57 @@ class Cohort(Phases):
 def fit_cohort(
     shared: SharedModel,
     shared_hash: str,
-    scenes: Sequence[SceneViews],
+    scenes: Collection[SceneViews],
     settings: Settings,
     folder: Path,
     on_epoch: Callable[[EpochReport], None] | None = None,
 ) -> CohortFit:
     """Fits the cohort, or goes on from the last epoch that `folder` holds; on_epoch is called after every epoch.
 
-    Raises Diverged where numbers are not finite and no scene is to blame, SettingsError where `folder` belongs to
-    another job.
+    scenes may make their views when they are gone through. Raises Diverged where numbers are not finite and no scene,
+    or more than half of them, is to blame; SettingsError where `folder` belongs to another job.
     """
+    began = time.perf_counter()
 
     def save(report: EpochReport) -> None:
+        cohort.seconds = before + time.perf_counter() - began  # encoding and epochs that were thrown away are in it
         _save(cohort, folder, report.epochs_done)
         if on_epoch is not None:
             on_epoch(report)
 
-    cohort = _resumed(Cohort(shared, shared_hash, scenes, settings), folder)
+    cohort = _resumed(shared, shared_hash, scenes, settings, folder)
+    before = cohort.seconds
     while len(cohort.dropped) < len(scenes):
         try:
             cohort.go_on(save, _last(folder))
             break
         except Diverged as error:
-            if not error.scene_ids:
-                raise
             known = cohort.dropped | {scene_id: str(error) for scene_id in error.scene_ids}
-            cohort = _resumed(Cohort(shared, shared_hash, scenes, settings), folder)
-            cohort.dropped = known
+            if not error.scene_ids or len(known) > max(1, len(scenes) // 2):
+                raise
+        del cohort  # before the next one is built: two of them might not fit a GPU
+        cohort = _resumed(shared, shared_hash, scenes, settings, folder)
+        cohort.dropped = known
+    cohort.seconds = before + time.perf_counter() - began
     return _result(cohort, shared)
 
 
-def _resumed(cohort: Cohort, folder: Path) -> Cohort:
+def started_with(folder: Path, scene_ids: Sequence[str]) -> bool:
+    """Whether the checkpoint in `folder` is of these scenes; True where there is none."""
+    last = _last(folder)
+    return last is None or read_progress(last)["scene_ids"] == list(scene_ids)
+
+
+def epochs_done(folder: Path) -> int:
+    """Epochs that the cohort of the checkpoints in `folder` has behind it."""
+    last = _last(folder)
+    return 0 if last is None else int(last.name.removeprefix("epoch-"))
+
+
+def _resumed(
+    shared: SharedModel, shared_hash: str, scenes: Collection[SceneViews], settings: Settings, folder: Path
+) -> Cohort:
+    cohort = Cohort(shared, shared_hash, scenes, settings)
     last = _last(folder)
     if last:
         load_checkpoint(cohort, last)
@@ -130,12 +147,13 @@ def _save(cohort: Cohort, folder: Path, epochs_done: int) -> None:
     shutil.rmtree(writing, ignore_errors=True)
     save_checkpoint(cohort, writing)
     writing.rename(final)
+    sync_folder(folder)
     for path in older:
-        shutil.rmtree(path)
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    return sorted(folder.glob("epoch-*"))
+    return sorted(path for path in folder.glob("epoch-*") if (path / "progress.json").is_file())
 
 
 def _last(folder: Path) -> Path | None:

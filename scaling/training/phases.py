@@ -16,13 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from scaling.config import Phase, Settings
-from scaling.data.scenes import SceneViews
 from scaling.models.shared import SharedModel
 from scaling.models.triplanes import SceneParams, fuse_planes, total_variation
 from scaling.training.losses import Batch, item_losses, weighted
 from scaling.training.optim import RowAdam, lr_factor, set_learning_rates, shared_optimiser
 from scaling.training.sampler import Entry, epoch_batches
-from scaling.training.scene_data import Item, make_batch, prepare_scene
+from scaling.training.scene_data import Item, TrainingScene, make_batch
 from scaling.training.streams import stream
 from scaling.training.workers import Workers
 
@@ -79,15 +78,16 @@ class EpochReport:
 class Phases:
     """Goes through phases, in order, and can be stopped and resumed after every epoch (see checkpoint.py).
 
-    shared moves in place. table: the rows of this worker's scenes; buckets: the sampler's bucket of every scene.
-    identity: what a checkpoint must agree with to belong to this job. dropped: scenes that take part no more, and why.
+    shared moves in place. scenes: those of this worker, made ready; table: their rows; buckets: the sampler's bucket of
+    every scene; identity: what a checkpoint must agree with to belong to this job; dropped: scenes that take part no
+    more, and why.
     """
 
     def __init__(
         self,
         settings: Settings,
         shared: SharedModel,
-        scenes: Sequence[SceneViews],
+        scenes: Sequence[TrainingScene],
         table: SceneParams,
         phases: Mapping[str, Phase],
         identity: dict[str, Any],
@@ -96,7 +96,7 @@ class Phases:
     ) -> None:
         self.settings = settings
         self.shared = shared
-        self.scenes = [prepare_scene(shared, views) for views in scenes]
+        self.scenes = list(scenes)
         self.row = {scene.scene_id: row for row, scene in enumerate(self.scenes)}
         self.table = table
         self.phases = phases
@@ -167,6 +167,7 @@ class Phases:
         names = (self.settings.seed, name, self.epoch)
         sums: dict[str, Any] = {}
         first_bad = torch.full((len(self.scenes),), NEVER, device=self.shared.device)
+        whole_batch_bad = torch.full((), NEVER, device=self.shared.device)
         for index, dealt in enumerate(epoch_batches(entries, items_per_step // self.num_buckets, steps, *names)):
             items = [
                 Item(self.scenes[self.row[scene_id]], view, stream(*names, index, place, scene_id))
@@ -175,17 +176,20 @@ class Phases:
             factor = lr_factor(phase, self.epoch, (self.epoch * steps + index) / (phase.num_epochs * steps))
             rows, finite, losses = self._step(phase, step, items, items_per_step, factor)
             first_bad[rows[~finite]] = first_bad[rows[~finite]].clamp(max=index)
+            if len(rows) > 1:
+                whole_batch_bad = torch.where(finite.any(), whole_batch_bad, whole_batch_bad.clamp(max=index))
             for key, value in losses.items():
                 sums[key] = sums.get(key, 0) + value.sum()
         keys = sorted(sums)
         total = self.workers.sum(torch.stack([sums[key] for key in keys])) / (steps * items_per_step)
-        return self._checked(name, dict(zip(keys, total.tolist())), first_bad)
+        self._check(name, dict(zip(keys, total.tolist())), first_bad, int(whole_batch_bad))
+        return dict(zip(keys, total.tolist()))
 
     def _one_pass(self, items_per_step: int) -> int:
-        """Steps that take every training view once."""
+        """Steps that take every training view at least once; the last ones of a short rest are views again."""
         views = float(sum(scene.num_views for scene in self.scenes if scene.scene_id not in self.dropped))
         total = self.workers.sum(torch.tensor(views, device=self.shared.device)).item()
-        return max(1, round(total / items_per_step))
+        return math.ceil(total / items_per_step)
 
     def _step(
         self, phase: Phase, step: nn.Module, items: list[Item], items_per_step: int, factor: float
@@ -220,13 +224,20 @@ class Phases:
     def _field_stands(self, phase: Phase) -> bool:
         return phase.field_frozen_from_epoch is not None and self.epoch >= phase.field_frozen_from_epoch
 
-    def _checked(self, name: str, losses: dict[str, float], first_bad: Tensor) -> dict[str, float]:
-        """The losses. Raises Diverged where one is not finite, or a scene's gradients were not; the scenes of the
-        first such step are to blame: those of later steps may have caught it through the shared model."""
-        earliest = int(first_bad.min())
-        if earliest < NEVER or not all(math.isfinite(value) for value in losses.values()):
-            rows = first_bad.eq(earliest).nonzero()[:, 0].tolist() if earliest < NEVER else []
-            shown = ", ".join(f"{key} {value:.4g}" for key, value in losses.items())
-            message = f"{name}, epoch {self.epoch}: numbers are not finite (mean losses: {shown})"
-            raise Diverged([self.scenes[row].scene_id for row in rows], message)
-        return losses
+    def _check(self, name: str, losses: dict[str, float], first_bad: Tensor, whole_batch_bad: int) -> None:
+        """Raises Diverged where a loss, a scene's gradients or a shared parameter is not finite.
+
+        The scenes of the first such step are to blame, as those of later steps may have caught it through the shared
+        model; no scene is where that step's whole batch went at once, for then it was the shared model.
+        """
+        worst = first_bad.min() if len(first_bad) else first_bad.new_tensor(NEVER)
+        earliest = int(self.workers.smallest(worst))
+        shared = [p for p in self.shared.parameters() if p.requires_grad]
+        sound = all(bool(p.isfinite().all()) for p in shared) and all(math.isfinite(v) for v in losses.values())
+        if earliest == NEVER and sound:
+            return
+        alone = earliest < NEVER and earliest != whole_batch_bad
+        rows = first_bad.eq(earliest).nonzero()[:, 0].tolist() if alone else []
+        shown = ", ".join(f"{key} {value:.4g}" for key, value in losses.items())
+        message = f"{name}, epoch {self.epoch}: numbers are not finite (mean losses: {shown})"
+        raise Diverged([self.scenes[row].scene_id for row in rows], message)

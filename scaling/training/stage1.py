@@ -20,7 +20,7 @@ from scaling.training.checkpoint import load_checkpoint, load_optimisers, save_c
 from scaling.training.evaluate import evaluate_scene
 from scaling.training.phases import EpochReport, Phases, PhaseStep
 from scaling.training.sampler import bucket_of
-from scaling.training.scene_data import encode_scene
+from scaling.training.scene_data import encode_scene, prepare_scene
 from scaling.training.streams import stream
 from scaling.training.workers import Workers
 
@@ -48,7 +48,7 @@ class Stage1(Phases):
         super().__init__(
             settings,
             shared,
-            self.views,
+            [prepare_scene(shared, views) for views in scenes],
             table=shared.random_params([stream(settings.seed, "start", views.scene_id) for views in scenes]),
             phases={name: getattr(settings.stage1, name) for name in active_phases(settings)},
             identity={"scene_ids": self.scene_ids, "settings": settings.model_dump(exclude={"stage2"})},

@@ -30,6 +30,13 @@ class Workers:
             dist.all_reduce(tensor)
         return tensor
 
+    def smallest(self, number: Tensor) -> Tensor:
+        """The smallest of all workers' numbers; every worker must call it."""
+        number = number.clone()
+        if self.size > 1:
+            dist.all_reduce(number, op=dist.ReduceOp.MIN)
+        return number
+
     def owns(self, bucket: int) -> bool:
         """Whether the scenes of a bucket belong to this worker."""
         return bucket % self.size == self.rank
