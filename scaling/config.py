@@ -329,13 +329,14 @@ class Settings(Section):
     @model_validator(mode="after")
     def _consistent(self) -> Settings:
         if self.representation.space == "rgb":
-            for name, phase in (("latent", self.stage2.latent), ("rgb", self.stage2.rgb)):
-                if phase.num_epochs and phase.lr.decoder:
-                    raise ValueError(f"stage2.{name}.lr.decoder must be 0: representation.space is rgb: no decoder")
             for key in ("stage1.joint", "stage1.adapt", "stage2.rgb"):
                 section, name = key.split(".")
                 if getattr(getattr(self, section), name).num_epochs:
                     raise ValueError(f"{key}.num_epochs must be 0: representation.space is rgb, which has no decoder")
+            if self.stage2.latent.lr.decoder:
+                raise ValueError(
+                    "stage2.latent.lr.decoder must be 0: representation.space is rgb, which has no decoder"
+                )
         shrink = 2 ** (len(self.autoencoder.block_out_channels) - 1)
         scratch = self.representation.space == "latent" and self.autoencoder.pretrained is None
         if scratch and self.data.image_size % shrink:

@@ -97,6 +97,14 @@ def test_null_on_the_command_line_undoes_a_preset():
         ({"stage1": {"num_buckets": 3}}, ["stage1:", "autoencoder.items_per_step (32)", "multiple of num_buckets"]),
         ({"stage1": {"joint": {"rays_per_item": 8}}}, ["stage1.joint:", "rays_per_item must be null"]),
         ({"stage2": {"rgb": {"lr": {"encoder": 1e-3}}}}, ["stage2.rgb:", "rgb: stage 2 never moves the encoder"]),
+        (
+            {
+                "representation": {"space": "rgb"},
+                "stage1": {"joint": {"num_epochs": 0}, "adapt": {"num_epochs": 0}},
+                "stage2": {"latent": {"lr": {"decoder": 1e-4}}, "rgb": {"num_epochs": 0}},
+            },
+            ["stage2.latent.lr.decoder must be 0", "no decoder"],
+        ),
         ({"representation": {"space": "rgb"}}, ["stage1.joint.num_epochs must be 0", "no decoder"]),
         (
             {"autoencoder": {"pretrained": None}, "data": {"image_size": 100}},

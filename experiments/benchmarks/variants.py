@@ -2,7 +2,8 @@
 
 python experiments/benchmarks/variants.py --json FILE [--store STORE --train-scenes FILE --fit-scenes FILE]
 
-Rows that are done are kept in --out, so two calls with other --rows can share a machine, and a killed one goes on.
+Rows that are done are kept in --out, so a killed call goes on, and two calls with other --rows can share a machine (the
+second once the first has trained the autoencoder). Another store, other scenes or schedules need another --out.
 """
 
 import argparse
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from scaling.command_line import read_preset, read_yaml, run_command
-from scaling.config import Settings, make_settings, merge
+from scaling.config import Settings, SettingsError, make_settings, merge
 
 SCHEDULES = Path(__file__).with_name("variants.yaml")
 # Row → its preset, the mode of stage 2, and the section of variants.yaml.
@@ -50,6 +51,16 @@ def row_settings(preset: str, mode: str, section: str, autoencoder: Path | None)
     if autoencoder is not None and make_settings(values).representation.space == "latent":
         values = merge(values, {"autoencoder": {"pretrained": str(autoencoder), "subfolder": None}})
     return make_settings(merge(values, {"stage2": {"mode": mode}}))
+
+
+def check_out(out: Path, job: dict[str, Any]) -> None:
+    """Raises SettingsError where --out holds the rows of another job."""
+    path = out / "job.json"
+    text = json.dumps(job, indent=1)
+    if path.is_file() and path.read_text() != text:
+        raise SettingsError(f"{path}: made with another store, other scenes or schedules; choose another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
 
 
 def train(settings: Settings, spec: Any, ids: list[str], folder: Path) -> None:
@@ -142,6 +153,8 @@ def main() -> int:
     fit_ids = choose_ids(
         spec.open(), arguments.fit_scenes, leave_out=train_ids, count=None if arguments.fit_scenes else 16
     )
+    job = {"source": asdict(spec), "train": train_ids, "fit": fit_ids, "schedules": SCHEDULES.read_text()}
+    check_out(arguments.out, job)
     alone = row_settings("default", "frozen", "autoencoder", None)
     still = {phase: {"num_epochs": 0} for phase in ("warmup", "joint", "adapt")}
     train(make_settings(merge(alone.model_dump(), {"stage1": still})), spec, train_ids, arguments.out / "autoencoder")
@@ -150,7 +163,7 @@ def main() -> int:
         run_row(name, row_settings(*ROWS[name], autoencoder), spec, train_ids, fit_ids, arguments.out)
     paths = {name: arguments.out / name.replace(", ", "-") / "row.json" for name in ROWS}
     done = {name: json.loads(path.read_text()) for name, path in paths.items() if path.is_file()}
-    arguments.json.write_text(json.dumps({"spec": asdict(spec), "rows": done}, indent=1))
+    arguments.json.write_text(json.dumps({"source": asdict(spec), "rows": done}, indent=1))
     print(table_text(done))
     return 0
 

@@ -41,7 +41,6 @@ from scaling.library.render import save_png, scene_sheet
 from scaling.library.run_folder import RunFolder, ids_hash, settings_hash
 from scaling.library.stored_models import StoredModels
 from scaling.library.summary import summarise
-from scaling.models.precision import set_precision
 from scaling.models.shared import SharedModel
 from scaling.models.triplanes import SceneParams
 from scaling.training.checkpoint import load_scenes, read_progress
@@ -151,7 +150,6 @@ def train_worker(config: dict[str, Any]) -> None:
     """What each worker runs: its scenes, all phases, a report per epoch, and at the end its scenes' metrics."""
     torch.set_num_threads(config["threads"])
     settings = make_settings(config["settings"])
-    set_precision(settings.precision)
     context = ray.train.get_context()
     size = context.get_world_size()
     device = get_device() if torch.cuda.is_available() else torch.device("cpu")

@@ -22,5 +22,8 @@ def networks(like: Tensor, precision: str) -> torch.autocast:
 
 
 def set_precision(precision: str) -> None:
-    """float32 means float32: convolutions on a GPU then leave TF32 alone, which PyTorch allows by default."""
+    """float32 means float32: convolutions on a GPU then leave TF32 alone, which PyTorch allows by default.
+
+    It holds for the whole process, backward passes included: the model that was made last decides.
+    """
     torch.backends.cudnn.allow_tf32 = precision != "float32"

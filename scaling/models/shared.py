@@ -51,6 +51,7 @@ class SharedModel(nn.Module):
 
     def __init__(self, settings: Settings, autoencoder: ImageAutoencoder | None = None) -> None:
         super().__init__()
+        set_precision(settings.precision)
         self.settings = settings
         shape = settings.representation
         if autoencoder is None:
@@ -256,7 +257,6 @@ def load_shared(folder: Path, device: torch.device | str = "cpu") -> tuple[Share
             f"{folder}: tensors hash to {found[:12]}…, hash.txt says {saved[:12] or 'nothing'}…: "
             "the files were changed since stage 1 saved them; restore them or train again"
         )
-    set_precision(model.settings.precision)
     return model.to(device).requires_grad_(False).eval(), found
 
 
