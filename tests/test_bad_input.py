@@ -26,9 +26,13 @@ from tiny_run import make_run
 
 from scaling.command_line import run_command
 from scaling.config import SettingsError
+from scaling.data.scene_source import EmbeddedCars, choose_ids
+from scaling.data.scene_store import SceneStore, StoreWriter
+from scaling.data.synthetic import embedded_car
 from scaling.distributed import fit, fitters
 from scaling.distributed.cluster import Resources, connect, share
 from scaling.distributed.dispatch import Dispatcher
+from scaling.distributed.tracking import Tracker
 from scaling.files import replace_file
 from scaling.library.failures import FailureLog, read_failures
 from scaling.library.fitted_scenes import Library, commit_part
@@ -387,3 +391,51 @@ def test_a_full_disk_is_no_failure_of_a_scene(ray_6_cpus_4_gpus, tmp_path):
     with pytest.raises(OSError, match="No space left"):
         fitters._attempt(no_space)
     assert isinstance(fitters._attempt(lambda: 1 / 0), ZeroDivisionError), "that one is the scene's"
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        (None, "cannot be read (No such file or directory)"),
+        (b"\xff\xfe car", "not a text file"),
+        (b"car-00000\n../car", "line 2: bad scene id '../car'"),
+        (b"car-00000\ncar-00000\n", "named twice: car-00000"),
+        (b"bus-00000\n", "holds no scene bus-00000"),
+        (b"# none\n", "no scene is left"),
+    ],
+)
+def test_a_list_of_scenes_that_is_none(tmp_path, data, told):
+    path = tmp_path / "scenes.txt"
+    if data is not None:
+        path.write_bytes(data)
+    with pytest.raises(ValueError) as error:
+        choose_ids(EmbeddedCars(16, 5), path)
+    assert told in str(error.value) and (data == b"# none\n" or str(path) in str(error.value))
+
+
+def test_a_full_disk_leaves_a_store_that_is_none(tmp_path, monkeypatch):
+    """Preparing it again, with room, replaces what is there."""
+
+    def full(*arguments: Any, **more: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "store"))
+
+    def prepare() -> None:
+        with StoreWriter(tmp_path / "store", "test") as writer:
+            writer.add(embedded_car("car-00000", 16, 5))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pyarrow.parquet.ParquetWriter.write_table", full)
+        with pytest.raises(OSError, match="No space left"):
+            prepare()
+    with pytest.raises(FileNotFoundError, match="no complete scene store"):
+        SceneStore(tmp_path / "store")
+    prepare()
+    assert SceneStore(tmp_path / "store").ids() == ["car-00000"]
+
+
+@pytest.mark.filterwarnings("default")  # MLflow's own warnings are theirs to mend
+def test_a_tracking_database_that_cannot_be_used_is_named(tmp_path, monkeypatch):
+    (tmp_path / "mlflow.db").write_bytes(b"no database at all" * 100)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    with pytest.raises(RuntimeError, match=r"MLflow at sqlite:.*mlflow.db cannot be used"):
+        Tracker(RunFolder(tmp_path / "run"), "stage1")

@@ -79,14 +79,23 @@ class SourceSpec:
 
 
 def read_ids(path: Path) -> list[str]:
-    """Scene ids of a file, one a line; blank lines and # comments are skipped. Raises ValueError naming the line."""
+    """Scene ids of a file, one a line; blank lines and # comments are skipped.
+
+    Raises ValueError naming the file, and the line where there is one.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"--scenes {path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError:
+        raise ValueError(f"--scenes {path}: not a text file; it should hold one scene id a line") from None
     ids: list[str] = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
-        text = line.split("#")[0].strip()
-        if not text:
+    for number, line in enumerate(text.splitlines(), 1):
+        scene_id = line.split("#")[0].strip()
+        if not scene_id:
             continue
         try:
-            ids.append(check_scene_id(text))
+            ids.append(check_scene_id(scene_id))
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: {error}") from None
     repeated = {scene_id for scene_id in ids if ids.count(scene_id) > 1} if len(set(ids)) < len(ids) else set()

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
+from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME
+from sqlalchemy.exc import SQLAlchemyError
 
 from scaling.config import Settings, flatten
 from scaling.library.run_folder import RunFolder
@@ -37,15 +39,19 @@ class Tracker:
     """An MLflow run named `name` in the experiment named like the run folder; found again after a restart.
 
     uri: given where another process, which may not share the driver's environment, writes to the driver's run.
+    Raises RuntimeError where the database or server cannot be used.
     """
 
     def __init__(self, run: RunFolder, name: str, uri: str | None = None) -> None:
         self.uri = uri or tracking_uri(run)
         run.path.absolute().parent.mkdir(parents=True, exist_ok=True)
-        self.client = MlflowClient(tracking_uri=self.uri)
-        experiment = self._experiment(run)
-        self.run_id = self._find(experiment, name) or self._create(experiment, name)
-        self.client.update_run(self.run_id, status="RUNNING")
+        try:
+            self.client = MlflowClient(tracking_uri=self.uri)
+            experiment = self._experiment(run)
+            self.run_id = self._find(experiment, name) or self._create(experiment, name)
+            self.client.update_run(self.run_id, status="RUNNING")
+        except (MlflowException, SQLAlchemyError) as error:
+            raise RuntimeError(f"MLflow at {self.uri} cannot be used: {error}; see MLFLOW_TRACKING_URI") from error
 
     def _experiment(self, run: RunFolder) -> str:
         known = self.client.get_experiment_by_name(run.name)
