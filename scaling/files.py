@@ -74,6 +74,7 @@ def sync_folder(folder: Path) -> None:
     """Makes the names in a folder last through a loss of power."""
     handle = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        with naming(folder):
+            os.fsync(handle)
     finally:
         os.close(handle)

@@ -94,6 +94,8 @@ def parse_as_script(script: str, arguments: list[str]) -> argparse.ArgumentParse
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
 
+    if hasattr(module, "make_parser"):  # a benchmark, which takes no settings
+        return parsed(module.make_parser(), script, arguments)
     used: list[argparse.ArgumentParser] = []
 
     def stopping(parse):
@@ -116,6 +118,17 @@ def parse_as_script(script: str, arguments: list[str]) -> argparse.ArgumentParse
     except SystemExit:
         raise WrongCommand(f"{script} {shlex.join(arguments)}: {said.getvalue()}") from None
     raise WrongCommand(f"{script}: its main reads no command line by scaling.command_line")
+
+
+def parsed(parser: argparse.ArgumentParser, script: str, arguments: list[str]) -> argparse.ArgumentParser:
+    """The parser, if it takes the arguments; else WrongCommand with its message."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            parser.parse_args(arguments)
+    except SystemExit:
+        raise WrongCommand(f"{script} {shlex.join(arguments)}: {said.getvalue()}") from None
+    return parser
 
 
 FENCED = [command for block in [*blocks("bash"), *blocks("")] for command in commands(block)]

@@ -33,7 +33,7 @@ ROWS = {
 COLUMNS = ("test", "train", "SSIM", "autoencoder", "stage 1, CPU-s", "CPU-s/scene", "bytes/scene")
 
 
-def parse() -> argparse.Namespace:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--store", help="scene store (default: the embedded cars, 32 and 16 of them)")
     parser.add_argument("--train-scenes", type=Path, help="ids of stage 1's scenes, one a line")
@@ -41,7 +41,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS), help="default: all")
     parser.add_argument("--out", type=Path, default=Path("runs/variants"), help="run folders of the rows")
     parser.add_argument("--json", type=Path, required=True, help="where the figures go")
-    return parser.parse_args()
+    return parser
 
 
 def row_settings(preset: str, mode: str, section: str, autoencoder: Path | None) -> Settings:
@@ -141,7 +141,7 @@ def table_text(figures: dict[str, dict[str, Any]]) -> str:
 
 
 def main() -> int:
-    arguments = parse()
+    arguments = make_parser().parse_args()
 
     import torch
 
