@@ -92,8 +92,8 @@ def run_row(name: str, settings: Settings, spec: Any, train_ids: list[str], fit_
     if (run.path / "row.json").is_file():
         return
     print(name, flush=True)
-    train(settings, spec, train_ids, out / "shared" / settings_key(settings))
     shared = out / "shared" / settings_key(settings)
+    train(settings, spec, train_ids, shared)
     run.write_config("stage2", settings, {"shared": str(shared.absolute())})
     job = FitJob(str(run.path), str(shared), settings.model_dump(), astuple(spec))
     wall, cpu = time.perf_counter(), time.process_time()

@@ -53,7 +53,7 @@ def fit_stage2(
     """
     cohort = settings.stage2.mode == "cohort"
     batch = (settings.stage2.cohort_size or len(scene_ids)) if cohort else settings.stage2.scenes_per_batch
-    shared_hash = load_shared(shared_folder)[1]
+    shared, shared_hash = load_shared(shared_folder)
     run.check_library(shared_hash)
     settled = set(run.library.ids())
     if not retry_failed:
@@ -88,7 +88,7 @@ def fit_stage2(
         tracker.log_summary(metrics)
         for path in (run.metrics, run.path / "scenes.parquet"):
             tracker.log_file(path)
-        _pictures(run, spec, scene_ids, tracker)
+        _pictures(run, spec, scene_ids, tracker, StoredModels(run, known={shared_hash: shared}))
     except BaseException:
         tracker.end("FAILED")
         raise
@@ -150,7 +150,7 @@ def _track(tracker: Tracker, counts: Counts, seconds: float, already: int) -> No
     tracker.log_metrics({**values, "stage2/psnr": counts.mean_psnr}, step=already + counts.done)
 
 
-def _pictures(run: RunFolder, spec: SourceSpec, ids: list[str], tracker: Tracker) -> None:
+def _pictures(run: RunFolder, spec: SourceSpec, ids: list[str], tracker: Tracker, models: StoredModels) -> None:
     fitted = set(run.library.ids(stage=2))
     chosen = [scene_id for scene_id in ids if scene_id in fitted][:PICTURED_SCENES]
-    log_scene_pictures(run, spec.open(), chosen, "stage2", tracker.log_image, StoredModels(run))
+    log_scene_pictures(run, spec.open(), chosen, "stage2", tracker.log_image, models)

@@ -14,6 +14,7 @@ import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +122,7 @@ def _trainer(
         train_worker,
         train_loop_config={
             "settings": settings.model_dump(),
-            "spec": (spec.store, spec.image_size, spec.num_views),
+            "spec": astuple(spec),
             "scene_ids": ids,
             "threads": parts.threads,
         },

@@ -63,14 +63,10 @@ def load_cohort(library: Path, cohort_hash: str, shared: SharedModel, shared_has
     if tensors_hash(tensors) != cohort_hash:
         raise ValueError(f"{path}: its tensors were changed since they were written: restore the file")
     own = copy.deepcopy(shared)
-    if any(name.startswith("decoder.") for name in tensors):
-        own.adapt_decoder()
     try:
-        unexpected = own.load_state_dict(tensors, strict=False).unexpected_keys
+        own.load_tensors(own.state_dict() | tensors)
     except RuntimeError as error:
         raise ValueError(f"{path}: {error}") from error
-    if unexpected:
-        raise ValueError(f"{path}: tensors that the shared model does not have: {unexpected[:5]}")
     return own.requires_grad_(False).eval()
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from scaling.cameras import Rays
 from scaling.config import LossWeights
 from scaling.models.shared import SharedModel
-from scaling.models.triplanes import SceneParams
+from scaling.models.triplanes import SceneParams, fuse_planes, total_variation
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,12 @@ def item_losses(
             assert batch.images is not None
             losses["rgb"] = pixel_error(shared.decode(shared.as_latents(colours)), batch.images)
     return losses
+
+
+def variation(shared: SharedModel, params: SceneParams) -> Tensor:
+    """Total variation of the fused planes, summed over items; params: rows of the items' scenes. → scalar."""
+    planes = fuse_planes(params.micro_planes, params.coefs, shared.base_planes)
+    return len(planes) * total_variation(planes)
 
 
 def weighted(losses: dict[str, Tensor], weights: LossWeights, kl_weight: float = 0.0) -> Tensor:

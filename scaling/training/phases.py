@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from scaling.config import Phase, Settings
 from scaling.models.shared import SharedModel
-from scaling.models.triplanes import SceneParams, fuse_planes, total_variation
-from scaling.training.losses import Batch, item_losses, weighted
+from scaling.models.triplanes import SceneParams
+from scaling.training.losses import Batch, item_losses, variation, weighted
 from scaling.training.optim import RowAdam, lr_factor, set_learning_rates, shared_optimiser
 from scaling.training.sampler import Entry, epoch_batches
 from scaling.training.scene_data import Item, TrainingScene, make_batch
@@ -58,8 +58,7 @@ class PhaseStep(nn.Module):
         losses = item_losses(self.shared, self.phase.loss, batch, params)
         total = weighted(losses, self.phase.loss, self.kl_weight).sum()
         if self.phase.tv_weight:
-            planes = fuse_planes(micro_planes, coefs, self.shared.base_planes)
-            total = total + self.phase.tv_weight * len(planes) * total_variation(planes)
+            total = total + self.phase.tv_weight * variation(self.shared, params)
         return total, {name: loss.detach() for name, loss in losses.items()}
 
 

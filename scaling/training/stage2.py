@@ -16,8 +16,8 @@ import torch
 from scaling.config import Settings, Stage2Phase
 from scaling.data.scenes import SceneViews
 from scaling.models.shared import SharedModel
-from scaling.models.triplanes import SceneParams, fuse_planes, total_variation
-from scaling.training.losses import item_losses, weighted
+from scaling.models.triplanes import SceneParams
+from scaling.training.losses import item_losses, variation, weighted
 from scaling.training.optim import BETAS, EPSILON, check_ownership, lr_factor
 from scaling.training.scene_data import Item, TrainingScene, encode_scene, make_batch, prepare_scene
 from scaling.training.streams import stream
@@ -112,8 +112,7 @@ def _run_phase(
             batch = make_batch(shared, phase, items)
             loss = weighted(item_losses(shared, phase.loss, batch, params), phase.loss).sum()
             if phase.tv_weight:
-                planes = fuse_planes(params.micro_planes, params.coefs, shared.base_planes)
-                loss = loss + phase.tv_weight * len(planes) * total_variation(planes)
+                loss = loss + phase.tv_weight * variation(shared, params)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             optimiser.step()
