@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from scaling.library.fitted_scenes import unpack_scene
 from scaling.library.run_folder import RunFolder
 from scaling.models.shared import SharedModel, load_shared
 from scaling.models.triplanes import SceneParams
+from scaling.storage import AnyPath
 
 
 class StoredModels:
@@ -44,7 +44,7 @@ class StoredModels:
         """A whole row's model, and its parameters as readers get them: [1, P, F_mic, K, K] and [1, M]."""
         return self.of(row), unpack_scene(row)[None].to(self.device)
 
-    def _folder(self, row: Mapping[str, Any]) -> Path:
+    def _folder(self, row: Mapping[str, Any]) -> AnyPath:
         folders = list(dict.fromkeys([self.run.shared_in_use(), self.run.shared]))
         for folder in folders:
             if (folder / "hash.txt").is_file() and (folder / "hash.txt").read_text().strip() == row["shared"]:

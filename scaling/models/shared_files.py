@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from diffusers import AutoencoderKL
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import Tensor
+
+from scaling.storage import AnyPath
 
 RESTORE = "restore the file, or train the shared model again"
 
@@ -19,7 +20,7 @@ class SharedModelError(ValueError):
     """A shared model that cannot be used; the message names the file and what to do."""
 
 
-def read_text(path: Path) -> str:
+def read_text(path: AnyPath) -> str:
     """A text file. Raises SharedModelError naming it where it is missing or no text."""
     try:
         return path.read_text(encoding="utf-8")
@@ -29,7 +30,7 @@ def read_text(path: Path) -> str:
         raise SharedModelError(f"{path}: not a text file; {RESTORE}") from None
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: AnyPath) -> dict[str, Any]:
     """The object in a JSON file. Raises SharedModelError naming the file where there is none."""
     try:
         values = json.loads(read_text(path))
@@ -40,7 +41,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def empty_vae(folder: Path) -> AutoencoderKL:
+def empty_vae(folder: AnyPath) -> AutoencoderKL:
     """An autoencoder as folder/config.json describes it, its weights not read yet."""
     path = folder / "config.json"
     config = read_json(path)
@@ -50,12 +51,12 @@ def empty_vae(folder: Path) -> AutoencoderKL:
         raise SharedModelError(f"{path}: no autoencoder can be made of it ({error}); {RESTORE}") from error
 
 
-def read_tensors(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def read_tensors(path: AnyPath, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A safetensors file that must hold exactly the names, types and shapes of `expected`."""
     if not path.is_file():
         raise SharedModelError(f"{path}: no such file (weights are read from safetensors alone); {RESTORE}")
     try:
-        tensors = load_file(path)
+        tensors = load(path.read_bytes())
     except (OSError, SafetensorError) as error:
         raise SharedModelError(f"{path}: not readable as safetensors ({error}); {RESTORE}") from error
     for kind, names in (("is missing", expected.keys() - tensors), ("is unexpected", tensors.keys() - expected)):
