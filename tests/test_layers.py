@@ -13,12 +13,14 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 # What each part of the package may import of the others.
-BOTTOM = {"config", "cameras", "files"}
+BOTTOM = {"config", "cameras", "files", "pulse", "storage"}
 ALLOWED = {
     "config": set(),
     "cameras": set(),
-    "files": set(),
-    "command_line": {"config", "files"},
+    "pulse": set(),
+    "storage": set(),
+    "files": {"storage"},
+    "command_line": {"config", "files", "storage"},
     "data": BOTTOM,
     "models": BOTTOM,
     "training": BOTTOM | {"data", "models"},
