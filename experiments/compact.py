@@ -29,9 +29,7 @@ def main() -> int:
         waiting = len(ledger.manifest.replaced)
     print(f"{run.library.folder}: {before} parts became {after}")
     if waiting:
-        print(
-            f"{waiting} old parts stay for {arguments.grace:.0f} s for those who read them; run this again to remove them"
-        )
+        print(f"{waiting} old parts stay for {arguments.grace:.0f} s for their readers; run this again to remove them")
     return 0
 
 

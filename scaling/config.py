@@ -260,7 +260,7 @@ class Stage1(Section):
     )
     """Phase 1c (ours): a copy of the decoder learns to read rendered latents; stage 2 decodes with it."""
     num_buckets: Positive = 4
-    """Scene buckets that every batch draws from equally; the number of workers must divide it."""
+    """Scene buckets that every batch draws from equally; workers share them, so there are at most as many."""
     dense_adam: bool = False
     """Published behaviour, in stage 2's mode cohort too: a step moves the parameters of all scenes, also of those that
     are not in its batch."""

@@ -72,7 +72,7 @@ def test_a_cohort_tunes_a_copy_of_everything_but_the_encoder(shared, settings, t
     assert shared.content_hash() == before
     assert {name.split(".")[0] for name in done.tuned} == {"base_planes", "field", "decoder"}
     assert [(report.phase, report.epoch) for report in reports] == [("latent", 1), ("latent", 2), ("rgb", 1)]
-    assert [path.name for path in tmp_path.iterdir()] == ["epoch-00003"], "only the last checkpoint is kept"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["epoch-00002", "epoch-00003"], "the last two"
     assert [scene.scene_id for scene in done.scenes] == [views.scene_id for views in tiny_scenes[:3]]
     assert not done.left_out and all(scene.seconds > 0 for scene in done.scenes)
 
@@ -99,6 +99,18 @@ def test_a_stopped_cohort_goes_on_at_its_epoch(whole, shared, settings, tiny_sce
     reports: list[EpochReport] = []
     same(fit(shared, tiny_scenes[:3], settings, tmp_path, on_epoch=reports.append), whole)
     assert [report.epochs_done for report in reports] == list(range(stop_after + 1, 4))
+
+
+@pytest.mark.parametrize("torn", [1, 2])
+def test_a_torn_checkpoint_costs_an_epoch_no_more(whole, shared, settings, tiny_scenes, tmp_path, torn):
+    """The cohort goes on from the checkpoint before the torn one, or starts over where both are torn."""
+    fit(shared, tiny_scenes[:3], settings, tmp_path)
+    for epoch in range(3, 3 - torn, -1):
+        path = tmp_path / f"epoch-{epoch:05d}" / "scenes-0-of-1.safetensors"
+        path.write_bytes(path.read_bytes()[:-1])
+    reports: list[EpochReport] = []
+    same(fit(shared, tiny_scenes[:3], settings, tmp_path, on_epoch=reports.append), whole)
+    assert [report.epochs_done for report in reports] == ([3] if torn == 1 else [1, 2, 3])
 
 
 def test_the_checkpoint_of_another_cohort_is_refused(shared, settings, tiny_scenes, tmp_path):

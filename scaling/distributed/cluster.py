@@ -93,11 +93,6 @@ class Share:
     threads: int
 
 
-def largest_divisor(number: int, at_most: int) -> int:
-    """The largest divisor of `number` that is at most `at_most`, or 1."""
-    return max((d for d in range(1, at_most + 1) if number % d == 0), default=1)
-
-
 def share(resources: Resources, wanted: int | None, reserve_cpu: bool) -> Share:
     """Divides the cluster between equal workers: one GPU each, or a share of the CPUs where there is no GPU.
 

@@ -22,6 +22,7 @@ from scaling.distributed.work import FITTED, Fitted, Outcome
 from scaling.library.cohorts import commit_cohort
 from scaling.library.failures import FailureLog, event
 from scaling.library.fitted_scenes import NotFinite, pack_scene, unpack_scene
+from scaling.library.mirrored import mirrored
 from scaling.library.parts import Part, commit_part, part_name
 from scaling.library.run_folder import RunFolder, settings_hash
 from scaling.models.shared import SharedModel, load_shared, tensors_hash
@@ -167,10 +168,8 @@ class CohortFitter(Fitter):
             return Fitted(outcomes, None)
         scenes = _Members(source, ids, self.settings.data.image_size)
         folder = cohort_checkpoints(self.run, self.shared_hash, self.settings, members)
-        if not started_with(folder, ids):  # a member could be read then and cannot now, or the other way round
-            remove_tree(folder)
         try:
-            done = fit_cohort(self.shared, self.shared_hash, scenes, self.settings, folder)
+            done = self._fit_members(scenes, folder)
         except Diverged as error:
             return Fitted(outcomes + [Outcome(scene_id, "diverged", str(error)) for scene_id in ids], None)
         except torch.AcceleratorError:
@@ -180,6 +179,16 @@ class CohortFitter(Fitter):
         part = self._commit(rows, attempt, members)
         remove_tree(folder)
         return Fitted(outcomes + failed + _fitted(rows), part)
+
+    def _fit_members(self, scenes: _Members, folder: AnyPath) -> CohortFit:
+        with mirrored(folder) as (local, bring_back):
+            if not started_with(
+                local, scenes.ids
+            ):  # a member could be read then and cannot now, or the other way round
+                remove_tree(local)
+            return fit_cohort(
+                self.shared, self.shared_hash, scenes, self.settings, local, on_epoch=lambda report: bring_back()
+            )
 
     def _unusable(self, source: SceneSource, scene_id: str) -> str | None:
         """Why a scene cannot take part, None where it can: what is wrong with one must not stop its cohort."""

@@ -136,7 +136,7 @@ class Phases:
                 losses = self._epoch(name, phase, step)
                 self.epoch += 1
                 seconds = time.perf_counter() - start
-                self.seconds += seconds
+                self.seconds += seconds * self.workers.size  # of all devices; the number of workers may change
                 done = sum(self.phases[before].num_epochs for before in names[: self.phase_index]) + self.epoch
                 on_epoch(EpochReport(name, self.epoch, done, total, losses, seconds))
             self.phase_index, self.epoch = self.phase_index + 1, 0
