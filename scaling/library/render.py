@@ -14,9 +14,10 @@ from torch import Tensor
 
 from scaling.cameras import normalised_intrinsics, orbit
 from scaling.data.png import encode_png
-from scaling.data.scenes import SceneViews, check_scene_id
+from scaling.data.scenes import SceneViews
 from scaling.models.shared import SharedModel
 from scaling.models.triplanes import SceneParams
+from scaling.scene_ids import check_scene_id
 from scaling.training.evaluate import render_views
 
 Pixels = NDArray[np.uint8]  # [..., H, W, 3]
