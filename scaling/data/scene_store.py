@@ -224,7 +224,7 @@ class SceneStore:
 
     @contextmanager
     def _opened(self, path: str) -> Iterator[pq.ParquetFile]:
-        """A Parquet file of the store. What is wrong with it, or with its columns, becomes a ValueError that names it."""
+        """A Parquet file of the store. What is wrong with it or its columns becomes a ValueError that names it."""
         try:
             with open_table(self.filesystem, path) as file:
                 yield file

@@ -213,9 +213,7 @@ def _check_row(row: Mapping[str, Any]) -> None:
         raise _row_error(row, "views", f"{num_views} of them; at most {MAX_VIEWS} are read")
     tests = [int(view) for view in row["test_views"]]
     if not tests or len(set(tests)) < len(tests) or min(tests) < 0 or max(tests) >= num_views:
-        raise _row_error(
-            row, "test_views", f"{str(tests):.200} must be different view numbers from 0 to {num_views - 1}"
-        )
+        raise _row_error(row, "test_views", f"{tests!s:.200} must be different view numbers from 0 to {num_views - 1}")
     if len(tests) == num_views:
         raise _row_error(row, "test_views", f"all {num_views} views are test views: none is left to train on")
     try:
