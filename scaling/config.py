@@ -21,7 +21,6 @@ PlaneAxes = Literal["xy", "xz", "yz", "yx", "zx", "zy"]
 AboveZero = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
-
 MAX_TOLD = 10  # wrong keys in an error message
 
 

@@ -25,7 +25,6 @@ from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, Sc
 from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.train.v2.api.exceptions import TrainingFailedError
-from safetensors.torch import load_file
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -35,7 +34,7 @@ from scaling.data.scene_source import EMBEDDED, SourceSpec
 from scaling.data.scenes import views_from_row
 from scaling.distributed.cluster import Resources, Share, largest_divisor, share
 from scaling.distributed.tracking import Tracker, tracking_uri
-from scaling.files import replace_file
+from scaling.files import read_limited, replace_file
 from scaling.library.fitted_scenes import commit_part, pack_scene
 from scaling.library.pictures import log_scene_pictures
 from scaling.library.render import save_png, scene_sheet
@@ -44,7 +43,8 @@ from scaling.library.stored_models import StoredModels
 from scaling.library.summary import summarise
 from scaling.models.shared import SharedModel
 from scaling.models.triplanes import SceneParams
-from scaling.training.checkpoint import load_scenes, read_progress
+from scaling.parsing import parse_json
+from scaling.training.checkpoint import load_scenes, read_progress, read_state
 from scaling.training.phases import EpochReport
 from scaling.training.sampler import bucket_of
 from scaling.training.stage1 import Stage1, check_workers
@@ -258,11 +258,11 @@ def _progress_line(values: dict[str, Any], elapsed: float) -> str:
 def _finish(run: RunFolder, checkpoint: Path, settings: Settings, spec: SourceSpec, tracker: Tracker) -> None:
     """The last checkpoint → fitted scenes in the library, pictures, and last RUN/shared, which marks the stage done."""
     shared = SharedModel(settings)
-    shared.load_tensors(load_file(checkpoint / "shared.safetensors"))
+    shared.load_tensors(read_state(checkpoint))
     shared.requires_grad_(False).eval()
     progress, scenes = read_progress(checkpoint), load_scenes(checkpoint)
     ids = progress["scene_ids"]
-    reports = [json.loads(path.read_text()) for path in sorted(checkpoint.glob("metrics-*.json"))]
+    reports = [parse_json(read_limited(path)) for path in sorted(checkpoint.glob("metrics-*.json"))]
     metrics = {scene_id: values for report in reports for scene_id, values in report.items()}
     content_hash = shared.content_hash()
     run.check_library(content_hash)
