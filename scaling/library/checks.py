@@ -36,7 +36,7 @@ def check_planes(row: Mapping[str, Any]) -> None:
     if dtype not in ITEM_BYTES:
         raise ValueError(f"scene {name}: unknown type of micro planes {dtype!r:.80}")
     if len(shape) != 4 or min(shape) < 0:
-        raise ValueError(f"scene {name}: micro planes of shape {str(shape):.80}, expected [P, F_mic, K, K]")
+        raise ValueError(f"scene {name}: micro planes of shape {shape!s:.80}, expected [P, F_mic, K, K]")
     found, needed = len(row["micro_planes"]), math.prod(shape) * ITEM_BYTES[dtype]  # of Python's whole numbers: exact
     if found != needed:
         raise ValueError(f"scene {name}: {found} bytes of micro planes, shape {shape} needs {needed}")
