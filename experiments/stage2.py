@@ -2,15 +2,14 @@
 
 import argparse
 import sys
-from pathlib import Path
 
-from scaling.command_line import command_parser, count, parse_settings, positive_int, run_command
+from scaling.command_line import command_parser, count, location, parse_settings, positive_int, run_command
 
 
 def add_flags() -> argparse.ArgumentParser:
     parser = command_parser(__doc__, "run", "store", "num-scenes", "address")
     parser.add_argument("--skip-scenes", type=count, default=0, help="scenes to skip after stage 1's")
-    parser.add_argument("--shared", type=Path, help="folder of the shared model (default: RUN/shared)")
+    parser.add_argument("--shared", type=location, help="folder of the shared model (default: RUN/shared)")
     parser.add_argument("--num-actors", type=positive_int, help="actors (default: one per GPU, else one per CPU core)")
     parser.add_argument("--mode", choices=("frozen", "cohort"), help="default: the setting stage2.mode")
     parser.add_argument("--cohort-size", type=positive_int, help="default: the setting stage2.cohort_size")

@@ -6,13 +6,16 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
 from scaling import files
 from scaling.config import Settings, SettingsError, flatten, make_settings, merge
 from scaling.parsing import MAX_YAML_BYTES, parse_yaml
+
+if TYPE_CHECKING:
+    from scaling.storage import AnyPath
 
 PRESETS = Path(__file__).resolve().parent.parent / "experiments" / "presets"
 
@@ -25,6 +28,16 @@ def positive_int(text: str) -> int:
 def count(text: str) -> int:
     """argparse type of counts that may be 0."""
     return _at_least(0, text)
+
+
+def location(text: str) -> AnyPath:
+    """argparse type of a folder on a disk, or a URI of one in an object store."""
+    from scaling.storage import to_path  # imports pyarrow, which takes longer than parsing
+
+    try:
+        return to_path(text)
+    except (ValueError, OSError) as error:
+        raise argparse.ArgumentTypeError(f"{text}: {error}") from None
 
 
 def _at_least(least: int, text: str) -> int:
@@ -56,7 +69,7 @@ def command_parser(description: str | None, *flags: str) -> argparse.ArgumentPar
     parser.add_argument("--preset", default="default", help="settings of experiments/presets/NAME.yaml")
     parser.add_argument("--config", type=Path, help="YAML file of settings over the preset's")
     if "run" in flags:
-        parser.add_argument("--run", type=Path, help="run folder (default: runs/<preset>)")
+        parser.add_argument("--run", type=location, help="run folder or file-system URI (default: runs/<preset>)")
     if "store" in flags:
         parser.add_argument("--store", help="scene store: folder or file-system URI (default: the embedded cars)")
     if "num-scenes" in flags:

@@ -316,7 +316,12 @@ class Stage2(Section):
     """A scene starts at stage 1's mean coefs and zero micro planes, or (published) drawn as stage 1's scenes were, and
     in mode cohort the field starts anew too."""
     max_attempts: Positive = 3
-    """Attempts at a scene whose actor died before it is recorded as failed."""
+    """Actors that a scene may cost, alone in its batch, before it is recorded as failed."""
+    deadline_seconds: Annotated[float, Field(gt=0)] = 3600.0
+    """The longest that a batch (mode cohort: an epoch) may take, after which its actor is killed; counts from when the
+    actor is ready."""
+    stall_seconds: Annotated[float, Field(gt=0)] = 600.0
+    """An actor that has done no step for so long ends itself: its device hangs."""
 
 
 class Settings(Section):

@@ -17,7 +17,8 @@ from scaling.data.synthetic import embedded_ids, embedded_scene
 from scaling.library.api import Scene
 from scaling.library.arrays import cameras_from_arrays, views_from_arrays
 from scaling.library.cohorts import commit_cohort
-from scaling.library.fitted_scenes import METRICS, NotFinite, commit_part
+from scaling.library.fitted_scenes import METRICS, NotFinite
+from scaling.library.parts import commit_part
 from scaling.library.run_folder import RunFolder
 from scaling.models.shared import SharedModelError, load_shared
 from scaling.models.triplanes import fuse_planes

@@ -18,6 +18,7 @@ from pyarrow import fs
 from scaling.arrow_files import TableError, open_table, read_columns
 from scaling.parsing import parse_json
 from scaling.scene_ids import check_scene_id, is_scene_id
+from scaling.storage import open_uri
 
 FORMAT_VERSION = 1
 SCENES_PER_ROW_GROUP = 16
@@ -37,14 +38,6 @@ SCHEMA = pa.schema(
     ]
 )
 REJECTS_SCHEMA = pa.schema([(name, pa.string()) for name in ("scene_id", "source", "file", "reason")])
-
-
-def open_uri(uri: str | Path) -> tuple[fs.FileSystem, str]:
-    """The file system and the path on it of a local path or of a URI that pyarrow knows (file://, s3://, gs://, …)."""
-    if "://" in str(uri):
-        filesystem, path = fs.FileSystem.from_uri(str(uri))
-        return filesystem, path.rstrip("/")
-    return fs.LocalFileSystem(), Path(uri).expanduser().absolute().as_posix()
 
 
 class StoreWriter:

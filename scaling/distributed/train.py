@@ -35,7 +35,9 @@ from scaling.data.scenes import views_from_row
 from scaling.distributed.cluster import Resources, Share, largest_divisor, share
 from scaling.distributed.tracking import Tracker, tracking_uri
 from scaling.files import read_limited, replace_file
-from scaling.library.fitted_scenes import commit_part, pack_scene
+from scaling.library.fitted_scenes import pack_scene
+from scaling.library.ledger import Ledger, open_ledger
+from scaling.library.parts import commit_part, part_name
 from scaling.library.pictures import log_scene_pictures
 from scaling.library.render import save_png, scene_sheet
 from scaling.library.run_folder import RunFolder, ids_hash, settings_hash
@@ -64,8 +66,22 @@ def train_stage1(
 ) -> dict[str, Any]:
     """Trains the shared model on `scene_ids`, or goes on where a killed run stopped. → the run's metrics.
 
-    Raises SettingsError where the workers cannot share the buckets, or the run folder belongs to another job.
+    Raises SettingsError where the workers cannot share the buckets, or the run folder belongs to another job, LeaseHeld
+    where another driver works on the run.
     """
+    with open_ledger(run) as ledger:
+        return _train_with(ledger, settings, spec, scene_ids, resources, workers)
+
+
+def _train_with(
+    ledger: Ledger,
+    settings: Settings,
+    spec: SourceSpec,
+    scene_ids: list[str],
+    resources: Resources,
+    workers: int | None,
+) -> dict[str, Any]:
+    run = ledger.run
     settings = _with_absolute_folder(settings)
     job = {"num_scenes": len(scene_ids), "scenes_hash": ids_hash(scene_ids), "store": spec.store or EMBEDDED}
     run.check_same_job("stage1", settings, job, ignore={"stage2"})
@@ -86,7 +102,7 @@ def train_stage1(
             result = _train(_trainer(run, settings, spec, scene_ids, parts, history), history)
             assert result.checkpoint is not None
             with result.checkpoint.as_directory() as folder:
-                _finish(run, Path(folder), settings, spec, tracker)
+                _finish(ledger, Path(folder), settings, spec, tracker)
         metrics = summarise(run)
     except BaseException:
         tracker.end("FAILED")
@@ -255,8 +271,9 @@ def _progress_line(values: dict[str, Any], elapsed: float) -> str:
     return f"stage 1: epoch {values['step']}/{values['total']}  {values['seconds']:.0f} s  {shown}"
 
 
-def _finish(run: RunFolder, checkpoint: Path, settings: Settings, spec: SourceSpec, tracker: Tracker) -> None:
+def _finish(ledger: Ledger, checkpoint: Path, settings: Settings, spec: SourceSpec, tracker: Tracker) -> None:
     """The last checkpoint → fitted scenes in the library, pictures, and last RUN/shared, which marks the stage done."""
+    run = ledger.run
     shared = SharedModel(settings)
     shared.load_tensors(read_state(checkpoint))
     shared.requires_grad_(False).eval()
@@ -265,7 +282,7 @@ def _finish(run: RunFolder, checkpoint: Path, settings: Settings, spec: SourceSp
     reports = [parse_json(read_limited(path)) for path in sorted(checkpoint.glob("metrics-*.json"))]
     metrics = {scene_id: values for report in reports for scene_id, values in report.items()}
     content_hash = shared.content_hash()
-    run.check_library(content_hash)
+    ledger.check_shared(content_hash)
     seconds = progress["seconds"] * progress["num_shards"] / len(ids)  # of all workers' devices
     source = spec.open()
     categories = dict(zip(source.ids(), source.categories()))
@@ -281,7 +298,9 @@ def _finish(run: RunFolder, checkpoint: Path, settings: Settings, spec: SourceSp
                     "settings_hash": settings_hash(settings), "seed": settings.seed,
                 }
             )  # fmt: skip
-        commit_part(run.library.folder, rows)
+        batch = [row["scene_id"] for row in rows]
+        ledger.add(commit_part(run.library.folder, rows, part_name(ledger.epoch, 1, batch)))
+    ledger.publish()
     models = StoredModels(run, known={content_hash: shared})
     log_scene_pictures(run, source, ids[:PICTURED_SCENES], "stage1", tracker.log_image, models)
     shared.save(run.shared, ids)

@@ -10,7 +10,6 @@ import copy
 import json
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save
@@ -21,19 +20,20 @@ from scaling.library.commit import commit_file
 from scaling.models.shared import SharedModel, tensors_hash
 from scaling.models.tensor_files import read_tensors, tensor_kinds
 from scaling.parsing import parse_json
+from scaling.storage import AnyPath
 
 FORMAT_VERSION = 1
 _HASH = re.compile(r"[0-9a-f]{64}")
 
 
-def cohort_folder(library: Path, cohort_hash: str) -> Path:
+def cohort_folder(library: AnyPath, cohort_hash: str) -> AnyPath:
     """Where a cohort lies. Raises ValueError where the hash is none, so that no text of a file becomes a path."""
     if not _HASH.fullmatch(cohort_hash):
         raise ValueError(f"{library}: bad cohort hash {cohort_hash!r:.80}: expected 64 hexadecimal digits")
     return library / "cohorts" / cohort_hash
 
 
-def commit_cohort(library: Path, tuned: Mapping[str, Tensor], shared_hash: str, scene_ids: Sequence[str]) -> str:
+def commit_cohort(library: AnyPath, tuned: Mapping[str, Tensor], shared_hash: str, scene_ids: Sequence[str]) -> str:
     """Writes a cohort's tensors (names and shapes of the shared model's), before the part that names them. → its hash.
 
     The same tensors again change nothing. Raises OSError naming the file where it cannot be written.
@@ -47,7 +47,7 @@ def commit_cohort(library: Path, tuned: Mapping[str, Tensor], shared_hash: str, 
     return cohort_hash
 
 
-def load_cohort(library: Path, cohort_hash: str, shared: SharedModel, shared_hash: str) -> SharedModel:
+def load_cohort(library: AnyPath, cohort_hash: str, shared: SharedModel, shared_hash: str) -> SharedModel:
     """The cohort's own model: a copy of the shared one with the cohort's tensors in their places, frozen.
 
     Raises ValueError naming the file where it is missing, changed since it was written, of a newer format, or made for
@@ -73,7 +73,7 @@ def load_cohort(library: Path, cohort_hash: str, shared: SharedModel, shared_has
     return own.requires_grad_(False).eval()
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def _read_config(path: AnyPath) -> dict[str, Any]:
     try:
         config = parse_json(read_limited(path))
         version = int(config["format_version"])

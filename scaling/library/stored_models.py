@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from scaling.library.run_folder import RunFolder
 from scaling.models.shared import SharedModel, load_shared
 from scaling.models.shared_files import read_text
 from scaling.models.triplanes import SceneParams
+from scaling.storage import AnyPath
 
 
 class StoredModels:
@@ -53,7 +53,7 @@ class StoredModels:
             raise ValueError(f"{self.run.library.folder}: {error}; restore its part, or fit the scene again") from error
         return model, unpack_scene(row)[None].to(self.device)
 
-    def _folder(self, row: Mapping[str, Any]) -> Path:
+    def _folder(self, row: Mapping[str, Any]) -> AnyPath:
         folders = list(dict.fromkeys([self.run.shared_in_use(), self.run.shared]))
         for folder in folders:
             if (folder / "hash.txt").is_file() and read_text(folder / "hash.txt").strip() == row["shared"]:

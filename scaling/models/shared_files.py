@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from diffusers import AutoencoderKL
@@ -13,6 +12,7 @@ from scaling.files import MAX_FILE_BYTES, read_limited
 from scaling.models import tensor_files
 from scaling.models.autoencoder import check_vae_config
 from scaling.parsing import parse_json
+from scaling.storage import AnyPath
 
 RESTORE = "restore the file, or train the shared model again"
 MAX_JSON_BYTES = 1 << 20
@@ -22,7 +22,7 @@ class SharedModelError(ValueError):
     """A shared model that cannot be used; the message names the file and what to do."""
 
 
-def read_text(path: Path, most: int = MAX_FILE_BYTES) -> str:
+def read_text(path: AnyPath, most: int = MAX_FILE_BYTES) -> str:
     """A text file of at most `most` bytes. Raises SharedModelError naming it where it is missing or no text."""
     try:
         return read_limited(path, most).decode("utf-8")
@@ -34,7 +34,7 @@ def read_text(path: Path, most: int = MAX_FILE_BYTES) -> str:
         raise SharedModelError(f"{path}: {error}; {RESTORE}") from None
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: AnyPath) -> dict[str, Any]:
     """The object in a JSON file. Raises SharedModelError naming the file where there is none."""
     text = read_text(path, MAX_JSON_BYTES)
     try:
@@ -46,7 +46,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def empty_vae(folder: Path) -> AutoencoderKL:
+def empty_vae(folder: AnyPath) -> AutoencoderKL:
     """An autoencoder as folder/config.json describes it, its weights not read yet."""
     path = folder / "config.json"
     config = read_json(path)
@@ -57,7 +57,7 @@ def empty_vae(folder: Path) -> AutoencoderKL:
         raise SharedModelError(f"{path}: no autoencoder can be made of it ({error}); {RESTORE}") from error
 
 
-def read_tensors(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def read_tensors(path: AnyPath, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A safetensors file that must hold exactly the names, types and shapes of `expected`, all numbers finite."""
     try:
         return tensor_files.read_tensors(path, expected)

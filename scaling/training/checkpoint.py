@@ -84,7 +84,7 @@ def load_checkpoint(run: Phases, folder: Path) -> None:
 
 def load_optimisers(run: Phases, folder: Path) -> None:
     """Loads the optimisers' states; the checkpoint's phase must have been entered, as it makes the optimisers."""
-    _load_optimiser(run.optimiser, _tensors(folder / "optimiser.safetensors", run.shared.device))
+    _load_optimiser(run.optimiser, _tensors(folder / "optimiser.safetensors"))
     _load_rows(run, load_scenes(folder))
 
 
@@ -116,9 +116,9 @@ def _scene_shards(folder: Path, num_shards: int) -> dict[str, Tensor]:
     return tensors
 
 
-def _tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+def _tensors(path: Path) -> dict[str, Tensor]:
     try:
-        return load_tensors(path, device)
+        return load_tensors(path)
     except ValueError as error:
         raise ValueError(f"{path}: {error}; {REMOVE}") from error
 

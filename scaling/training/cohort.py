@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from scaling import pulse
 from scaling.config import Phase, Settings
 from scaling.data.scenes import SceneViews
 from scaling.files import sync_folder
@@ -49,6 +50,7 @@ class Cohort(Phases):
         ready = [prepare_scene(own, views) for views in scenes]
         for scene in ready:
             encode_scene(own, scene)
+            pulse.beat()
         ids = [scene.scene_id for scene in ready]
         phases = {name: getattr(settings.stage2, name) for name in PHASES}
         super().__init__(
