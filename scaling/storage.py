@@ -116,6 +116,7 @@ class ObjectPath:
         """Nothing: an object store has no folders but in its names."""
 
     def unlink(self, missing_ok: bool = False) -> None:
+        """Removes the object; where there is none, an error unless that is fine."""
         if missing_ok and not self.is_file():
             return
         self.filesystem.delete_file(self.path)

@@ -344,7 +344,7 @@ def rows_of(run: RunFolder) -> list[dict[str, Any]]:
         (lambda run: commit_part(run.library.folder, rows_of(run)), "library/parts/part-"),
         (lambda run: summarise(run), "metrics.json"),
         (lambda run: load_shared(run.shared)[0].save(run.path / "new", ["a"]), ""),  # the folder's own name comes first
-        (lambda run: FailureLog(run.failures).add([event("a", 1, "raised", "m")]), "failures/events-"),
+        (lambda run: FailureLog(run.failures).add([event("a", 1, "raised", "m")]), ""),
     ],
 )
 def test_a_full_disk_is_told_and_leaves_nothing_half_written(run, capsys, monkeypatch, work, file):

@@ -55,6 +55,8 @@ def fit_stage2(
     than there are GPUs, LeaseHeld where another driver works on the run. Failed scenes raise nothing: they are in the
     metrics.
     """
+    if num_actors:
+        share(resources, num_actors, reserve_cpu=True)  # wrong use is told before anything is written
     with open_ledger(run) as ledger:
         shared, shared_hash = load_shared(shared_folder)
         ledger.check_shared(shared_hash)
@@ -62,6 +64,8 @@ def fit_stage2(
         if not retry_failed:
             settled |= set(run.given_up())
         todo = [scene_id for scene_id in scene_ids if scene_id not in settled]
+        size = _batch_size(settings, len(scene_ids))
+        staff = _staff(resources, num_actors, -(-len(todo) // size))
         folder = uri_of(shared_folder)
         job = {"num_scenes": len(scene_ids), "store": spec.store or EMBEDDED, "shared": folder}
         if ledger.other_settings(settings_hash(settings)):
@@ -73,9 +77,7 @@ def fit_stage2(
         try:
             if todo:
                 fit_job = FitJob(uri_of(run.path), folder, settings.model_dump(), astuple(spec), ledger.epoch)
-                size = _batch_size(settings, len(scene_ids))
                 batches = _batches(settings, spec, scene_ids, settled, size)
-                staff = _staff(resources, num_actors, -(-len(todo) // size))
                 runs = fitter or FITTERS[settings.stage2.mode]
                 dispatcher = _dispatcher(ledger, fit_job, runs, staff, shared_hash, settings)
                 start, already = time.time(), len(run.library.ids(stage=2))
@@ -105,7 +107,7 @@ class _Staff:
 def _staff(resources: Resources, num_actors: int | None, num_batches: int) -> _Staff:
     """One actor per GPU, as many as there are at the moment; on CPUs one per core, which wastes less than threads do,
     but no more than there are batches."""
-    parts = share(resources, num_actors or resources.gpus or min(resources.cpus, num_batches), reserve_cpu=True)
+    parts = share(resources, num_actors or resources.gpus or max(1, min(resources.cpus, num_batches)), reserve_cpu=True)
     asked = {"num_cpus": parts.cpus, "num_gpus": parts.gpus}
     if not parts.gpus:
         return _Staff(asked, lambda: parts.workers)

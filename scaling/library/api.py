@@ -115,11 +115,7 @@ def load_library(run: str | AnyPath, device: torch.device | str | None = None) -
     Raises FileNotFoundError where the folder holds no fitted scene.
     """
     folder = RunFolder(to_path(str(run)))
-    if not folder.library.parts():
-        raise FileNotFoundError(
-            f"{folder.path}: no library of fitted scenes here (no library/parts/part-*.parquet); fit some with "
-            f"`python experiments/stage2.py --run {folder.path} --num-scenes N`"
-        )
+    folder.check_fitted()
     return SceneLibrary(folder, _chosen(device))
 
 

@@ -106,6 +106,18 @@ class Lease:
                 continue
 
 
+def holder(folder: AnyPath) -> str:
+    """Who holds the lease, in words, from its file alone."""
+    _, path = _newest(folder)
+    note = _read(path)
+    if note is None or note.released:
+        return "none"
+    who = f"process {note.pid} on {note.host}"
+    if _died_here(note):
+        return f"none: {who} died; the same command goes on"
+    return f"{who}, last sign of life number {note.beat}" + ("" if note.machine == _machine() else " (another machine)")
+
+
 def _claim(folder: AnyPath, epoch: int, note: _Note) -> AnyPath | None:
     """Tries to be the one that holds an epoch. On a disk the first link wins. An object store has no exclusive write:
     a claim holds where no other is to be seen after it was written; of two that meet at least one gives way."""

@@ -72,7 +72,8 @@ class Library:
             else:
                 table = read_part(path, ["scene_id", "stage"])
                 rows = dict(zip(table["scene_id"].to_pylist(), table["stage"].to_pylist()))
-            found = rows | found
+            for scene_id, stage in rows.items():
+                found.setdefault(scene_id, stage)
         return found
 
     def ids(self, stage: int | None = None) -> list[str]:

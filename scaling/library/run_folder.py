@@ -70,6 +70,14 @@ class RunFolder:
         """The shared model of this run's stage 2: its own, or the one that --shared named."""
         return to_path(self.read_config().get("stage2", {}).get("job", {}).get("shared", uri_of(self.shared)))
 
+    def check_fitted(self) -> None:
+        """Raises FileNotFoundError where the run has no fitted scenes."""
+        if not self.library.parts():
+            raise FileNotFoundError(
+                f"{self.path}: no fitted scenes here (no library/parts/part-*.parquet); fit some with "
+                f"`python experiments/stage2.py --run {self.path} --num-scenes N`"
+            )
+
     def check_same_job(self, stage: str, settings: Settings, job: dict[str, Any], ignore: set[str]) -> None:
         """Raises SettingsError where config.yaml says that the stage was started with other settings or scenes.
 

@@ -21,12 +21,8 @@ def summarise(run: RunFolder) -> dict[str, Any]:
 
     Raises FileNotFoundError where the run has no fitted scenes.
     """
+    run.check_fitted()
     table = run.library.table()
-    if not len(table):
-        raise FileNotFoundError(
-            f"{run.path}: no fitted scenes to evaluate; fit some with "
-            f"`python experiments/stage2.py --run {run.path} --num-scenes N`"
-        )
     rows = table.to_pylist()
     committed = set(table["scene_id"].to_pylist())
     failed = failed_scenes(run, committed)
