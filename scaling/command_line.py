@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from pydantic import BaseModel
 
 from scaling import files
 from scaling.config import Settings, SettingsError, flatten, make_settings, merge
+from scaling.parsing import MAX_YAML_BYTES, parse_yaml
 
 if TYPE_CHECKING:
     from scaling.storage import AnyPath
@@ -100,15 +100,22 @@ def parse_settings(
         namespace, unknown = parser.parse_known_args(argv)
         if unknown:
             parser.error(_explain_unknown(unknown[0], list(shown)))
-        flags = {key: yaml.safe_load(text) for key, text in vars(namespace).items() if key in shown}
+        flags = {key: _flag_value(key, text) for key, text in vars(namespace).items() if key in shown}
         over = merge(from_file, unflatten(flags))
         settings = make_settings(merge(values, over))
-    except (SettingsError, yaml.YAMLError) as error:
+    except SettingsError as error:
         parser.error(str(error))
     namespace.given = flatten(over)
     if getattr(namespace, "run", False) is None:
         namespace.run = Path("runs") / namespace.preset
     return namespace, settings
+
+
+def _flag_value(key: str, text: str) -> Any:
+    try:
+        return parse_yaml(text)
+    except ValueError as error:
+        raise SettingsError(f"--{key}: {error}") from None
 
 
 def parse_without_settings(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -167,11 +174,13 @@ def unflatten(flat: dict[str, Any]) -> dict[str, Any]:
 def read_yaml(path: Path) -> dict[str, Any]:
     """A settings file as nested values. Raises SettingsError where it is missing, malformed or no mapping."""
     try:
-        values = yaml.safe_load(path.read_text()) or {}
+        values = parse_yaml(files.read_limited(path, MAX_YAML_BYTES)) or {}
     except FileNotFoundError:
         raise SettingsError(f"{path}: no such settings file") from None
-    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path}: not readable as YAML: {error}") from None
+    except OSError as error:
+        raise SettingsError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise SettingsError(f"{path}: {error}") from None
     if not isinstance(values, dict):
         raise SettingsError(f"{path}: expected sections with keys, found a {type(values).__name__}")
     return values

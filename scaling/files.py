@@ -30,6 +30,20 @@ def told(error: OSError) -> str:
     return f"{what}; {ADVICE[error.errno]}" if error.errno in ADVICE else what
 
 
+MAX_FILE_BYTES = 128 << 20
+
+
+def read_limited(path: AnyPath, most: int = MAX_FILE_BYTES) -> bytes:
+    """A file's bytes. ValueError with the reason where it is no plain file or has more than `most` bytes: it is not
+    read then; OSError where there is none."""
+    size = path.stat().st_size
+    if not path.is_file():  # a pipe would never end
+        raise ValueError("is no plain file")
+    if size > most:
+        raise ValueError(f"has {size} bytes; at most {most} are read")
+    return path.read_bytes()
+
+
 def replace_file(path: AnyPath, data: bytes) -> None:
     """Writes a file in one step; one of its name that is there already is replaced. OSError names `path`."""
     if not isinstance(path, Path):

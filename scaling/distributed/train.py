@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -25,7 +24,6 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 from ray.util.queue import Queue
-from safetensors.torch import load_file
 
 from scaling.config import Settings, make_settings, merge
 from scaling.data.scene_source import EMBEDDED, SourceSpec
@@ -33,7 +31,7 @@ from scaling.distributed.cluster import Resources, Share, share
 from scaling.distributed.progress import Reports, Story, drain, open_queue
 from scaling.distributed.tracking import Tracker, tracking_uri
 from scaling.distributed.train_worker import train_worker
-from scaling.files import replace_file
+from scaling.files import read_limited, replace_file
 from scaling.library.fitted_scenes import pack_scene
 from scaling.library.ledger import Ledger, open_ledger
 from scaling.library.parts import commit_part, part_name
@@ -43,8 +41,9 @@ from scaling.library.stored_models import StoredModels
 from scaling.library.summary import summarise
 from scaling.models.shared import SharedModel
 from scaling.models.triplanes import SceneParams
+from scaling.parsing import parse_json
 from scaling.storage import AnyPath
-from scaling.training.checkpoint import load_scenes, read_progress
+from scaling.training.checkpoint import load_scenes, read_progress, read_state
 from scaling.training.sampler import bucket_of
 from scaling.training.seals import clear
 from scaling.training.stage1 import check_workers
@@ -225,11 +224,11 @@ def _finish(ledger: Ledger, checkpoint: Path, settings: Settings, spec: SourceSp
     """The last checkpoint → fitted scenes in the library, pictures, and last RUN/shared, which marks the stage done."""
     run = ledger.run
     shared = SharedModel(settings)
-    shared.load_tensors(load_file(checkpoint / "shared.safetensors"))
+    shared.load_tensors(read_state(checkpoint))
     shared.requires_grad_(False).eval()
     progress, scenes = read_progress(checkpoint), load_scenes(checkpoint)
     ids = progress["scene_ids"]
-    reports = [json.loads(path.read_text()) for path in sorted(checkpoint.glob("metrics-*.json"))]
+    reports = [parse_json(read_limited(path)) for path in sorted(checkpoint.glob("metrics-*.json"))]
     metrics = {scene_id: values for report in reports for scene_id, values in report.items()}
     content_hash = shared.content_hash()
     ledger.check_shared(content_hash)

@@ -12,12 +12,14 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import Tensor
 
+from scaling.files import read_limited
 from scaling.library.commit import commit_file
 from scaling.models.shared import SharedModel, tensors_hash
+from scaling.models.tensor_files import read_tensors, tensor_kinds
+from scaling.parsing import parse_json
 from scaling.storage import AnyPath
 
 FORMAT_VERSION = 1
@@ -56,23 +58,24 @@ def load_cohort(library: AnyPath, cohort_hash: str, shared: SharedModel, shared_
     if config.get("shared") != shared_hash:
         raise ValueError(f"{folder} stands on shared model {str(config.get('shared'))[:12]}…, not {shared_hash[:12]}…")
     path = folder / "cohort.safetensors"
-    try:
-        tensors = load(path.read_bytes())
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path}: not readable as safetensors: {error}") from error
-    if tensors_hash(tensors) != cohort_hash:
-        raise ValueError(f"{path}: its tensors were changed since they were written: restore the file")
     own = copy.deepcopy(shared)
     try:
-        own.load_tensors(own.state_dict() | tensors)
-    except RuntimeError as error:
-        raise ValueError(f"{path}: {error}") from error
+        names = tensor_kinds(path)
+        if any(name.startswith("decoder.") for name in names):
+            own.adapt_decoder()
+        state = own.state_dict()
+        tensors = read_tensors(path, {name: state[name] for name in names if name in state})
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}: restore the file") from error
+    if tensors_hash(tensors) != cohort_hash:
+        raise ValueError(f"{path}: its tensors were changed since they were written: restore the file")
+    own.load_tensors(state | tensors)
     return own.requires_grad_(False).eval()
 
 
 def _read_config(path: AnyPath) -> dict[str, Any]:
     try:
-        config = json.loads(path.read_text())
+        config = parse_json(read_limited(path))
         version = int(config["format_version"])
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror}): the cohort is missing or incomplete") from error

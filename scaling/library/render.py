@@ -15,10 +15,11 @@ from torch import Tensor
 
 from scaling.cameras import normalised_intrinsics, orbit
 from scaling.data.png import encode_png
-from scaling.data.scenes import SceneViews, check_scene_id
+from scaling.data.scenes import SceneViews
 from scaling.files import replace_file
 from scaling.models.shared import SharedModel
 from scaling.models.triplanes import SceneParams
+from scaling.scene_ids import check_scene_id
 from scaling.storage import AnyPath
 from scaling.training.evaluate import render_views
 
