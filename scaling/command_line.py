@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,7 +61,8 @@ def _documented_keys(section: type[BaseModel], prefix: str = "") -> Iterator[tup
 
 
 def command_parser(description: str | None, *flags: str) -> argparse.ArgumentParser:
-    """A parser with the settings flags and the named shared ones of "run", "store", "address", "num-scenes".
+    """A parser with the settings flags and the named shared ones of "run", "store", "address", "gpus",
+    "num-scenes".
 
     `parse_settings` adds every `--section.key`.
     """
@@ -77,6 +80,11 @@ def command_parser(description: str | None, *flags: str) -> argparse.ArgumentPar
         parser.add_argument("--scenes", type=Path, help="file with one scene id a line, instead of store order")
     if "address" in flags:
         parser.add_argument("--address", help="Ray cluster to join (default: RAY_ADDRESS, else a local one)")
+    if "gpus" in flags:
+        parser.add_argument(
+            "--gpus", type=positive_int, default=0, metavar="N",
+            help="ask the cluster's autoscaler for N GPUs, and count on them (default: those that are there)",
+        )  # fmt: skip
     return parser
 
 
@@ -142,7 +150,10 @@ def _add_settings(parser: argparse.ArgumentParser, shown: dict[str, Any]) -> Non
 
 
 def run_command(main: Callable[[], int]) -> int:
-    """Runs a command. What its user can mend becomes one line and status 1 (or 2 for settings); no traceback."""
+    """Runs a command. What its user can mend becomes one line and status 1 (or 2 for settings); no traceback. SIGTERM,
+    with which schedulers and spot machines end a job, is taken as Ctrl-C is."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return main()
     except SettingsError as error:

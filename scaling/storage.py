@@ -163,9 +163,11 @@ def uri_of(path: AnyPath) -> str:
     return path.as_uri() if isinstance(path, ObjectPath) else str(path.absolute())
 
 
-def parquet_source(path: AnyPath) -> Any:
-    """What pyarrow's Parquet reader takes."""
-    return path.open_input() if isinstance(path, ObjectPath) else path
+def file_of(path: AnyPath) -> tuple[fs.FileSystem, str]:
+    """The file system and the path on it, for pyarrow."""
+    if isinstance(path, ObjectPath):
+        return path.filesystem, path.path
+    return fs.LocalFileSystem(), str(path)
 
 
 def remove_tree(folder: AnyPath) -> None:

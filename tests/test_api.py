@@ -107,7 +107,7 @@ def test_a_scene_of_a_cohort_stands_on_the_cohorts_model(run, tmp_path, tiny_set
 
 
 def test_a_folder_without_a_library_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"nowhere: no library .* experiments/stage2.py --run"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere: no fitted scenes here .* experiments/stage2.py --run"):
         scaling.load_library(tmp_path / "nowhere")
 
 

@@ -47,6 +47,7 @@ class Reports(UserCallback):
         self.in_vain = 0
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        """Called by Ray Train after every report of all workers."""
         self.in_vain = 0
         values = metrics[0]
         self.queue.put({"event": "report", **values})
@@ -60,6 +61,7 @@ class Reports(UserCallback):
                     self.tracker.log_image("stage1/first_scene", decode_png(picture.read_bytes()), values["step"])
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Called by Ray Train when workers failed. RuntimeError where another try would be in vain."""
         if any(is_reclaimed(error) for error in worker_exceptions.values()):
             return  # announced to Ray, which calls this again and again until the node is gone
         self.in_vain += 1

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from scaling.library.checks import check_planes
 from scaling.models.triplanes import SceneParams
 
 FORMAT_VERSION = 2  # 1: parts without the epoch and attempt in their names, no manifest
@@ -79,19 +80,12 @@ def pack_scene(params: SceneParams, micro_dtype: str) -> PackedScene:
 def unpack_scene(row: Mapping[str, Any]) -> SceneParams:
     """The parameters of a row (or of a PackedScene's fields): micro_planes [P, F_mic, K, K], coefs [M], float32.
 
-    Raises ValueError naming the scene where bytes, shape and type do not fit together.
+    Raises ValueError naming the scene where bytes, shape and type do not fit together, or numbers are not finite.
     """
-    name, dtype, shape = row.get("scene_id", "?"), row["micro_dtype"], tuple(row["micro_shape"])
-    if dtype not in ("float32", "float16", "int8"):
-        raise ValueError(f"scene {name}: unknown type of micro planes {dtype!r}")
-    expected = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    if len(shape) != 4 or len(row["micro_planes"]) != expected:
-        found = len(row["micro_planes"])
-        raise ValueError(f"scene {name}: {found} bytes of micro planes, shape {shape} needs {expected}")
-    micro = torch.from_numpy(np.frombuffer(row["micro_planes"], dtype=dtype).reshape(shape).astype(np.float32))
-    if dtype == "int8":
-        scale = torch.tensor(row["micro_scale"], dtype=torch.float32)
-        if scale.numel() != shape[0] * shape[1]:
-            raise ValueError(f"scene {name}: {scale.numel()} scales for {shape[0]} planes of {shape[1]} channels")
-        micro = micro * scale.view(*shape[:2], 1, 1)
+    check_planes(row)
+    shape = tuple(row["micro_shape"])
+    array = np.frombuffer(row["micro_planes"], dtype=row["micro_dtype"])
+    micro = torch.from_numpy(array.reshape(shape).astype(np.float32))
+    if row["micro_dtype"] == "int8":
+        micro = micro * torch.tensor(row["micro_scale"], dtype=torch.float32).view(*shape[:2], 1, 1)
     return SceneParams(micro, torch.tensor(row["coefs"], dtype=torch.float32))

@@ -16,12 +16,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field
 
+from scaling.arrow_files import TableError, open_table, read_columns
+from scaling.library.checks import check_ids
 from scaling.library.commit import commit_file
-from scaling.library.fitted_scenes import FORMAT_VERSION, SCHEMA
-from scaling.storage import AnyPath, parquet_source
+from scaling.library.fitted_scenes import FORMAT_VERSION, METRICS, SCHEMA
+from scaling.storage import AnyPath, file_of
 
 _NAME = re.compile(r"part-(?:(\d{6})-(\d{4})-)?[0-9a-f]{20}\.parquet")
 NAME = r"^part-(\d{6}-\d{4}-)?[0-9a-f]{20}\.parquet$"
+NULLABLE = ("cohort", *METRICS)
 SCENES_PER_ROW_GROUP = 64  # what is read to get one scene
 
 
@@ -102,30 +105,27 @@ def _describe(name: str, data: bytes, rows: Sequence[Mapping[str, Any]]) -> Part
 def read_part(path: AnyPath, columns: Sequence[str]) -> pa.Table:
     """Columns of a part, in the schema's types. ValueError names a part that is damaged or of a newer version."""
     with opened(path) as file:
-        return _columns(path, file.read(columns=_needed(columns)), columns)
+        return _columns(path, file, columns)
 
 
 def read_scenes(path: AnyPath, wanted: Collection[str]) -> Iterator[dict[str, Any]]:
     """Whole rows of the wanted scenes, one row group in memory at a time."""
     with opened(path) as file:
         for group in range(file.num_row_groups):
-            ids = _columns(path, file.read_row_group(group, columns=_needed(["scene_id"])), ["scene_id"])
-            found = [index for index, scene_id in enumerate(ids["scene_id"].to_pylist()) if scene_id in wanted]
+            ids = _columns(path, file, ["scene_id"], group)["scene_id"].to_pylist()
+            found = [index for index, scene_id in enumerate(ids) if scene_id in wanted]
             if found:
-                table = _columns(path, file.read_row_group(group, columns=_needed(SCHEMA.names)), SCHEMA.names)
-                yield from table.take(found).to_pylist()
+                yield from _columns(path, file, SCHEMA.names, group).take(found).to_pylist()
 
 
 @contextmanager
 def opened(path: AnyPath) -> Iterator[pq.ParquetFile]:
-    """A part to read from, its checksums verified; errors of pyarrow become ValueError naming it."""
+    """A part to read from, its checksums verified; what is wrong with it becomes a ValueError that names it."""
     try:
-        with pq.ParquetFile(parquet_source(path), page_checksum_verification=True) as file:
+        with open_table(*file_of(path)) as file:
             yield file
-    except FileNotFoundError:
-        raise
-    except (OSError, TypeError, LookupError, pa.ArrowException) as error:
-        raise damaged(path, str(error).splitlines()[0]) from error
+    except TableError as error:
+        raise damaged(path, str(error)) from error
 
 
 def damaged(path: AnyPath, why: str) -> ValueError:
@@ -135,20 +135,16 @@ def damaged(path: AnyPath, why: str) -> ValueError:
     )
 
 
-def _needed(columns: Sequence[str]) -> list[str]:
-    return list(dict.fromkeys(["scene_id", "format_version", *columns]))
-
-
-def _columns(path: AnyPath, table: pa.Table, columns: Sequence[str]) -> pa.Table:
-    """Checked columns of what was read. A column that the schema does not have does no harm."""
+def _columns(path: AnyPath, file: pq.ParquetFile, columns: Sequence[str], row_group: int | None = None) -> pa.Table:
+    """Checked columns, of one row group or of all. A column that the schema does not have does no harm."""
+    version = read_columns(file, pa.schema([SCHEMA.field("format_version")]), row_group=row_group)
+    newest = max(version["format_version"].to_pylist(), default=0)
+    if newest > FORMAT_VERSION:
+        raise ValueError(f"{path}: format version {newest}, this program reads up to {FORMAT_VERSION}: update it")
+    table = read_columns(file, pa.schema([SCHEMA.field(name) for name in columns]), NULLABLE, row_group)
+    told = [name for name in ("scene_id", "stage", "shared", "cohort") if name in columns]
     try:
-        newest = max(table["format_version"].to_pylist(), default=0)
-        if newest > FORMAT_VERSION:
-            raise ValueError(f"{path}: format version {newest}, this program reads up to {FORMAT_VERSION}: update it")
-        table = table.select(columns).cast(pa.schema([SCHEMA.field(name) for name in columns]))
-        missing = "scene_id" in columns and table["scene_id"].null_count
-    except (TypeError, LookupError, pa.ArrowException) as error:
-        raise damaged(path, str(error).splitlines()[0]) from error
-    if missing:
-        raise damaged(path, "a scene has no id")
+        check_ids(table.select(told).to_pylist())
+    except ValueError as error:
+        raise damaged(path, str(error)) from error
     return table
