@@ -15,7 +15,6 @@ from scaling.data.scene_source import SourceSpec
 from scaling.data.scenes import SceneViews
 from scaling.data.synthetic import embedded_ids
 from scaling.distributed.fitters import CohortFitter, FitJob
-from scaling.library.failures import given_up
 from scaling.library.run_folder import RunFolder
 from scaling.models.shared import SharedModel
 from scaling.training import phases
@@ -185,9 +184,9 @@ def test_the_actor_records_who_was_left_out_before_it_commits(settings, shared, 
     spec = SourceSpec.of(None, settings.data)
     poison(monkeypatch, ids[1], in_rgb=False)
     fitter = CohortFitter(FitJob(str(run.path), str(run.shared), settings.model_dump(), astuple(spec)))
-    outcomes = {o["scene_id"]: o["kind"] for o in fitter.fit(pa.table({"scene_id": ids}))}
+    outcomes = {o.scene_id: o.kind for o in fitter.fit(pa.table({"scene_id": ids}), attempt=1).outcomes}
     assert outcomes == {ids[0]: "fitted", ids[1]: "diverged", ids[2]: "fitted"}
-    assert set(given_up(run.failures)) == {ids[1]} and sorted(run.library.ids()) == [ids[0], ids[2]]
+    assert set(run.given_up()) == {ids[1]} and sorted(run.library.ids()) == [ids[0], ids[2]]
     assert not list((run.checkpoints / "cohorts").iterdir())
 
 

@@ -20,6 +20,7 @@ from scaling.data.png import decode_png
 from scaling.distributed.tracking import Tracker
 from scaling.files import ADVICE
 from scaling.library.run_folder import RunFolder
+from scaling.storage import AnyPath
 
 TRIES = 3  # in a row that end without a new checkpoint
 LONG = 60.0  # seconds without workers; a group takes some 20 s to come up
@@ -42,12 +43,13 @@ class Reports(UserCallback):
     Ray would try for ever (max_failures = -1): a long job loses many nodes. What it raises here ends the job.
     """
 
-    def __init__(self, run_path: Path, uri: str, queue: Queue) -> None:
+    def __init__(self, run_path: AnyPath, uri: str, queue: Queue) -> None:
         self.run_path, self.uri, self.queue = run_path.absolute(), uri, queue
         self.tracker: Tracker | None = None
         self.in_vain = 0
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        """Called by Ray Train after every report of all workers."""
         self.in_vain = 0
         values = metrics[0]
         self.queue.put({"event": "report", **values})
@@ -61,6 +63,7 @@ class Reports(UserCallback):
                     self.tracker.log_image("stage1/first_scene", decode_png(picture.read_bytes()), values["step"])
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Called by Ray Train when workers failed. RuntimeError where another try would be in vain."""
         if any(is_reclaimed(error) for error in worker_exceptions.values()):
             return  # announced to Ray, which calls this again and again until the node is gone
         self.in_vain += 1

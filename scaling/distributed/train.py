@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -21,11 +20,11 @@ import ray
 import ray.train
 import torch
 from pyarrow.fs import FileType, SubTreeFileSystem
+from ray.exceptions import RayError
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 from ray.util.queue import Queue
-from safetensors.torch import load_file
 
 from scaling.config import Settings, make_settings, merge
 from scaling.data.scene_source import EMBEDDED, SourceSpec
@@ -33,15 +32,19 @@ from scaling.distributed.cluster import Resources, Share, share
 from scaling.distributed.progress import Reports, Story, drain, open_queue
 from scaling.distributed.tracking import Tracker, tracking_uri
 from scaling.distributed.train_worker import train_worker
-from scaling.files import replace_file
-from scaling.library.fitted_scenes import commit_part, pack_scene
+from scaling.files import read_limited, replace_file
+from scaling.library.fitted_scenes import pack_scene
+from scaling.library.ledger import Ledger, open_ledger
+from scaling.library.parts import commit_part, part_name
 from scaling.library.pictures import log_scene_pictures
 from scaling.library.run_folder import RunFolder, ids_hash, settings_hash
 from scaling.library.stored_models import StoredModels
 from scaling.library.summary import summarise
 from scaling.models.shared import SharedModel
 from scaling.models.triplanes import SceneParams
-from scaling.training.checkpoint import load_scenes, read_progress
+from scaling.parsing import parse_json
+from scaling.storage import AnyPath
+from scaling.training.checkpoint import load_scenes, read_progress, read_state
 from scaling.training.sampler import bucket_of
 from scaling.training.seals import clear
 from scaling.training.stage1 import check_workers
@@ -63,8 +66,22 @@ def train_stage1(
     """Trains the shared model on `scene_ids`, or goes on where a killed run stopped. → the run's metrics.
 
     Raises SettingsError where workers outnumber the scene buckets or the run folder belongs to another job,
-    NoWholeCheckpoint where it should go on and cannot, RuntimeError where training failed for good.
+    LeaseHeld where another driver works on the run, NoWholeCheckpoint where it should go on and cannot, RuntimeError
+    where training failed for good.
     """
+    with open_ledger(run) as ledger:
+        return _train_with(ledger, settings, spec, scene_ids, resources, workers)
+
+
+def _train_with(
+    ledger: Ledger,
+    settings: Settings,
+    spec: SourceSpec,
+    scene_ids: list[str],
+    resources: Resources,
+    workers: int | None,
+) -> dict[str, Any]:
+    run = ledger.run
     settings = _with_absolute_folder(settings)
     job = {"num_scenes": len(scene_ids), "scenes_hash": ids_hash(scene_ids), "store": spec.store or EMBEDDED}
     run.check_same_job("stage1", settings, job, ignore={"stage2"})
@@ -81,10 +98,10 @@ def train_stage1(
             print(f"{run.shared}: the shared model is there already")
         else:
             tracker.log_settings(settings, {**job, "num_workers": parts.workers})
-            _train(run, settings, spec, scene_ids, parts, tracker)
+            _train(ledger, settings, spec, scene_ids, parts, tracker)
         metrics = summarise(run)
-    except BaseException:
-        tracker.end("FAILED")
+    except BaseException as error:
+        tracker.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
     tracker.log_summary({"stage1": metrics["stage1"], "shared_bytes": metrics["shared_bytes"]})
     tracker.end()
@@ -108,9 +125,9 @@ def _default_workers(settings: Settings, resources: Resources) -> int:
 
 
 def _train(
-    run: RunFolder, settings: Settings, spec: SourceSpec, ids: list[str], parts: Share, tracker: Tracker
+    ledger: Ledger, settings: Settings, spec: SourceSpec, ids: list[str], parts: Share, tracker: Tracker
 ) -> None:
-    queue = open_queue()
+    run, queue = ledger.run, open_queue()
     trainer = _trainer(run, settings, spec, ids, parts, queue)
     _clear_checkpoints(trainer)
     _free_reservation(trainer)
@@ -120,7 +137,7 @@ def _train(
     _clear_checkpoints(trainer)  # Ray keeps two itself, but does not know of those that were there before
     assert result.checkpoint is not None
     with result.checkpoint.as_directory() as folder:
-        _finish(run, Path(folder), settings, spec, tracker)
+        _finish(ledger, Path(folder), settings, spec, tracker)
 
 
 def _trainer(
@@ -147,12 +164,19 @@ def _trainer(
         ),
         run_config=RunConfig(
             name="stage1",
-            storage_path=str(run.checkpoints.absolute()),
+            **_storage(run.checkpoints),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
             failure_config=FailureConfig(max_failures=-1),  # Reports knows when to give up
             callbacks=[Reports(run.path, tracking_uri(run), queue)],  # type: ignore[list-item]
         ),
     )
+
+
+def _storage(folder: AnyPath) -> dict[str, Any]:
+    """Where Ray Train keeps its checkpoints."""
+    if isinstance(folder, Path):
+        return {"storage_path": str(folder.absolute())}
+    return {"storage_path": folder.path, "storage_filesystem": folder.filesystem}
 
 
 def _clear_checkpoints(trainer: TorchTrainer) -> None:
@@ -176,9 +200,9 @@ def _free_reservation(trainer: TorchTrainer) -> None:
     """
     root = _root(trainer)
     if _exists(root, RESERVATION):
-        with root.open_input_stream(RESERVATION) as file, suppress(ValueError):  # no such actor: a new cluster
+        with root.open_input_stream(RESERVATION) as file, suppress(ValueError, RayError):  # another cluster, or busy
             coordinator = ray.get_actor("AutoscalingCoordinator", namespace="AutoscalingCoordinator")
-            ray.get(coordinator.cancel_request.remote(file.read().decode()))
+            ray.get(coordinator.cancel_request.remote(file.read().decode()), timeout=10)
     with root.open_output_stream(RESERVATION) as file:
         file.write(f"train-{trainer.train_run_context.run_id}".encode())  # type: ignore[attr-defined]
 
@@ -193,7 +217,7 @@ def _exists(root: SubTreeFileSystem, name: str) -> bool:
     return root.get_file_info(name).type != FileType.NotFound
 
 
-def _follow(trainer: TorchTrainer, queue: Queue, log: Path) -> ray.train.Result:
+def _follow(trainer: TorchTrainer, queue: Queue, log: AnyPath) -> ray.train.Result:
     """Runs the trainer and prints what comes through the queue.
 
     In a thread of its own: in the main one Ray Train takes Ctrl-C over and never gives it back. Raises RuntimeError
@@ -223,17 +247,18 @@ def _follow(trainer: TorchTrainer, queue: Queue, log: Path) -> ray.train.Result:
             ) from error
 
 
-def _finish(run: RunFolder, checkpoint: Path, settings: Settings, spec: SourceSpec, tracker: Tracker) -> None:
+def _finish(ledger: Ledger, checkpoint: Path, settings: Settings, spec: SourceSpec, tracker: Tracker) -> None:
     """The last checkpoint → fitted scenes in the library, pictures, and last RUN/shared, which marks the stage done."""
+    run = ledger.run
     shared = SharedModel(settings)
-    shared.load_tensors(load_file(checkpoint / "shared.safetensors"))
+    shared.load_tensors(read_state(checkpoint))
     shared.requires_grad_(False).eval()
     progress, scenes = read_progress(checkpoint), load_scenes(checkpoint)
     ids = progress["scene_ids"]
-    reports = [json.loads(path.read_text()) for path in sorted(checkpoint.glob("metrics-*.json"))]
+    reports = [parse_json(read_limited(path)) for path in sorted(checkpoint.glob("metrics-*.json"))]
     metrics = {scene_id: values for report in reports for scene_id, values in report.items()}
     content_hash = shared.content_hash()
-    run.check_library(content_hash)
+    ledger.check_shared(content_hash)
     seconds = progress["seconds"] / len(ids)
     source = spec.open()
     categories = dict(zip(source.ids(), source.categories()))
@@ -249,7 +274,9 @@ def _finish(run: RunFolder, checkpoint: Path, settings: Settings, spec: SourceSp
                     "settings_hash": settings_hash(settings), "seed": settings.seed,
                 }
             )  # fmt: skip
-        commit_part(run.library.folder, rows)
+        batch = [row["scene_id"] for row in rows]
+        ledger.add(commit_part(run.library.folder, rows, part_name(ledger.epoch, 1, batch)))
+    ledger.publish()
     models = StoredModels(run, known={content_hash: shared})
     log_scene_pictures(run, source, ids[:PICTURED_SCENES], "stage1", tracker.log_image, models)
     shared.save(run.shared, ids)

@@ -17,11 +17,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from scaling import pulse
 from scaling.config import Phase, Settings
 from scaling.data.scenes import SceneViews
 from scaling.files import sync_folder
 from scaling.models.shared import SharedModel
 from scaling.models.triplanes import SceneParams
+from scaling.storage import AnyPath
 from scaling.training.checkpoint import load_checkpoint, load_optimisers, read_progress, save_checkpoint
 from scaling.training.phases import Diverged, EpochReport, Phases, PhaseStep
 from scaling.training.scene_data import encode_scene, prepare_scene
@@ -50,6 +52,7 @@ class Cohort(Phases):
         ready = [prepare_scene(own, views) for views in scenes]
         for scene in ready:
             encode_scene(own, scene)
+            pulse.beat()
         ids = [scene.scene_id for scene in ready]
         phases = {name: getattr(settings.stage2, name) for name in PHASES}
         super().__init__(
@@ -125,10 +128,9 @@ def started_with(folder: Path, scene_ids: Sequence[str]) -> bool:
     return last is None or read_progress(last)["scene_ids"] == list(scene_ids)
 
 
-def epochs_done(folder: Path) -> int:
+def epochs_done(folder: AnyPath) -> int:
     """Epochs that the cohort of the checkpoints in `folder` has behind it."""
-    last = next(reversed(_checkpoints(folder)), None)
-    return 0 if last is None else int(last.name.removeprefix("epoch-"))
+    return max((int(path.name.removeprefix("epoch-")) for path in folder.glob("epoch-*")), default=0)
 
 
 def _resumed(

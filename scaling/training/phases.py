@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from scaling import pulse
 from scaling.config import Phase, Settings
 from scaling.models.shared import SharedModel
 from scaling.models.triplanes import SceneParams
@@ -173,6 +174,7 @@ class Phases:
                 for place, (scene_id, view) in dealt
             ]
             factor = lr_factor(phase, self.epoch, (self.epoch * steps + index) / (phase.num_epochs * steps))
+            pulse.beat()
             rows, finite, losses = self._step(phase, step, items, items_per_step, factor)
             first_bad[rows[~finite]] = first_bad[rows[~finite]].clamp(max=index)
             if len(rows) > 1:
