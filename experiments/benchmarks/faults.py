@@ -128,23 +128,25 @@ class Campaign:
 
     def run(self) -> float:
         """The disturbed job, from its first driver to the one that says that it is done. → seconds."""
-        from cluster_of_nodes import Nodes
+        from scaling.distributed.fake_nodes import FakeNodes
 
-        start = time.time()
-        with Nodes() as nodes:
+        start, nodes = time.time(), FakeNodes(2)
+        try:
             driver = self.start_driver(nodes.address)
             moments = sorted(self.random.uniform(0, 0.95 * self.num_scenes) for _ in range(self.num_timed))
-            while True:
+            while driver.poll() != 0:
                 time.sleep(self.random.uniform(0.2, 2.0))
-                if driver.poll() is not None:
+                if driver.poll():
                     self.drivers.append(driver.returncode)
                     print(f"  the driver ended with {driver.returncode}", flush=True)
-                    if driver.returncode == 0:
-                        return time.time() - start
                     driver = self.start_driver(nodes.address)
                 elif moments and self.settled() >= moments[0] and self.at_work():
                     moments.pop(0)
                     driver = self.inject(nodes, driver)
+        finally:
+            nodes.stop()
+        self.drivers.append(0)
+        return time.time() - start
 
     def start_driver(self, address: str) -> subprocess.Popen:
         """The command that a user would give again."""
@@ -175,7 +177,8 @@ class Campaign:
             if pid:
                 os.kill(pid, signal.SIGKILL if kind == "actor killed" else signal.SIGSTOP)
         elif kind == "node removed":
-            nodes.replace_one(self.random)
+            nodes.lose(self.random.randrange(2))
+            nodes.add()
         elif kind == "driver killed":
             driver.kill()
         elif kind == "driver stopped":

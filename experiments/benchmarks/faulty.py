@@ -1,8 +1,8 @@
 """A fitter that fails on demand, for faults.py; in a module of its own, so that Ray's workers import it by name.
 
-FOLDER, which the environment variable SCALING_FAULTS names, holds: poison.json, the scenes that crash, raise or diverge;
-tokens/<kind>-<number>, each of which one fitter takes, and does what it says; pids/<pid>, for the fitters that are at
-work; fits/<pid>.txt, the scenes that each of them has begun, batch by batch.
+FOLDER, which the environment variable SCALING_FAULTS names, holds: poison.json, the scenes that crash, raise or
+diverge; tokens/<kind>-<number>, each of which one fitter takes, and does what it says; pids/<pid>, for the fitters that
+are at work; fits/<pid>.txt, the scenes that each of them has begun, batch by batch.
 """
 
 from __future__ import annotations
