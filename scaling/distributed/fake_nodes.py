@@ -28,9 +28,9 @@ class FakeNodes:
         """Adds a node and waits until it is there; only the main thread may."""
         self.nodes.append(self.cluster.add_node(num_cpus=1, num_gpus=1, object_store_memory=100 << 20))
 
-    def lose(self) -> None:
-        """Takes away the node that was added last, without a warning, as a spot machine goes."""
-        self.cluster.remove_node(self.nodes.pop(), allow_graceful=False)
+    def lose(self, which: int = -1) -> None:
+        """Takes a node away, by default the one that was added last, without a warning, as a spot machine goes."""
+        self.cluster.remove_node(self.nodes.pop(which), allow_graceful=False)
 
     def train_workers(self) -> list[int]:
         """Process ids of Ray Train's workers on the nodes, the last added node's first."""
