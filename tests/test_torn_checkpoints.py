@@ -47,6 +47,7 @@ def flip(path: Path) -> None:
         ("progress.json", Path.unlink, "progress.json is missing"),
         ("seal-1-of-2.json", Path.unlink, "seal-1-of-2.json is missing"),
         ("seal-0-of-2.json", cut, "seal-0-of-2.json is damaged"),
+        ("seal-0-of-2.json", lambda path: path.write_text('{"files": [1]}'), "seal-0-of-2.json is damaged"),
     ],
 )
 def test_every_damage_is_seen(tmp_path, name: str, damage: Callable[[Path], None], why: str):

@@ -6,7 +6,8 @@ python experiments/benchmarks/stage1_faults.py --json FILE [--out DIR]
 2. runs stage 1 of a tiny model on embedded cars undisturbed: the reference;
 3. runs it again and, one after the other: kills a worker; takes a node away; adds one; kills the driver, tears its
    newest checkpoint, leaves a half-written one beside it, and starts the same command again;
-4. prints what each fault cost, and how far the final model is from the reference.
+4. prints what each fault cost, and how far the final model is from the reference. "Epochs repeated" may be -1: the
+   checkpoint of the epoch under way was whole, and its report had not come yet.
 
 Needs Linux or macOS, no GPU; some ten minutes on two CPU cores.
 """
