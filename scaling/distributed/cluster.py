@@ -64,8 +64,17 @@ def connect(address: str | None = None, gpus: int = 0) -> Resources:
 def keep_to_this_machine() -> None:
     """To be called before a local cluster starts: whoever reaches a cluster can run code in it. So it listens on
     loopback, and asks for a secret that no file holds and this process's children inherit."""
-    ray_constants.ENABLE_RAY_CLUSTER = False  # what Ray does by itself on macOS and Windows; it means other machines
+    listen_on_loopback()
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # asked for unless RAY_AUTH_MODE says otherwise
+
+
+def listen_on_loopback() -> None:
+    """To be called before a cluster starts whose nodes are all on this machine: no other machine can reach it then.
+
+    Ray does so by itself on macOS and Windows, whose names the variable has; processes that join need it, too.
+    """
+    os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
+    ray_constants.ENABLE_RAY_CLUSTER = False  # Ray has read the variable already
 
 
 def gpus_now() -> int:
