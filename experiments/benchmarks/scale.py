@@ -23,6 +23,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from store_use import StoreUse
 from timed import MinimalFitter, read_times
 
 from scaling.command_line import positive_int, read_preset, run_command
@@ -71,7 +72,6 @@ def drive(out: Path, num_scenes: int, figures: Path) -> int:
     from scaling.data.scene_source import SourceSpec
     from scaling.distributed.cluster import connect
     from scaling.distributed.fit import fit_stage2
-    from scaling.distributed.measure import StoreUse
     from scaling.library.run_folder import RunFolder
 
     spec = SourceSpec.of(str(out / "store"), settings().data)

@@ -12,6 +12,7 @@ import re
 from pathlib import Path
 
 from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
+from pydantic import BaseModel
 
 from scaling.files import replace_file
 from scaling.parsing import parse_json
@@ -24,6 +25,15 @@ MAX_SEAL_BYTES = 1 << 20  # a hundred times what one has
 
 class NoWholeCheckpoint(ValueError):
     """There are checkpoints of more than one epoch, and none of them can be used."""
+
+
+class _Noted(BaseModel):
+    bytes: int
+    sha256: str
+
+
+class _Seal(BaseModel):
+    files: dict[str, _Noted]
 
 
 def seal(folder: Path, rank: int = 0, size: int = 1) -> None:
@@ -49,27 +59,24 @@ def fault(folder: Path | str, filesystem: FileSystem | None = None) -> str | Non
         if own not in found:
             return f"{own} is missing"
         with filesystem.open_input_stream(f"{folder}/{own}") as file:
-            noted = _parse(file.read(MAX_SEAL_BYTES))
-        if noted is None:
-            return f"{own} is damaged"
-        for name, (length, digest) in noted.items():
-            if name not in found:
-                return f"{name} is missing"
-            if found[name] != length:
-                return f"{name} has {found[name]} bytes instead of {length}"
-            with filesystem.open_input_stream(f"{folder}/{name}") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != digest:
-                    return f"{name} has changed"
+            try:
+                files = _Seal.model_validate(parse_json(file.read(MAX_SEAL_BYTES))).files
+            except ValueError:
+                return f"{own} is damaged"
+        for name, noted in files.items():
+            if why := _wrong(filesystem, folder, name, noted, found):
+                return why
     return None
 
 
-def _parse(data: bytes) -> dict[str, tuple[int, str]] | None:
-    """A seal's files, each with its size and SHA-256; None where it is none."""
-    try:
-        files = parse_json(data)["files"]
-        return {name: (noted["bytes"], noted["sha256"]) for name, noted in files.items()}
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return None
+def _wrong(filesystem: FileSystem, folder: str, name: str, noted: _Noted, found: dict[str, int]) -> str | None:
+    if name not in found:
+        return f"{name} is missing"
+    if found[name] != noted.bytes:
+        return f"{name} has {found[name]} bytes instead of {noted.bytes}"
+    with filesystem.open_input_stream(f"{folder}/{name}") as file:
+        changed = hashlib.file_digest(file, "sha256").hexdigest() != noted.sha256
+    return f"{name} has changed" if changed else None
 
 
 def checkpoint_names(root: FileSystem) -> list[str]:
