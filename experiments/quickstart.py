@@ -4,13 +4,13 @@ import sys
 import time
 from pathlib import Path
 
-from scaling.command_line import command_parser, parse_settings, positive_int, run_command
+from scaling.command_line import command_parser, location, parse_settings, positive_int, run_command
 
 
 def main() -> int:
     start = time.time()
     parser = command_parser(__doc__, "address")
-    parser.add_argument("--run", type=Path, default=Path("runs/quickstart"), help="run folder")
+    parser.add_argument("--run", type=location, default=Path("runs/quickstart"), help="run folder")
     parser.add_argument("--stage1-scenes", type=positive_int, default=24, help="scenes that train the shared model")
     parser.add_argument("--stage2-scenes", type=positive_int, default=8, help="scenes fitted on top of it")
     parser.set_defaults(preset="quick")

@@ -6,7 +6,7 @@ from scaling.command_line import command_parser, parse_settings, positive_int, r
 
 
 def main() -> int:
-    parser = command_parser(__doc__, "run", "store", "num-scenes", "address")
+    parser = command_parser(__doc__, "run", "store", "num-scenes", "address", "gpus")
     parser.add_argument("--num-workers", type=positive_int, help="data-parallel workers (default: one per GPU, else 1)")
     arguments, settings = parse_settings(parser)
 
@@ -21,7 +21,7 @@ def main() -> int:
     if len(ids) < arguments.num_scenes:
         print(f"warning: {len(ids)} scenes are all there are; --num-scenes asked for {arguments.num_scenes}")
     run = RunFolder(arguments.run)
-    metrics = train_stage1(run, settings, spec, ids, connect(arguments.address), arguments.num_workers)
+    metrics = train_stage1(run, settings, spec, ids, connect(arguments.address, arguments.gpus), arguments.num_workers)
     print(table_text(metrics))
     print(f"shared model: {run.shared}   pictures: {run.pictures}")
     return 0

@@ -2,15 +2,14 @@
 
 import argparse
 import sys
-from pathlib import Path
 
-from scaling.command_line import command_parser, count, parse_settings, positive_int, run_command
+from scaling.command_line import command_parser, count, location, parse_settings, positive_int, run_command
 
 
 def add_flags() -> argparse.ArgumentParser:
-    parser = command_parser(__doc__, "run", "store", "num-scenes", "address")
+    parser = command_parser(__doc__, "run", "store", "num-scenes", "address", "gpus")
     parser.add_argument("--skip-scenes", type=count, default=0, help="scenes to skip after stage 1's")
-    parser.add_argument("--shared", type=Path, help="folder of the shared model (default: RUN/shared)")
+    parser.add_argument("--shared", type=location, help="folder of the shared model (default: RUN/shared)")
     parser.add_argument("--num-actors", type=positive_int, help="actors (default: one per GPU, else one per CPU core)")
     parser.add_argument("--mode", choices=("frozen", "cohort"), help="default: the setting stage2.mode")
     parser.add_argument("--cohort-size", type=positive_int, help="default: the setting stage2.cohort_size")
@@ -37,7 +36,7 @@ def main() -> int:
     ids = choose_ids(spec.open(), arguments.scenes, trained, arguments.skip_scenes, arguments.num_scenes)
     if len(ids) < arguments.num_scenes:
         print(f"warning: {len(ids)} scenes are left to fit; --num-scenes asked for {arguments.num_scenes}")
-    cluster = connect(arguments.address)
+    cluster = connect(arguments.address, arguments.gpus)
     metrics = fit_stage2(run, shared, settings, spec, ids, cluster, arguments.num_actors, arguments.retry_failed)
     print(table_text(metrics))
     if metrics["num_failed"]:

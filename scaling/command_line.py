@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import yaml
 from pydantic import BaseModel
 
 from scaling import files
 from scaling.config import Settings, SettingsError, flatten, make_settings, merge
+from scaling.parsing import MAX_YAML_BYTES, parse_yaml
+
+if TYPE_CHECKING:
+    from scaling.storage import AnyPath
 
 PRESETS = Path(__file__).resolve().parent.parent / "experiments" / "presets"
 
@@ -25,6 +30,16 @@ def positive_int(text: str) -> int:
 def count(text: str) -> int:
     """argparse type of counts that may be 0."""
     return _at_least(0, text)
+
+
+def location(text: str) -> AnyPath:
+    """argparse type of a folder on a disk, or a URI of one in an object store."""
+    from scaling.storage import to_path  # imports pyarrow, which takes longer than parsing
+
+    try:
+        return to_path(text)
+    except (ValueError, OSError) as error:
+        raise argparse.ArgumentTypeError(f"{text}: {error}") from None
 
 
 def _at_least(least: int, text: str) -> int:
@@ -46,7 +61,8 @@ def _documented_keys(section: type[BaseModel], prefix: str = "") -> Iterator[tup
 
 
 def command_parser(description: str | None, *flags: str) -> argparse.ArgumentParser:
-    """A parser with the settings flags and the named shared ones of "run", "store", "address", "num-scenes".
+    """A parser with the settings flags and the named shared ones of "run", "store", "address", "gpus",
+    "num-scenes".
 
     `parse_settings` adds every `--section.key`.
     """
@@ -56,7 +72,7 @@ def command_parser(description: str | None, *flags: str) -> argparse.ArgumentPar
     parser.add_argument("--preset", default="default", help="settings of experiments/presets/NAME.yaml")
     parser.add_argument("--config", type=Path, help="YAML file of settings over the preset's")
     if "run" in flags:
-        parser.add_argument("--run", type=Path, help="run folder (default: runs/<preset>)")
+        parser.add_argument("--run", type=location, help="run folder or file-system URI (default: runs/<preset>)")
     if "store" in flags:
         parser.add_argument("--store", help="scene store: folder or file-system URI (default: the embedded cars)")
     if "num-scenes" in flags:
@@ -64,6 +80,11 @@ def command_parser(description: str | None, *flags: str) -> argparse.ArgumentPar
         parser.add_argument("--scenes", type=Path, help="file with one scene id a line, instead of store order")
     if "address" in flags:
         parser.add_argument("--address", help="Ray cluster to join (default: RAY_ADDRESS, else a local one)")
+    if "gpus" in flags:
+        parser.add_argument(
+            "--gpus", type=positive_int, default=0, metavar="N",
+            help="ask the cluster's autoscaler for N GPUs, and count on them (default: those that are there)",
+        )  # fmt: skip
     return parser
 
 
@@ -87,15 +108,22 @@ def parse_settings(
         namespace, unknown = parser.parse_known_args(argv)
         if unknown:
             parser.error(_explain_unknown(unknown[0], list(shown)))
-        flags = {key: yaml.safe_load(text) for key, text in vars(namespace).items() if key in shown}
+        flags = {key: _flag_value(key, text) for key, text in vars(namespace).items() if key in shown}
         over = merge(from_file, unflatten(flags))
         settings = make_settings(merge(values, over))
-    except (SettingsError, yaml.YAMLError) as error:
+    except SettingsError as error:
         parser.error(str(error))
     namespace.given = flatten(over)
     if getattr(namespace, "run", False) is None:
         namespace.run = Path("runs") / namespace.preset
     return namespace, settings
+
+
+def _flag_value(key: str, text: str) -> Any:
+    try:
+        return parse_yaml(text)
+    except ValueError as error:
+        raise SettingsError(f"--{key}: {error}") from None
 
 
 def parse_without_settings(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -122,7 +150,10 @@ def _add_settings(parser: argparse.ArgumentParser, shown: dict[str, Any]) -> Non
 
 
 def run_command(main: Callable[[], int]) -> int:
-    """Runs a command. What its user can mend becomes one line and status 1 (or 2 for settings); no traceback."""
+    """Runs a command. What its user can mend becomes one line and status 1 (or 2 for settings); no traceback. SIGTERM,
+    with which schedulers and spot machines end a job, is taken as Ctrl-C is."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return main()
     except SettingsError as error:
@@ -154,11 +185,13 @@ def unflatten(flat: dict[str, Any]) -> dict[str, Any]:
 def read_yaml(path: Path) -> dict[str, Any]:
     """A settings file as nested values. Raises SettingsError where it is missing, malformed or no mapping."""
     try:
-        values = yaml.safe_load(path.read_text()) or {}
+        values = parse_yaml(files.read_limited(path, MAX_YAML_BYTES)) or {}
     except FileNotFoundError:
         raise SettingsError(f"{path}: no such settings file") from None
-    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path}: not readable as YAML: {error}") from None
+    except OSError as error:
+        raise SettingsError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise SettingsError(f"{path}: {error}") from None
     if not isinstance(values, dict):
         raise SettingsError(f"{path}: expected sections with keys, found a {type(values).__name__}")
     return values

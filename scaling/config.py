@@ -12,7 +12,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
+# A shared model brings its own settings: what sets sizes has a limit, far above what is of use, so that no file can ask
+# for all memory.
+Size = Annotated[int, Field(ge=1, le=4096)]
+SizeOrZero = Annotated[int, Field(ge=0, le=4096)]
+Channels = Annotated[list[Size], Field(min_length=1, max_length=8)]
+PlaneAxes = Literal["xy", "xz", "yz", "yx", "zx", "zy"]
+AboveZero = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+MAX_TOLD = 10  # wrong keys in an error message
 
 
 class SettingsError(ValueError):
@@ -28,9 +37,9 @@ class Section(BaseModel):
 class Data(Section):
     """What comes in."""
 
-    image_size: Positive = 128
+    image_size: Size = 128
     """Side of the training images in pixels; a store's larger images are area-filtered down to it."""
-    embedded_views: Annotated[int, Field(ge=4)] = 40
+    embedded_views: Annotated[int, Field(ge=4, le=10_000)] = 40
     """Views rendered of each embedded car."""
 
 
@@ -39,19 +48,19 @@ class Representation(Section):
 
     space: Literal["latent", "rgb"] = "latent"
     """What planes encode: the autoencoder's latents, or RGB pixels (no autoencoder)."""
-    micro_features: Count = 4
+    micro_features: SizeOrZero = 4
     """F_mic: features of the planes that a scene owns."""
-    macro_features: Count = 12
+    macro_features: SizeOrZero = 12
     """F_mac: features of the base planes, which all scenes share."""
-    num_base_planes: Count = 16
+    num_base_planes: SizeOrZero = 16
     """M: number of base tri-planes; a scene has one coefficient for each."""
-    resolution: Annotated[int, Field(ge=2)] = 32
+    resolution: Annotated[int, Field(ge=2, le=4096)] = 32
     """K: side of a plane in texels."""
-    plane_axes: list[Literal["xy", "xz", "yz", "yx", "zx", "zy"]] = ["xy", "xz", "yz"]
+    plane_axes: Annotated[list[PlaneAxes], Field(min_length=1, max_length=6)] = ["xy", "xz", "yz"]
     """World axes along the width and height of each plane."""
-    box_side: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.05
+    box_side: AboveZero = 1.05
     """Side of the cube around the origin that the planes span, world units."""
-    field_width: Positive = 64
+    field_width: Size = 64
     """Hidden units of the field, the small network from features to density and colours."""
     micro_std: Rate = 0.0
     """Standard deviation of a scene's micro planes before the first step."""
@@ -66,21 +75,19 @@ class Representation(Section):
             raise ValueError("macro_features and num_base_planes must both be 0 (micro only) or both above 0")
         if self.micro_features + self.macro_features == 0:
             raise ValueError("micro_features and macro_features cannot both be 0")
-        if not self.plane_axes:
-            raise ValueError("plane_axes needs at least one plane")
         return self
 
 
 class Rendering(Section):
     """Samples along a ray; distances in world units."""
 
-    near: Annotated[float, Field(gt=0)] | None = None
-    """Distance along a ray at which the first stratum of samples starts; null: where the ray enters the box."""
-    far: Annotated[float, Field(gt=0)] | None = None
-    """Distance at which the last stratum ends; null: where the ray leaves the box."""
-    samples: Annotated[int, Field(ge=2)] = 24
+    near: AboveZero | None = None
+    """AboveZero along a ray at which the first stratum of samples starts; null: where the ray enters the box."""
+    far: AboveZero | None = None
+    """AboveZero at which the last stratum ends; null: where the ray leaves the box."""
+    samples: Annotated[int, Field(ge=2, le=4096)] = 24
     """Stratified samples a ray."""
-    importance_samples: Count = 0
+    importance_samples: SizeOrZero = 0
     """Samples a ray drawn from the weights of a first pass; 0: one pass only."""
 
     @model_validator(mode="after")
@@ -101,17 +108,17 @@ class Autoencoder(Section):
     """Hub name or local folder of a diffusers AutoencoderKL (safetensors); null: train one from scratch."""
     subfolder: str | None = "vae"
     """Folder inside the hub repository; ignored where the local folder itself holds config.json."""
-    revision: str | None = None
-    """Pinned revision of the hub repository."""
-    block_out_channels: list[Positive] = [32, 64, 96, 128]
+    revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = "451f4fe16113bff5a5d2269ed5ad43b0592e9a14"
+    """Commit of the hub repository; branches and tags are refused, as they can move."""
+    block_out_channels: Channels = [32, 64, 96, 128]
     """From scratch: channels per resolution; n entries shrink images 2^(n-1) times a side."""
-    layers_per_block: Positive = 1
+    layers_per_block: Annotated[int, Field(ge=1, le=16)] = 1
     """From scratch: residual layers per resolution."""
-    norm_num_groups: Positive = 16
+    norm_num_groups: Size = 16
     """From scratch: groups of the group norms; must divide every entry of block_out_channels."""
-    latent_channels: Positive = 4
+    latent_channels: Annotated[int, Field(ge=1, le=256)] = 4
     """From scratch: channels of the latents."""
-    latent_scale: Annotated[float, Field(gt=0)] | None = None
+    latent_scale: AboveZero | None = None
     """s of the normalisation tanh(s z); null: 0.11 / std(z), measured on training images."""
     kl_weight: Rate = 1e-4
     """From scratch: weight of the mean KL divergence of the latents from N(0, 1)."""
@@ -260,7 +267,7 @@ class Stage1(Section):
     )
     """Phase 1c (ours): a copy of the decoder learns to read rendered latents; stage 2 decodes with it."""
     num_buckets: Positive = 4
-    """Scene buckets that every batch draws from equally; the number of workers must divide it."""
+    """Scene buckets that every batch draws from equally; workers share them, so there are at most as many."""
     dense_adam: bool = False
     """Published behaviour, in stage 2's mode cohort too: a step moves the parameters of all scenes, also of those that
     are not in its batch."""
@@ -309,7 +316,12 @@ class Stage2(Section):
     """A scene starts at stage 1's mean coefs and zero micro planes, or (published) drawn as stage 1's scenes were, and
     in mode cohort the field starts anew too."""
     max_attempts: Positive = 3
-    """Attempts at a scene whose actor died before it is recorded as failed."""
+    """Actors that a scene may cost, alone in its batch, before it is recorded as failed."""
+    deadline_seconds: Annotated[float, Field(gt=0)] = 3600.0
+    """The longest that a batch (mode cohort: an epoch) may take, after which its actor is killed; counts from when the
+    actor is ready."""
+    stall_seconds: Annotated[float, Field(gt=0)] = 600.0
+    """An actor that has done no step for so long ends itself: its device hangs."""
 
 
 class Settings(Section):
@@ -350,15 +362,16 @@ class Settings(Section):
 
 
 def _describe(error: ValidationError) -> str:
+    """A line for each of the first wrong keys."""
     lines = []
-    for item in error.errors():
+    for item in error.errors()[:MAX_TOLD]:
         key = ".".join(str(part) for part in item["loc"]) or "settings"
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
             message = f"unknown key; allowed here: {', '.join(_fields_at(item['loc'][:-1]))}"
             lines.append(f"{key}: {message}")
         else:
-            given = "" if item["type"] == "value_error" else f" (given: {item['input']!r})"
+            given = "" if item["type"] == "value_error" else f" (given: {item['input']!r:.200})"
             lines.append(f"{key}: {message}{given}")
     return "\n".join(lines)
 

@@ -8,6 +8,10 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # it imports pyarrow, which not every command needs
+    from scaling.storage import AnyPath
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 ADVICE = {
@@ -26,8 +30,26 @@ def told(error: OSError) -> str:
     return f"{what}; {ADVICE[error.errno]}" if error.errno in ADVICE else what
 
 
-def replace_file(path: Path, data: bytes) -> None:
+MAX_FILE_BYTES = 128 << 20
+
+
+def read_limited(path: AnyPath, most: int = MAX_FILE_BYTES) -> bytes:
+    """A file's bytes. ValueError with the reason where it is no plain file or has more than `most` bytes: it is not
+    read then; OSError where there is none."""
+    size = path.stat().st_size
+    if not path.is_file():  # a pipe would never end
+        raise ValueError("is no plain file")
+    if size > most:
+        raise ValueError(f"has {size} bytes; at most {most} are read")
+    return path.read_bytes()
+
+
+def replace_file(path: AnyPath, data: bytes) -> None:
     """Writes a file in one step; one of its name that is there already is replaced. OSError names `path`."""
+    if not isinstance(path, Path):
+        with naming(path):
+            path.write_bytes(data)
+        return
     make_folder(path.parent)
     temporary = write_beside(path, data)
     try:
@@ -60,13 +82,13 @@ def write_beside(path: Path, data: bytes) -> Path:
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
+def naming(path: AnyPath) -> Iterator[None]:
     """Lets an OSError name `path`: a write to a full disk names no file at all."""
     try:
         yield
     except OSError as error:
-        if error.errno is None:
-            raise
+        if error.errno is None:  # an object store's
+            raise OSError(f"{path}: {error}") from error
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 

@@ -17,7 +17,8 @@ from scaling.data.synthetic import embedded_ids, embedded_scene
 from scaling.library.api import Scene
 from scaling.library.arrays import cameras_from_arrays, views_from_arrays
 from scaling.library.cohorts import commit_cohort
-from scaling.library.fitted_scenes import METRICS, NotFinite, commit_part
+from scaling.library.fitted_scenes import METRICS, NotFinite
+from scaling.library.parts import commit_part
 from scaling.library.run_folder import RunFolder
 from scaling.models.shared import SharedModelError, load_shared
 from scaling.models.triplanes import fuse_planes
@@ -106,7 +107,7 @@ def test_a_scene_of_a_cohort_stands_on_the_cohorts_model(run, tmp_path, tiny_set
 
 
 def test_a_folder_without_a_library_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"nowhere: no library .* experiments/stage2.py --run"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere: no fitted scenes here .* experiments/stage2.py --run"):
         scaling.load_library(tmp_path / "nowhere")
 
 

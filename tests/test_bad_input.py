@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from actors import FullDiskActor
+from actors import Books, FullDiskActor
 from safetensors.torch import load_file, save_file
 from tiny_run import make_run
 
@@ -34,8 +34,11 @@ from scaling.distributed.cluster import Resources, connect, share
 from scaling.distributed.dispatch import Dispatcher
 from scaling.distributed.tracking import Tracker
 from scaling.files import replace_file
-from scaling.library.failures import FailureLog, read_failures
-from scaling.library.fitted_scenes import Library, commit_part
+from scaling.library.failures import FailureLog, event, read_failures
+from scaling.library.ledger import open_ledger
+from scaling.library.library import Library
+from scaling.library.manifest import Manifest
+from scaling.library.parts import commit_part
 from scaling.library.run_folder import RunFolder, ids_hash
 from scaling.library.summary import summarise
 from scaling.models.shared import SharedModelError, load_shared, read_scene_ids
@@ -107,7 +110,7 @@ def header(size: int, text: bytes) -> bytes:
     return struct.pack("<Q", size) + text
 
 
-ENORMOUS = {"resolution": 2**30, "num_base_planes": 2**20}
+ENORMOUS = {"resolution": 2**30}
 
 
 @pytest.mark.parametrize(
@@ -116,7 +119,7 @@ ENORMOUS = {"resolution": 2**30, "num_base_planes": 2**20}
         (
             edit_tensors(PLANES, base_planes=torch.zeros(2, 3, 3, 8, 8)),
             PLANES,
-            "base_planes is float32 [2, 3, 3, 8, 8], config.json asks for float32 [2, 3, 3, 4, 4]",
+            "base_planes is float32 [2, 3, 3, 8, 8], expected float32 [2, 3, 3, 4, 4]",
         ),
         (edit_tensors(PLANES, field__head__bias=torch.zeros(9)), PLANES, "field.head.bias is float32 [9]"),
         (edit_tensors(PLANES, background=torch.ones(4, dtype=torch.float16)), PLANES, "background is float16 [4]"),
@@ -139,7 +142,7 @@ ENORMOUS = {"resolution": 2**30, "num_base_planes": 2**20}
         (edit_json("config.json", lambda config: config.update(settings=[1])), "config.json", "settings are missing"),
         (edit_json("config.json", lambda config: config.update(format_version="one")), "config.json", "format_version"),
         (edit_json("config.json", lambda config: config["settings"]["representation"].update(ENORMOUS)), "config.json",
-         "no model can be made of it"),
+         "representation.resolution: Input should be less than or equal to 4096"),
         (write("config.json", b"\xff\xfe"), "config.json", "not a text file"),
         (write("hash.txt", b""), "", "hash.txt says nothing"),
     ],
@@ -152,9 +155,9 @@ def test_a_shared_model_that_is_none(run, damage, file, words):
 
 
 def test_sizes_that_fit_no_memory_are_refused_before_they_take_it(run):
-    grow = {"resolution": 2**14, "num_base_planes": 2**10}  # 9 TB
+    grow = {"resolution": 2**12, "num_base_planes": 2**12}  # 2.5 TB
     edit_json("config.json", lambda config: config["settings"]["representation"].update(grow))(run.shared)
-    with pytest.raises(SharedModelError, match=r"config\.json asks for float32 \[1024, 3, 3, 16384, 16384\]"):
+    with pytest.raises(SharedModelError, match=r"expected float32 \[4096, 3, 3, 4096, 4096\]"):
         load_shared(run.shared)
 
 
@@ -265,8 +268,9 @@ def test_a_run_of_other_scenes_is_refused(run, tiny_settings):
 
 
 def test_a_library_of_another_shared_model_is_refused(run):
-    with pytest.raises(SettingsError, match=r"fitted on shared model .*…, not on 000000000000…: .* another --run"):
-        run.check_library("0" * 64)
+    told = r"fitted on shared model .*…, not on 000000000000…: .* another --run"
+    with open_ledger(run) as ledger, pytest.raises(SettingsError, match=told):
+        ledger.check_shared("0" * 64)
 
 
 def test_a_scene_whose_store_is_not_noted(run, command):
@@ -289,8 +293,8 @@ def with_column(name: str, values: list[Any]) -> Callable[[pa.Table], pa.Table]:
         (lambda table: table.drop_columns(["psnr"]), "psnr"),
         (lambda table: table.drop_columns(["format_version"]), "format_version"),
         (with_column("psnr", ["high", "low"]), "as a scalar of type double)"),
-        (with_column("scene_id", ["car-00002", None]), "a scene has no id"),
-        (with_column("format_version", [1, 99]), "format version 99, this program reads up to 1: update it"),
+        (with_column("scene_id", ["car-00002", None]), "column scene_id holds nulls"),
+        (with_column("format_version", [1, 99]), "format version 99, this program reads up to 2: update it"),
     ],
 )
 def test_parts_that_this_program_did_not_write(run, command, change, told):
@@ -315,12 +319,12 @@ def test_a_column_more_does_no_harm(run):
 
 
 def test_lines_that_are_no_events_are_passed_over(tmp_path):
-    FailureLog(tmp_path).add("a", 1, "diverged", "not finite")
-    event = {"scene_id": "b", "kind": "retry", "message": "m", "when": "2"}
-    wrong = [b"\xff\xfe", b"[1]", b"3", b'{"scene_id": "b"}', json.dumps(event | {"when": None}).encode()]
-    wrong.append(json.dumps(event | {"scene_id": ["b"]}).encode())
-    (tmp_path / "events-0.jsonl").write_bytes(b"\n".join(wrong))
-    assert list(read_failures(tmp_path)) == ["a"]
+    FailureLog(tmp_path).add([event("a", 1, "diverged", "not finite")])
+    other = {"scene_id": "b", "attempt": 1, "kind": "retry", "message": "m", "when": "2"}
+    wrong = [b"\xff\xfe", b"[1]", b"3", b'{"scene_id": "b"}', json.dumps(other | {"when": None}).encode()]
+    wrong.append(json.dumps(other | {"scene_id": ["b"]}).encode())
+    (tmp_path / "events-000000-000000-00000000.jsonl").write_bytes(b"\n".join(wrong))
+    assert list(read_failures(tmp_path, Manifest())) == ["a"]
 
 
 # ---------------------------------------------------------------------- disks
@@ -340,7 +344,7 @@ def rows_of(run: RunFolder) -> list[dict[str, Any]]:
         (lambda run: commit_part(run.library.folder, rows_of(run)), "library/parts/part-"),
         (lambda run: summarise(run), "metrics.json"),
         (lambda run: load_shared(run.shared)[0].save(run.path / "new", ["a"]), ""),  # the folder's own name comes first
-        (lambda run: FailureLog(run.failures).add("a", 1, "raised", "m"), "failures/events-"),
+        (lambda run: FailureLog(run.failures).add([event("a", 1, "raised", "m")]), ""),
     ],
 )
 def test_a_full_disk_is_told_and_leaves_nothing_half_written(run, capsys, monkeypatch, work, file):
@@ -379,15 +383,14 @@ def test_a_folder_without_permission_is_named(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.filterwarnings("default")  # Ray's own warnings are theirs to mend
-def test_a_full_disk_is_no_failure_of_a_scene(ray_6_cpus_4_gpus, tmp_path):
+def test_a_full_disk_is_no_failure_of_a_scene(ray_6_cpus_4_gpus):
     """The job ends with the actor's own error: nothing is recorded, and nothing tried again."""
-    dispatcher = Dispatcher(
-        FullDiskActor.remote, num_actors=1, max_attempts=3, failures=FailureLog(tmp_path), committed=set
-    )
+    accounts = Books()
+    dispatcher = Dispatcher(FullDiskActor.remote, lambda: 1, max_attempts=3, deadline=60, accounts=accounts)
     with pytest.raises(OSError, match="No space left") as error:
         list(dispatcher.run(iter([pa.table({"scene_id": ["a", "b"]})]), total=2))
     assert (error.value.errno, error.value.filename) == (errno.ENOSPC, "RUN/library/parts/part-1.parquet")
-    assert read_failures(tmp_path) == {}
+    assert accounts.events == []
     with pytest.raises(OSError, match="No space left"):
         fitters._attempt(no_space)
     assert isinstance(fitters._attempt(lambda: 1 / 0), ZeroDivisionError), "that one is the scene's"

@@ -287,12 +287,11 @@ def test_members_that_are_missing_or_packed_in_another_way(tmp_path: Path) -> No
     assert lzma["reason"] == "is not stored or deflated in its zip file: pack it again"
 
 
-def test_files_over_the_limit_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_over_the_limit_are_not_read(tmp_path: Path) -> None:
     zip_folder(srn_scene(tmp_path / "cars" / "one").parent, tmp_path / "cars.zip")
-    monkeypatch.setattr(source_files, "MAX_FILE_BYTES", 60)
     for folder in (tmp_path / "cars", tmp_path / "cars.zip"):
         with pytest.raises(ValueError, match=r"has \d+ bytes; at most 60 are read"):
-            source_files.read_file(folder / "one/rgb/000000.png")
+            source_files.read_file(folder / "one/rgb/000000.png", 60)
 
 
 def test_ids_never_become_paths(tmp_path: Path) -> None:

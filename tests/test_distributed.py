@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
-from actors import FragileActor
 from mlflow import MlflowClient
 
 from scaling.config import SettingsError, make_settings, merge
@@ -16,12 +14,10 @@ from scaling.data.scene_store import SceneStore, StoreWriter
 from scaling.data.scenes import views_from_row
 from scaling.data.synthetic import embedded_car, embedded_ids, embedded_scene
 from scaling.distributed.cluster import Resources, share
-from scaling.distributed.dispatch import Counts, Dispatcher
 from scaling.distributed.fit import fit_stage2
 from scaling.distributed.prepare import prepare
 from scaling.distributed.tracking import tracking_uri
 from scaling.distributed.train import train_stage1
-from scaling.library.failures import FailureLog, given_up, read_failures
 from scaling.library.run_folder import RunFolder
 from scaling.library.stored_models import StoredModels
 from scaling.models.shared import load_shared, read_scene_ids
@@ -86,7 +82,7 @@ def test_both_stages_end_to_end(ray_6_cpus_4_gpus, tmp_path, tiny_values):
     rest = choose_ids(spec.open(), None, leave_out=first)
     metrics = fit_stage2(run, run.shared, settings, spec, rest, ray_6_cpus_4_gpus, num_actors=2)
     assert (metrics["num_scenes"], metrics["num_failed"]) == (3, 1)
-    assert list(given_up(run.failures)) == ["car-00006"]
+    assert list(run.given_up()) == ["car-00006"]
     assert {row["shared"] for row in run.library.scenes()} == {content_hash}
     assert json.loads(run.metrics.read_text()) == metrics
     assert (run.pictures / "stage2-scenes.png").is_file()
@@ -108,58 +104,6 @@ def test_both_stages_end_to_end(ray_6_cpus_4_gpus, tmp_path, tiny_values):
     assert runs["stage2"].data.metrics["test/psnr"] == pytest.approx(metrics["test"]["psnr"])
 
 
-def test_dispatcher_accounts_for_every_scene(ray_6_cpus_4_gpus, tmp_path):
-    """A scene that kills its process is given up after two actors; its neighbours and the rest are fitted."""
-    ids = ["a", "deadly-1", "b", "bad-1", "c", "d"]
-    batches = iter([pa.table({"scene_id": ids[:3]}), pa.table({"scene_id": ids[3:]})])
-    dispatcher = Dispatcher(
-        FragileActor.remote, num_actors=2, max_attempts=2, failures=FailureLog(tmp_path), committed=set
-    )
-    *_, counts = dispatcher.run(batches, len(ids))
-    assert (counts.done, counts.failed, counts.left) == (4, 2, 0)
-    gone = given_up(tmp_path)
-    assert {scene_id: event["kind"] for scene_id, event in gone.items()} == {
-        "deadly-1": "actor died",
-        "bad-1": "bad input",
-    }
-    assert read_failures(tmp_path)["a"]["kind"] == "retry", "its first actor died, and it was tried again"
-
-
-class Epochs:
-    """Cohorts that have come further at the deaths that are named."""
-
-    def __init__(self, further: list[bool]) -> None:
-        self.further = further
-
-    def text(self) -> str:
-        return ""
-
-    def advanced(self, ids: list[str]) -> bool:
-        return self.further.pop(0)
-
-
-def test_a_cohort_whose_actor_dies_stays_whole(tmp_path):
-    """Two deaths in a row are too many; one after it had come further starts the count anew."""
-    committed: set[str] = set()
-    further = [False, True, False]
-    dispatcher = Dispatcher(
-        lambda: None, 1, max_attempts=2, failures=FailureLog(tmp_path), committed=lambda: committed,
-        cohorts=Epochs(further),
-    )  # fmt: skip
-    batch, counts = pa.table({"scene_id": ["a", "b", "c"]}), Counts(total=3)
-    for _ in range(2):
-        dispatcher._actor_died(batch, "gone", counts)
-        assert dispatcher.again.pop()["scene_id"].to_pylist() == ["a", "b", "c"]
-    dispatcher._actor_died(batch, "gone", counts)
-    assert (counts.done, counts.failed, len(dispatcher.again)) == (0, 3, 0)
-
-    committed |= {"a", "c"}  # its last commit came through
-    further.append(False)
-    counts = Counts(total=3)
-    dispatcher._actor_died(batch, "gone", counts)
-    assert (counts.done, counts.failed) == (2, 1) and given_up(tmp_path)["b"]["kind"] == "left out"
-
-
 def test_cohorts_end_to_end(ray_6_cpus_4_gpus, tmp_path, tiny_values):
     """Two cohorts of fixed chunks; a damaged member is left out and recorded; each cohort's copy is stored once."""
     rates = {"decoder": 1e-2, "field": 1e-2, "base_planes": 1e-2, "micro_planes": 1e-2, "coefs": 1e-2}
@@ -179,7 +123,7 @@ def test_cohorts_end_to_end(ray_6_cpus_4_gpus, tmp_path, tiny_values):
     spec = SourceSpec.of(str(tmp_path / "store"), settings.data)
     metrics = fit_stage2(run, run.shared, settings, spec, ids[4:], ray_6_cpus_4_gpus, num_actors=2)
     assert (metrics["num_scenes"], metrics["num_failed"]) == (5, 1)
-    assert given_up(run.failures)[ids[5]]["kind"] == "bad input"
+    assert run.given_up()[ids[5]].kind == "bad input"
     rows = list(run.library.scenes())
     members: dict[str, set[str]] = {}
     for row in rows:

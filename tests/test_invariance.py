@@ -26,9 +26,11 @@ from scaling.training.workers import Workers
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-# Epochs of one step, so that reports are of steps: 52 in all, through all four phases.
+# Epochs of one step, so that reports are of steps: 52 in all, through all four phases. Four buckets, so that two
+# workers have equal shares and three have not.
 STEPS = {
     "stage1": {
+        "num_buckets": 4,
         "autoencoder": {"num_epochs": 10, "steps_per_epoch": 1},
         "warmup": {"num_epochs": 24, "steps_per_epoch": 1},
         "joint": {"num_epochs": 12, "steps_per_epoch": 1},
@@ -75,16 +77,31 @@ def train(
     return done
 
 
-def two(rank: int, store: Path, values: dict[str, Any], scenes: list[SceneViews], folder: Path) -> Run:
-    """One of two workers."""
+def one_of(size: int, rank: int, values: dict[str, Any], scenes: list[SceneViews], folder: Path) -> Run:
+    """One of `size` workers."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size)
     try:
-        done = train(values, scenes, folder, Workers(rank, 2, wrap=nn.parallel.DistributedDataParallel))
-        dist.barrier()  # both shards are on disk
+        done = train(values, scenes, folder, Workers(rank, size, wrap=nn.parallel.DistributedDataParallel))
+        dist.barrier()  # all shards are on disk
         return done
     finally:
         dist.destroy_process_group()
+
+
+def together(size: int, *arguments: Any) -> Run:
+    """The run of `size` processes, seen from rank 0, which is this process."""
+    context = multiprocessing.get_context("spawn")
+    others = [context.Process(target=one_of, args=(size, rank, *arguments), daemon=True) for rank in range(1, size)]
+    for other in others:
+        other.start()
+    try:
+        return one_of(size, 0, *arguments)
+    finally:
+        for other in others:
+            other.join(30)
+            other.kill()
+        assert not any(other.exitcode for other in others)
 
 
 @pytest.fixture(scope="module")
@@ -99,36 +116,35 @@ def one_worker(values, tiny_scenes, tmp_path_factory) -> Run:
 
 @pytest.fixture(scope="module")
 def two_workers(values, tiny_scenes, tmp_path_factory) -> Run:
-    """The same run by two processes, seen from rank 0; this process is rank 0, so only one more starts."""
-    folder = tmp_path_factory.mktemp("two")
-    arguments = (folder / "store", values, tiny_scenes, folder)
-    other = multiprocessing.get_context("spawn").Process(target=two, args=(1, *arguments), daemon=True)
-    other.start()
-    try:
-        return two(0, *arguments)
-    finally:
-        other.join(30)
-        other.kill()
-        assert other.exitcode == 0
+    """The same run by two processes, two buckets each."""
+    return together(2, values, tiny_scenes, tmp_path_factory.mktemp("two"))
 
 
-def test_two_workers_have_the_losses_of_one(one_worker, two_workers):
+@pytest.fixture(scope="module")
+def three_workers(values, tiny_scenes, tmp_path_factory) -> Run:
+    """The same run by three processes, of which the first has two of the four buckets."""
+    return together(3, values, tiny_scenes, tmp_path_factory.mktemp("three"))
+
+
+@pytest.mark.parametrize("several", ["two_workers", "three_workers"])
+def test_several_workers_have_the_losses_of_one(one_worker, several, request):
+    several = request.getfixturevalue(several)
     assert len(one_worker.losses) == NUM_STEPS
-    for one, both in zip(one_worker.losses, two_workers.losses, strict=True):
-        assert both == pytest.approx(one, rel=1e-3)
+    for one, theirs in zip(one_worker.losses, several.losses, strict=True):
+        assert theirs == pytest.approx(one, rel=1e-3)
     mean = one_worker.stage1.shared.coefs_mean
-    torch.testing.assert_close(two_workers.stage1.shared.coefs_mean, mean, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(several.stage1.shared.coefs_mean, mean, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("epoch", [5, 20, 40, 50])
-def test_one_worker_goes_on_where_two_stopped(two_workers, values, tiny_scenes, tmp_path, epoch):
+def test_one_worker_goes_on_where_three_stopped(three_workers, values, tiny_scenes, tmp_path, epoch):
     """A kill in each phase; the final losses of both runs are within 1 %."""
-    checkpoint = two_workers.folder / f"{epoch:05d}"
-    assert read_progress(checkpoint)["num_shards"] == 2
+    checkpoint = three_workers.folder / f"{epoch:05d}"
+    assert read_progress(checkpoint)["num_shards"] == 3
     assert {name.split("/")[0] for name in load_scenes(checkpoint)} == {scene.scene_id for scene in tiny_scenes}
     again = train(values, tiny_scenes, tmp_path, resume=checkpoint)
     assert [report.epochs_done for report in again.reports] == list(range(epoch + 1, NUM_STEPS + 1))
-    assert again.losses[-1] == pytest.approx(two_workers.losses[-1], rel=1e-2)
+    assert again.losses[-1] == pytest.approx(three_workers.losses[-1], rel=1e-2)
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -192,10 +192,10 @@ def test_a_bucket_is_dealt_out_whole_before_it_is_shuffled_again():
     assert sorted(dealt[:5]) == sorted(dealt[5:]) == entries and dealt[:5] != dealt[5:]
 
 
-def test_workers_must_share_the_buckets(tiny_settings):
+def test_every_worker_needs_a_bucket(tiny_settings):
     check_workers(tiny_settings, 2)
-    with pytest.raises(SettingsError, match="4 workers cannot share"):
-        check_workers(tiny_settings, 4)
+    with pytest.raises(SettingsError, match=r"3 workers for stage1\.num_buckets = 2"):
+        check_workers(tiny_settings, 3)
 
 
 def test_a_scene_beside_the_box_is_named(tiny_settings, tiny_scenes):

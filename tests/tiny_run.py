@@ -7,7 +7,8 @@ from pathlib import Path
 
 from scaling.config import Settings
 from scaling.data.scenes import SceneViews
-from scaling.library.fitted_scenes import commit_part, pack_scene, unpack_scene
+from scaling.library.fitted_scenes import pack_scene, unpack_scene
+from scaling.library.parts import commit_part
 from scaling.library.run_folder import RunFolder, settings_hash
 from scaling.models.shared import SharedModel, load_shared
 from scaling.models.triplanes import SceneParams

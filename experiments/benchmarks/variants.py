@@ -85,6 +85,7 @@ def run_row(name: str, settings: Settings, spec: Any, train_ids: list[str], fit_
 
     from scaling.data.scene_store import SCHEMA
     from scaling.distributed.fitters import CohortFitter, FitJob, SceneFitter
+    from scaling.distributed.work import FITTED
     from scaling.library.run_folder import RunFolder
     from scaling.library.summary import summarise
 
@@ -98,13 +99,13 @@ def run_row(name: str, settings: Settings, spec: Any, train_ids: list[str], fit_
     job = FitJob(str(run.path), str(shared), settings.model_dump(), astuple(spec))
     wall, cpu = time.perf_counter(), time.process_time()
     if settings.stage2.mode == "cohort":
-        outcomes = CohortFitter(job).fit(pa.table({"scene_id": fit_ids}))
+        outcomes = CohortFitter(job).fit(pa.table({"scene_id": fit_ids}), attempt=1).outcomes
     else:
         rows = [{**row, "error": None} for row in spec.open().rows(fit_ids)]
         table = pa.Table.from_pylist(rows, schema=SCHEMA.append(pa.field("error", pa.string())))
-        outcomes = SceneFitter(job).fit(table)
+        outcomes = SceneFitter(job).fit(table, attempt=1).outcomes
     cpu_per_wall = (time.process_time() - cpu) / (time.perf_counter() - wall)
-    failed = [outcome for outcome in outcomes if outcome["kind"] != "fitted"]
+    failed = [outcome for outcome in outcomes if outcome.kind != FITTED]
     if failed:
         raise RuntimeError(f"{name}: {failed}")
     metrics = summarise(run)

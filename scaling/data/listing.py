@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from scaling.data.scenes import SceneRef, is_scene_id, printable
+from scaling.data.scenes import SceneRef, printable
 from scaling.data.source_files import is_zip, list_folder
+from scaling.scene_ids import is_scene_id
 
 IsScene = Callable[[Path], bool]
 

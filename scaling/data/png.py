@@ -17,7 +17,10 @@ MAX_IMAGE_SIDE = 4096  # pixels; a larger header is refused before anything is d
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _COLOUR_TYPE_RGB = 2
 # What Pillow raises where bytes are wrong, found by damaging files at random.
-_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, struct.error, zlib.error)
+_DAMAGED = (
+    OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, struct.error, zlib.error,
+    Image.DecompressionBombError, Image.DecompressionBombWarning,  # the latter where warnings are errors
+)  # fmt: skip
 
 
 def png_size(data: bytes) -> tuple[int, int]:
@@ -32,9 +35,11 @@ def png_size(data: bytes) -> tuple[int, int]:
 
 def decode_png(data: bytes) -> NDArray[np.uint8]:
     """PNG bytes → [H, W, 3] RGB; transparency is composited on white. ValueError where it cannot be read."""
-    png_size(data)
+    size = png_size(data)
     try:
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+            if image.size != size:
+                raise ValueError("it has a second header, of another size")
             image.load()
             if image.mode in ("RGBA", "P") or (image.mode == "RGB" and "transparency" in image.info):
                 layer = image.convert("RGBA")

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from scaling.data.scenes import SceneRef, default_test_views, is_scene_id, printable
+from scaling.data.scenes import SceneRef, default_test_views, printable
 from scaling.data.source_files import is_file, is_folder
 from scaling.data.transforms import OPENCV_AXES, load_json, read_frames, row_from_frames
+from scaling.scene_ids import is_scene_id
 
 LAYOUT = "released"
 MAP_FILE = "dataset_map.json"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +10,9 @@ from typing import Any, Protocol
 
 from scaling.config import Data
 from scaling.data.scene_store import SceneStore
-from scaling.data.scenes import check_scene_id
 from scaling.data.synthetic import embedded_car, embedded_ids
+from scaling.files import read_limited
+from scaling.scene_ids import check_scene_id
 
 EMBEDDED = "embedded"  # how a run notes that it used no store
 EMBEDDED_COUNT = 100_000  # any number could be made; a list of ids needs an end
@@ -84,11 +86,13 @@ def read_ids(path: Path) -> list[str]:
     Raises ValueError naming the file, and the line where there is one.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_limited(path).decode("utf-8")
     except OSError as error:
         raise ValueError(f"--scenes {path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError:
         raise ValueError(f"--scenes {path}: not a text file; it should hold one scene id a line") from None
+    except ValueError as error:
+        raise ValueError(f"--scenes {path}: {error}") from None
     ids: list[str] = []
     for number, line in enumerate(text.splitlines(), 1):
         scene_id = line.split("#")[0].strip()
@@ -98,9 +102,9 @@ def read_ids(path: Path) -> list[str]:
             ids.append(check_scene_id(scene_id))
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: {error}") from None
-    repeated = {scene_id for scene_id in ids if ids.count(scene_id) > 1} if len(set(ids)) < len(ids) else set()
+    repeated = sorted(scene_id for scene_id, times in Counter(ids).items() if times > 1)
     if repeated:
-        raise ValueError(f"{path}: named twice: {', '.join(sorted(repeated)[:5])}")
+        raise ValueError(f"{path}: named twice: {', '.join(repeated[:5])}")
     return ids
 
 

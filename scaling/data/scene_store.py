@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,11 +15,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from scaling.data.scenes import check_scene_id
+from scaling.arrow_files import TableError, open_table, read_columns
+from scaling.parsing import parse_json
+from scaling.scene_ids import check_scene_id, is_scene_id
+from scaling.storage import open_uri
 
 FORMAT_VERSION = 1
 SCENES_PER_ROW_GROUP = 16
 SCENES_PER_PART = 256
+MAX_INFO_BYTES = 1 << 20
 SCHEMA = pa.schema(
     [
         ("scene_id", pa.string()),
@@ -33,14 +38,6 @@ SCHEMA = pa.schema(
     ]
 )
 REJECTS_SCHEMA = pa.schema([(name, pa.string()) for name in ("scene_id", "source", "file", "reason")])
-
-
-def open_uri(uri: str | Path) -> tuple[fs.FileSystem, str]:
-    """The file system and the path on it of a local path or of a URI that pyarrow knows (file://, s3://, gs://, …)."""
-    if "://" in str(uri):
-        filesystem, path = fs.FileSystem.from_uri(str(uri))
-        return filesystem, path.rstrip("/")
-    return fs.LocalFileSystem(), Path(uri).expanduser().absolute().as_posix()
 
 
 class StoreWriter:
@@ -164,9 +161,9 @@ class SceneStore:
                 f"make one with experiments/prepare.py --source DIR --store {self.uri}"
             )
         with self.filesystem.open_input_stream(f"{self.path}/store.json") as stream:
-            text = stream.read()
+            text = stream.read(MAX_INFO_BYTES)
         try:
-            self.info: dict[str, Any] = json.loads(text)
+            self.info: dict[str, Any] = parse_json(text)
             version, self.num_scenes = int(self.info["format_version"]), int(self.info["num_scenes"])
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{self.uri}/store.json is damaged ({error!r}): prepare the store again") from error
@@ -194,7 +191,8 @@ class SceneStore:
 
     def rejects(self) -> list[dict[str, str]]:
         """The scenes that preparing left out: scene_id, source, file, reason."""
-        return pq.read_table(f"{self.path}/rejects.parquet", filesystem=self.filesystem).to_pylist()
+        with self._opened(f"{self.path}/rejects.parquet") as file:
+            return read_columns(file, REJECTS_SCHEMA).to_pylist()
 
     def rows(self, ids: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
         """Rows of all scenes in store order, or of the given ids in their order, one row group in memory at a time.
@@ -206,21 +204,25 @@ class SceneStore:
         if unknown:
             raise ValueError(f"{self.uri} holds no scene {', '.join(unknown[:5])}{', …' if len(unknown) > 5 else ''}")
         opened: tuple[int, int] | None = None
-        part: pq.ParquetFile | None = None
         group: pa.Table | None = None
-        try:
+        with ExitStack() as stack:  # holds the part that is open
             for scene_id in places if ids is None else ids:
                 number, row_group, row = places[scene_id]
-                if part is None or opened is None or opened[0] != number:
-                    if part is not None:
-                        part.close()
-                    part, group = pq.ParquetFile(self._paths[number], filesystem=self.filesystem), None
+                if opened is None or opened[0] != number:
+                    stack.close()
+                    part, group = stack.enter_context(self._opened(self._paths[number])), None
                 if group is None or opened != (number, row_group):
-                    group, opened = part.read_row_group(row_group), (number, row_group)
+                    group, opened = read_columns(part, SCHEMA, row_group=row_group), (number, row_group)
                 yield group.slice(row, 1).to_pylist()[0]
-        finally:
-            if part is not None:
-                part.close()
+
+    @contextmanager
+    def _opened(self, path: str) -> Iterator[pq.ParquetFile]:
+        """A Parquet file of the store. What is wrong with it or its columns becomes a ValueError that names it."""
+        try:
+            with open_table(self.filesystem, path) as file:
+                yield file
+        except TableError as error:
+            raise ValueError(f"{path}: not a readable part of a scene store ({error}): prepare it again") from error
 
     def _indexed(self) -> _Index:
         """Reads the id and category columns of all parts, once."""
@@ -228,8 +230,11 @@ class SceneStore:
             return self._index
         index = _Index()
         for number, path in enumerate(self._paths):
-            with pq.ParquetFile(path, filesystem=self.filesystem) as part:
-                columns = part.read(columns=["scene_id", "category"])
+            with self._opened(path) as part:
+                columns = read_columns(part, pa.schema([SCHEMA.field("scene_id"), SCHEMA.field("category")]))
+                for scene_id in columns["scene_id"].to_pylist():
+                    if not is_scene_id(scene_id):
+                        raise TableError(f"bad scene id {scene_id!r:.220}")
                 sizes = [part.metadata.row_group(group).num_rows for group in range(part.num_row_groups)]
             in_part = [(number, group, row) for group, size in enumerate(sizes) for row in range(size)]
             index.places.update(zip(columns["scene_id"].to_pylist(), in_part, strict=True))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +14,10 @@ from torch import Tensor
 
 from scaling.data.png import decode_png, png_size, read_png
 from scaling.data.resize import pad_intrinsics, pad_to_square, resize_square
+from scaling.scene_ids import check_scene_id
 
 _LARGEST_NUMBER = 1e9  # in a pose or in intrinsics: beyond it float32 has no useful precision, and products overflow
-_SCENE_ID = re.compile(r"[A-Za-z0-9._-]{1,200}")
+MAX_VIEWS = 10_000  # of a scene
 
 
 class SceneError(ValueError):
@@ -76,20 +76,6 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def is_scene_id(scene_id: Any) -> bool:
-    """Whether it is a string of 1 to 200 letters, digits, `.`, `_` and `-`, and not `.` or `..`."""
-    return isinstance(scene_id, str) and bool(_SCENE_ID.fullmatch(scene_id)) and scene_id not in (".", "..")
-
-
-def check_scene_id(scene_id: str) -> str:
-    """The id itself, if `is_scene_id`; else ValueError."""
-    if not is_scene_id(scene_id):
-        raise ValueError(
-            f"bad scene id {scene_id!r:.220}: use 1 to 200 ASCII letters, digits, '.', '_' and '-', not '.' or '..'"
-        )
-    return scene_id
-
-
 def default_test_views(num_views: int) -> tuple[int, ...]:
     """The first tenth of the views, at least one."""
     return tuple(range(max(1, num_views // 10)))
@@ -141,6 +127,8 @@ def read_pngs(ref: SceneRef, paths: Sequence[Path]) -> tuple[list[bytes], tuple[
     """The PNG bytes of a scene's views and their common (width, height); SceneError names the first bad file."""
     if len(paths) < 2:
         raise ref.error(str(ref.folder), f"found {len(paths)} views, need at least 2: one to train on, one to test")
+    if len(paths) > MAX_VIEWS:
+        raise ref.error(str(ref.folder), f"found {len(paths)} views; at most {MAX_VIEWS} are read")
     pngs: list[bytes] = []
     common = (0, 0)
     for path in paths:
@@ -193,8 +181,8 @@ def views_from_row(row: Mapping[str, Any], image_size: int) -> SceneViews:
     Other images are resized and those that are not square padded with white; intrinsics follow (see resize.py).
     SceneError where images are damaged or not of the row's height and width.
     """
-    height, width = int(row["height"]), int(row["width"])
     _check_row(row)
+    height, width = int(row["height"]), int(row["width"])
     images = []
     for index, data in enumerate(row["views"]):  # one at a time: full-size views of a scene may be gigabytes
         try:
@@ -221,9 +209,11 @@ def _check_row(row: Mapping[str, Any]) -> None:
     if not num_views == num_poses == num_intrinsics or num_views == 0:
         reason = f"{num_views} views, {num_poses:g} poses and {num_intrinsics:g} intrinsics: need as many of each"
         raise _row_error(row, "", reason)
+    if num_views > MAX_VIEWS:
+        raise _row_error(row, "views", f"{num_views} of them; at most {MAX_VIEWS} are read")
     tests = [int(view) for view in row["test_views"]]
     if not tests or len(set(tests)) < len(tests) or min(tests) < 0 or max(tests) >= num_views:
-        raise _row_error(row, "test_views", f"{tests} must be different view numbers from 0 to {num_views - 1}")
+        raise _row_error(row, "test_views", f"{tests!s:.200} must be different view numbers from 0 to {num_views - 1}")
     if len(tests) == num_views:
         raise _row_error(row, "test_views", f"all {num_views} views are test views: none is left to train on")
     try:

@@ -6,13 +6,18 @@ wherever it lies, and the layouts need not know. Errors give the reason only: wh
 
 from __future__ import annotations
 
-import stat
 import zipfile
 import zlib
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
-MAX_FILE_BYTES = 128 << 20  # more than a PNG of the largest size that is read; checked before anything is read
+from scaling.files import read_limited
+
+# More than a sound file needs; checked before anything is read, or unpacked.
+MAX_IMAGE_BYTES = 128 << 20  # an 8-bit PNG of the largest size that is read has 48 to 64 MiB, if nothing of it shrinks
+MAX_JSON_BYTES = 32 << 20
+MAX_NUMBERS_BYTES = 64 << 10  # a text file with a pose or intrinsics
+MAX_NAME_LENGTH, MAX_NAME_PARTS = 1024, 32  # of a zip's member: each folder on its way is remembered
 _ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # those whose output zipfile bounds as it unpacks
 
 
@@ -58,24 +63,22 @@ def is_file(path: Path) -> bool:
         return False
 
 
-def read_file(path: Path) -> bytes:
-    """A file's bytes. ValueError: missing, not readable, no plain file, over 128 MiB, or damaged in its zip."""
+def read_file(path: Path, most: int = MAX_IMAGE_BYTES) -> bytes:
+    """A file's bytes. ValueError: missing, not readable, no plain file, over `most` bytes, or damaged in its zip."""
     try:
         archive, inside = _find_archive(path)
-        if archive is not None:
-            return archive.read(inside)
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise ValueError("is no plain file")
-        _check_size(status.st_size)
-        return path.read_bytes()
+        return read_limited(path, most) if archive is None else archive.read(inside, most)
     except OSError as error:
         raise ValueError(f"cannot be read ({error.strerror})") from error
 
 
-def _check_size(size: int) -> None:
-    if size > MAX_FILE_BYTES:
-        raise ValueError(f"has {size} bytes; at most {MAX_FILE_BYTES} are read")
+def _member_name(text: str) -> PurePosixPath:
+    name = PurePosixPath(text)
+    if name.is_absolute() or ".." in name.parts:
+        raise ValueError(f"its member {text!r:.200} leads out of the archive: do not trust this file")
+    if len(text) > MAX_NAME_LENGTH or len(name.parts) > MAX_NAME_PARTS:
+        raise ValueError(f"the name of its member {text!r:.80}… is too long or too deep: do not trust this file")
+    return name
 
 
 class _Archive:
@@ -89,11 +92,7 @@ class _Archive:
         self._members: dict[str, zipfile.ZipInfo] = {}
         self._folders: dict[str, set[str]] = {".": set()}
         for member in self._zip.infolist():
-            name = PurePosixPath(member.filename)
-            if name.is_absolute() or ".." in name.parts:
-                raise ValueError(
-                    f"its member {member.filename!r:.200} leads out of the archive: do not trust this file"
-                )
+            name = _member_name(member.filename)
             if member.is_dir():
                 self._folders.setdefault(str(name), set())
             else:
@@ -122,11 +121,12 @@ class _Archive:
         prefix = "" if folder == "." else f"{folder}/"
         return [(name, prefix + name in self._folders) for name in self._folders[folder]]
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, most: int) -> bytes:
         if name not in self._members:
             raise ValueError("the zip file holds no such member")
         member = self._members[name]
-        _check_size(member.file_size)
+        if member.file_size > most:
+            raise ValueError(f"has {member.file_size} bytes; at most {most} are read")
         if member.compress_type not in _ZIP_METHODS:
             raise ValueError("is not stored or deflated in its zip file: pack it again")
         try:

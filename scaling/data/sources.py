@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from scaling.data import nerfstudio, released, srn
-from scaling.data.scenes import SceneRef, check_scene_id
+from scaling.data.scenes import SceneRef
 from scaling.data.source_files import is_folder, is_zip, list_folder
+from scaling.scene_ids import check_scene_id
 
 # What --layout names: layouts that one word stands for are tried in this order.
 LAYOUTS = {"transforms": (released, nerfstudio), "srn": (srn,)}

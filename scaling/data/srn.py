@@ -17,7 +17,7 @@ from scaling.data.scenes import (
     make_row,
     read_pngs,
 )
-from scaling.data.source_files import is_folder, list_folder, read_file
+from scaling.data.source_files import MAX_NUMBERS_BYTES, is_folder, list_folder, read_file
 
 LAYOUT = "srn"
 LOOKED_FOR = "ID/rgb/*.png, ID/pose/*.txt and ID/intrinsics.txt, or CATEGORY/ID/…"
@@ -64,7 +64,7 @@ def _files(ref: SceneRef, folder: Path, suffix: str) -> dict[str, Path]:
 def _read_numbers(ref: SceneRef, path: Path) -> list[list[float]]:
     """The numbers of a text file, line by line, without empty lines."""
     try:
-        data = read_file(path)
+        data = read_file(path, MAX_NUMBERS_BYTES)
     except ValueError as error:
         raise ref.error(str(path), str(error)) from error
     try:

@@ -17,8 +17,9 @@ from torch import Tensor
 from scaling.cameras import look_at_origin, normalised_intrinsics, pixel_rays
 from scaling.data.car import random_car
 from scaling.data.png import encode_png
-from scaling.data.scenes import SceneViews, check_scene_id, default_test_views, make_row, views_from_row
+from scaling.data.scenes import SceneViews, default_test_views, make_row, views_from_row
 from scaling.data.solids import Floats, Solid, bounds, trace
+from scaling.scene_ids import check_scene_id
 
 CAMERA_RADIUS = 1.3
 FOCAL = 1.02

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scaling.data.scenes import SceneRef, check_pose, intrinsics_from_pixels, make_row, read_pngs
-from scaling.data.source_files import read_file
+from scaling.data.source_files import MAX_JSON_BYTES, read_file
+from scaling.parsing import parse_json
 
 # Camera axes in columns: what turns a camera-to-world matrix of these axes into one of OpenCV axes.
 OPENCV_AXES = np.eye(4)
@@ -37,12 +37,8 @@ class Frame:
 
 
 def load_json(path: Path) -> Any:
-    """ValueError where the file cannot be read or is no JSON."""
-    data = read_file(path)
-    try:
-        return json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"not valid JSON ({error})") from error
+    """ValueError where the file cannot be read or is no JSON. NaN is read: who uses a number says which one it is."""
+    return parse_json(read_file(path, MAX_JSON_BYTES), constant=float)
 
 
 def read_frames(ref: SceneRef, path: Path, axes: NDArray[np.float64]) -> tuple[dict[str, Any], list[Frame]]:

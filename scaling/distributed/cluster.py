@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
+import threading
 from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray.autoscaler.sdk import request_resources
 
 from scaling.config import SettingsError
 
@@ -17,18 +20,21 @@ OBJECT_STORE_BYTES = 512 << 20  # of a local cluster: a few batches of views; re
 
 @dataclass(frozen=True)
 class Resources:
-    """What the cluster has in all."""
+    """What the cluster has in all, or will have: gpus_asked of its GPUs its autoscaler was asked for."""
 
     cpus: int
     gpus: int
+    gpus_asked: int = 0
 
 
-def connect(address: str | None = None) -> Resources:
+def connect(address: str | None = None, gpus: int = 0) -> Resources:
     """Joins the cluster at `address` or at RAY_ADDRESS, else starts a local one on this machine.
 
-    Raises ConnectionError where the named cluster does not answer.
+    gpus: how many its autoscaler is asked for; they count as there, although they may come minutes later. Raises
+    ConnectionError where the named cluster does not answer.
     """
     if not ray.is_initialized():
+        handler = signal.getsignal(signal.SIGTERM)  # Ray takes it over, and exits at once
         address = address or os.environ.get("RAY_ADDRESS")
         _check_reachable(address)
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
@@ -47,8 +53,16 @@ def connect(address: str | None = None) -> Resources:
                 object_store_memory=OBJECT_STORE_BYTES,
                 **quiet,
             )
-    found = ray.cluster_resources()
-    return Resources(int(found.get("CPU", 0)), int(found.get("GPU", 0)))
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
+    if gpus:
+        request_resources(bundles=[{"GPU": 1}] * gpus)
+    return Resources(int(ray.cluster_resources().get("CPU", 0)), max(gpus, gpus_now()), gpus)
+
+
+def gpus_now() -> int:
+    """GPUs of the nodes that are up."""
+    return int(ray.cluster_resources().get("GPU", 0))
 
 
 def _check_reachable(address: str | None) -> None:
@@ -77,11 +91,6 @@ class Share:
     cpus: float
     gpus: int
     threads: int
-
-
-def largest_divisor(number: int, at_most: int) -> int:
-    """The largest divisor of `number` that is at most `at_most`, or 1."""
-    return max((d for d in range(1, at_most + 1) if number % d == 0), default=1)
 
 
 def share(resources: Resources, wanted: int | None, reserve_cpu: bool) -> Share:

@@ -5,26 +5,28 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import torch
 
-from scaling import files
+from scaling import files, pulse
 from scaling.config import Settings, make_settings
 from scaling.data.scene_source import SceneSource, SourceSpec
 from scaling.data.scenes import SceneError, SceneViews, views_from_row
+from scaling.distributed.work import FITTED, Fitted, Outcome
 from scaling.library.cohorts import commit_cohort
-from scaling.library.failures import FailureLog
-from scaling.library.fitted_scenes import NotFinite, commit_part, pack_scene, unpack_scene
+from scaling.library.failures import FailureLog, event
+from scaling.library.fitted_scenes import NotFinite, pack_scene, unpack_scene
+from scaling.library.mirrored import mirrored
+from scaling.library.parts import Part, commit_part, part_name
 from scaling.library.run_folder import RunFolder, settings_hash
 from scaling.models.shared import SharedModel, load_shared, tensors_hash
+from scaling.storage import AnyPath, remove_tree, to_path
 from scaling.training.cohort import CohortFit, fit_cohort, started_with
 from scaling.training.evaluate import evaluate_scene
 from scaling.training.phases import Diverged
@@ -34,12 +36,14 @@ from scaling.training.stage2 import FittedScene, fit_scenes
 
 @dataclass(frozen=True)
 class FitJob:
-    """What an actor needs to know, in plain values."""
+    """What an actor needs to know, in plain values. run, shared: as `storage.uri_of` gives them; epoch: of the driver's
+    lease."""
 
     run: str
     shared: str
     settings: dict[str, Any]
     spec: tuple[str | None, int, int]
+    epoch: int = 0
 
 
 class Fitter:
@@ -51,8 +55,9 @@ class Fitter:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.settings = make_settings(job.settings)
         self.spec = SourceSpec(*job.spec)
-        self.run = RunFolder(Path(job.run))
-        self.shared, self.shared_hash = load_shared(Path(job.shared), self.device)
+        self.run = RunFolder(to_path(job.run))
+        self.epoch = job.epoch
+        self.shared, self.shared_hash = load_shared(to_path(job.shared), self.device)
 
     def ready(self) -> bool:
         """Returns when the actor has started: its shared model is loaded."""
@@ -60,15 +65,15 @@ class Fitter:
 
     def _finished_rows(
         self, model: SharedModel, cohort: str | None, scenes: Sequence[SceneViews], fitted: Sequence[Any]
-    ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    ) -> tuple[list[dict[str, Any]], list[Outcome]]:
         """Library rows of the scenes that were fitted, and outcomes of those whose result is an exception."""
         rows, outcomes = [], []
         for views, result in zip(scenes, fitted, strict=True):
             if not isinstance(result, Exception):
                 result = _attempt(partial(self._row, model, cohort, views, result))
+            pulse.beat()
             if isinstance(result, Exception):
-                kind = "diverged" if isinstance(result, NotFinite | Diverged) else "raised"
-                outcomes.append(_outcome(views.scene_id, kind, f"{type(result).__name__}: {result}"))
+                outcomes.append(Outcome(views.scene_id, _kind(result), f"{type(result).__name__}: {result}"))
             else:
                 rows.append(result)
         return rows, outcomes
@@ -88,30 +93,35 @@ class Fitter:
             "seed": self.settings.seed,
         }  # fmt: skip
 
-    def _commit(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        if rows:
-            commit_part(self.run.library.folder, rows)
-        return [_outcome(row["scene_id"], "fitted", "", row["psnr"]) for row in rows]
+    def _commit(self, rows: list[dict[str, Any]], attempt: int, batch: Sequence[str]) -> Part | None:
+        name = part_name(self.epoch, attempt, batch)
+        return commit_part(self.run.library.folder, rows, name) if rows else None
 
 
 class SceneFitter(Fitter):
     """Mode frozen: scenes of a batch share its cost and nothing else."""
 
-    def fit(self, batch: pa.Table) -> list[dict[str, Any]]:
-        """Fits and commits a batch of store rows. → one outcome a scene: scene_id, kind (`fitted` or why not),
-        message, psnr."""
-        scenes, unread = _decode(batch, self.settings.data.image_size)
-        rows, failed = self._finished_rows(self.shared, None, scenes, self._fit(scenes))
-        return unread + failed + self._commit(rows)
+    def fit(self, batch: pa.Table, attempt: int) -> Fitted:
+        """Fits and commits a batch of store rows. Raises OSError where the part cannot be written."""
+        with pulse.Watchdog(self.settings.stage2.stall_seconds):
+            scenes, unread = _decode(batch, self.settings.data.image_size)
+            rows, failed = self._finished_rows(self.shared, None, scenes, self._fit(scenes))
+            part = self._commit(rows, attempt, batch["scene_id"].to_pylist())
+            return Fitted(unread + failed + _fitted(rows), part)
 
     def _fit(self, scenes: list[SceneViews]) -> list[FittedScene | Exception]:
-        """A batch together; where that raises, each scene alone, so that one cannot take the others with it."""
+        """A batch together; where that raises (memory may be short), its halves, down to scenes that raise alone."""
         if not scenes:
             return []
         fitted = _attempt(lambda: list(fit_scenes(self.shared, scenes, self.settings)))
         if not isinstance(fitted, Exception):
             return list(fitted)
-        return [fitted] if len(scenes) == 1 else [self._fit([views])[0] for views in scenes]
+        if len(scenes) == 1:
+            return [fitted]
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        middle = len(scenes) // 2
+        return self._fit(scenes[:middle]) + self._fit(scenes[middle:])
 
 
 @dataclass(frozen=True)
@@ -136,35 +146,49 @@ class _Members:
 class CohortFitter(Fitter):
     """Mode cohort: fits the members of a cohort together, with a copy of the shared parts that moves with them."""
 
-    def fit(self, members: pa.Table) -> list[dict[str, Any]]:
+    def fit(self, members: pa.Table, attempt: int) -> Fitted:
         """Fits and commits a cohort, or goes on from its last epoch. members: scene ids; their rows are read here, as
-        those of a large cohort would not fit the object store. → one outcome a scene.
+        those of a large cohort would not fit the object store.
 
         An error that is no member's own (a disk, the GPU's memory) is raised: the job ends, to go on at this epoch.
         """
+        with pulse.Watchdog(self.settings.stage2.stall_seconds):
+            return self._fit(members["scene_id"].to_pylist(), attempt)
+
+    def _fit(self, members: list[str], attempt: int) -> Fitted:
         source, outcomes, ids = self.spec.open(), [], []
-        for scene_id in members["scene_id"].to_pylist():
+        for scene_id in members:
             unusable = self._unusable(source, scene_id)
+            pulse.beat()
             if unusable is None:
                 ids.append(scene_id)
             else:
-                outcomes.append(_outcome(scene_id, "bad input", unusable))
+                outcomes.append(Outcome(scene_id, "bad input", unusable))
         if not ids:
-            return outcomes
+            return Fitted(outcomes, None)
         scenes = _Members(source, ids, self.settings.data.image_size)
-        folder = cohort_checkpoints(self.run, self.shared_hash, self.settings, members["scene_id"].to_pylist())
-        if not started_with(folder, ids):  # a member could be read then and cannot now, or the other way round
-            shutil.rmtree(folder)
+        folder = cohort_checkpoints(self.run, self.shared_hash, self.settings, members)
         try:
-            done = fit_cohort(self.shared, self.shared_hash, scenes, self.settings, folder)
+            done = self._fit_members(scenes, folder)
         except Diverged as error:
-            return outcomes + [_outcome(scene_id, "diverged", str(error)) for scene_id in ids]
+            return Fitted(outcomes + [Outcome(scene_id, "diverged", str(error)) for scene_id in ids], None)
         except torch.AcceleratorError:
             os._exit(1)  # the GPU fails every later call too
-        left_out = [_outcome(scene_id, "diverged", why) for scene_id, why in done.left_out.items()]
-        outcomes += left_out + self._finish(done, scenes)
-        shutil.rmtree(folder, ignore_errors=True)
-        return outcomes
+        outcomes += [Outcome(scene_id, "diverged", why) for scene_id, why in done.left_out.items()]
+        rows, failed = self._finish(done, scenes)
+        part = self._commit(rows, attempt, members)
+        remove_tree(folder)
+        return Fitted(outcomes + failed + _fitted(rows), part)
+
+    def _fit_members(self, scenes: _Members, folder: AnyPath) -> CohortFit:
+        with mirrored(folder) as (local, bring_back):
+            if not started_with(
+                local, scenes.ids
+            ):  # a member could be read then and cannot now, or the other way round
+                remove_tree(local)
+            return fit_cohort(
+                self.shared, self.shared_hash, scenes, self.settings, local, on_epoch=lambda report: bring_back()
+            )
 
     def _unusable(self, source: SceneSource, scene_id: str) -> str | None:
         """Why a scene cannot take part, None where it can: what is wrong with one must not stop its cohort."""
@@ -175,12 +199,11 @@ class CohortFitter(Fitter):
             return str(error)
         return None
 
-    def _finish(self, done: CohortFit, scenes: _Members) -> list[dict[str, Any]]:
-        """Commits the cohort's copy, then its scenes. Who was left out is recorded first: going on after a crash must
-        not take them for scenes that nobody has tried."""
-        log = FailureLog(self.run.failures)
-        for scene_id, why in done.left_out.items():
-            log.add(scene_id, 1, "diverged", why)
+    def _finish(self, done: CohortFit, scenes: _Members) -> tuple[list[dict[str, Any]], list[Outcome]]:
+        """Commits the cohort's copy. → rows and failed outcomes of its scenes. Who was left out is recorded first:
+        going on after a crash must not take them for scenes that nobody has tried."""
+        log = FailureLog(self.run.failures, self.epoch)
+        log.add(event(scene_id, 1, "diverged", why) for scene_id, why in done.left_out.items())
         fitted = {scene.scene_id: scene for scene in done.scenes}
         cohort = tensors_hash(done.tuned) if done.tuned else None
         rows, failed = [], []
@@ -191,16 +214,16 @@ class CohortFitter(Fitter):
                 failed += unfinished
         if rows and done.tuned:
             commit_cohort(self.run.library.folder, done.tuned, self.shared_hash, [row["scene_id"] for row in rows])
-        return failed + self._commit(rows)
+        return rows, failed
 
 
-def cohort_checkpoints(run: RunFolder, shared_hash: str, settings: Settings, ids: Sequence[str]) -> Path:
+def cohort_checkpoints(run: RunFolder, shared_hash: str, settings: Settings, ids: Sequence[str]) -> AnyPath:
     """The folder of a cohort's checkpoints: of these scenes on this shared model with these settings, no other's."""
     job = "|".join([shared_hash, settings_hash(settings), *ids])
     return run.checkpoints / "cohorts" / hashlib.sha256(job.encode()).hexdigest()[:20]
 
 
-def _decode(batch: pa.Table, image_size: int) -> tuple[list[SceneViews], list[dict[str, Any]]]:
+def _decode(batch: pa.Table, image_size: int) -> tuple[list[SceneViews], list[Outcome]]:
     """The scenes of store rows, and outcomes of those that cannot be used."""
     scenes, outcomes = [], []
     for row in batch.to_pylist():
@@ -210,7 +233,7 @@ def _decode(batch: pa.Table, image_size: int) -> tuple[list[SceneViews], list[di
                 raise SceneError(row["scene_id"], "", unread)
             scenes.append(views_from_row(row, image_size))
         except SceneError as error:
-            outcomes.append(_outcome(row["scene_id"], "bad input", str(error)))
+            outcomes.append(Outcome(row["scene_id"], "bad input", str(error)))
     return scenes, outcomes
 
 
@@ -232,5 +255,12 @@ def _attempt(work: Callable[[], Any]) -> Any:
         return error.with_traceback(None)
 
 
-def _outcome(scene_id: str, kind: str, message: str, psnr: float | None = None) -> dict[str, Any]:
-    return {"scene_id": scene_id, "kind": kind, "message": message, "psnr": psnr}
+def _kind(error: Exception) -> str:
+    """The word for why a scene has no result."""
+    if isinstance(error, NotFinite | Diverged):
+        return "diverged"
+    return "out of memory" if isinstance(error, torch.OutOfMemoryError | MemoryError) else "raised"
+
+
+def _fitted(rows: Sequence[dict[str, Any]]) -> list[Outcome]:
+    return [Outcome(row["scene_id"], FITTED, "", row["psnr"]) for row in rows]

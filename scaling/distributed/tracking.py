@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,13 +18,19 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from scaling.config import Settings, flatten
 from scaling.library.run_folder import RunFolder
+from scaling.storage import AnyPath
 
 LONGEST_PARAM = 500
 
 
 def tracking_uri(run: RunFolder) -> str:
-    """MLFLOW_TRACKING_URI, else a database beside the run folder: runs/mlflow.db for runs/<name>."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{run.path.absolute().parent / 'mlflow.db'}"
+    """MLFLOW_TRACKING_URI, else a database beside the run folder: runs/mlflow.db for runs/<name> and for s3://…."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{_home(run) / 'mlflow.db'}"
+
+
+def _home(run: RunFolder) -> Path:
+    """Where the local database lies: beside a run folder on a disk, in ./runs for one in an object store."""
+    return run.path.absolute().parent if isinstance(run.path, Path) else Path("runs").absolute()
 
 
 def ui_command(run: RunFolder) -> str:
@@ -44,7 +51,7 @@ class Tracker:
 
     def __init__(self, run: RunFolder, name: str, uri: str | None = None) -> None:
         self.uri = uri or tracking_uri(run)
-        run.path.absolute().parent.mkdir(parents=True, exist_ok=True)
+        _home(run).mkdir(parents=True, exist_ok=True)
         try:
             self.client = MlflowClient(tracking_uri=self.uri)
             experiment = self._experiment(run)
@@ -58,7 +65,7 @@ class Tracker:
         if known is not None:
             return known.experiment_id
         local = self.uri.startswith("sqlite")
-        artefacts = (run.path.absolute().parent / "mlartifacts").as_uri() if local else None
+        artefacts = (_home(run) / "mlartifacts").as_uri() if local else None
         return self.client.create_experiment(run.name, artifact_location=artefacts)
 
     def _find(self, experiment: str, name: str) -> str | None:
@@ -95,8 +102,12 @@ class Tracker:
         numbers = {k.replace(".", "/"): v for k, v in flatten(dict(metrics)).items() if isinstance(v, int | float)}
         self.log_metrics(numbers, step=0)
 
-    def log_file(self, path: Path) -> None:
-        self.client.log_artifact(self.run_id, str(path))
+    def log_file(self, path: AnyPath) -> None:
+        """The file as an artefact under its own name."""
+        with tempfile.TemporaryDirectory() as folder:  # MLflow takes it from a disk, and it may not lie on one
+            copy = Path(folder) / path.name
+            copy.write_bytes(path.read_bytes())
+            self.client.log_artifact(self.run_id, str(copy))
 
     def end(self, status: str = "FINISHED") -> None:
         self.client.set_terminated(self.run_id, status=status)

@@ -8,10 +8,8 @@
 
 from __future__ import annotations
 
-import json
-import tempfile
+import os
 import time
-import uuid
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import astuple
@@ -21,37 +19,38 @@ from typing import Any
 import ray
 import ray.train
 import torch
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
-from ray.train.collective import broadcast_from_rank_zero
-from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from pyarrow.fs import FileType, SubTreeFileSystem
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
-from safetensors.torch import load_file
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
+from ray.util.queue import Queue
 
 from scaling.config import Settings, make_settings, merge
-from scaling.data.png import decode_png
 from scaling.data.scene_source import EMBEDDED, SourceSpec
-from scaling.data.scenes import views_from_row
-from scaling.distributed.cluster import Resources, Share, largest_divisor, share
+from scaling.distributed.cluster import Resources, Share, share
+from scaling.distributed.progress import Reports, Story, drain, open_queue
 from scaling.distributed.tracking import Tracker, tracking_uri
-from scaling.files import replace_file
-from scaling.library.fitted_scenes import commit_part, pack_scene
+from scaling.distributed.train_worker import train_worker
+from scaling.files import read_limited, replace_file
+from scaling.library.fitted_scenes import pack_scene
+from scaling.library.ledger import Ledger, open_ledger
+from scaling.library.parts import commit_part, part_name
 from scaling.library.pictures import log_scene_pictures
-from scaling.library.render import save_png, scene_sheet
 from scaling.library.run_folder import RunFolder, ids_hash, settings_hash
 from scaling.library.stored_models import StoredModels
 from scaling.library.summary import summarise
 from scaling.models.shared import SharedModel
 from scaling.models.triplanes import SceneParams
-from scaling.training.checkpoint import load_scenes, read_progress
-from scaling.training.phases import EpochReport
+from scaling.parsing import parse_json
+from scaling.storage import AnyPath
+from scaling.training.checkpoint import load_scenes, read_progress, read_state
 from scaling.training.sampler import bucket_of
-from scaling.training.stage1 import Stage1, check_workers
-from scaling.training.workers import Workers
+from scaling.training.seals import clear
+from scaling.training.stage1 import check_workers
 
 SCENES_PER_PART = 256
 PICTURED_SCENES = 4
+RAYS_LIST = "checkpoint_manager_snapshot.json"
 
 
 def train_stage1(
@@ -64,8 +63,23 @@ def train_stage1(
 ) -> dict[str, Any]:
     """Trains the shared model on `scene_ids`, or goes on where a killed run stopped. → the run's metrics.
 
-    Raises SettingsError where the workers cannot share the buckets, or the run folder belongs to another job.
+    Raises SettingsError where workers outnumber the scene buckets or the run folder belongs to another job,
+    LeaseHeld where another driver works on the run, NoWholeCheckpoint where it should go on and cannot, RuntimeError
+    where training failed for good.
     """
+    with open_ledger(run) as ledger:
+        return _train_with(ledger, settings, spec, scene_ids, resources, workers)
+
+
+def _train_with(
+    ledger: Ledger,
+    settings: Settings,
+    spec: SourceSpec,
+    scene_ids: list[str],
+    resources: Resources,
+    workers: int | None,
+) -> dict[str, Any]:
+    run = ledger.run
     settings = _with_absolute_folder(settings)
     job = {"num_scenes": len(scene_ids), "scenes_hash": ids_hash(scene_ids), "store": spec.store or EMBEDDED}
     run.check_same_job("stage1", settings, job, ignore={"stage2"})
@@ -82,14 +96,10 @@ def train_stage1(
             print(f"{run.shared}: the shared model is there already")
         else:
             tracker.log_settings(settings, {**job, "num_workers": parts.workers})
-            history = run.checkpoints / f"stage1-{time.time_ns()}.jsonl"
-            result = _train(_trainer(run, settings, spec, scene_ids, parts, history), history)
-            assert result.checkpoint is not None
-            with result.checkpoint.as_directory() as folder:
-                _finish(run, Path(folder), settings, spec, tracker)
+            _train(ledger, settings, spec, scene_ids, parts, tracker)
         metrics = summarise(run)
-    except BaseException:
-        tracker.end("FAILED")
+    except BaseException as error:
+        tracker.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
     tracker.log_summary({"stage1": metrics["stage1"], "shared_bytes": metrics["shared_bytes"]})
     tracker.end()
@@ -105,19 +115,34 @@ def _with_absolute_folder(settings: Settings) -> Settings:
 
 
 def _default_workers(settings: Settings, resources: Resources) -> int:
-    """One worker per GPU, as far as they can share the scene buckets equally."""
-    workers = largest_divisor(settings.stage1.num_buckets, max(resources.gpus, 1))
+    """One worker per GPU, at most one per scene bucket."""
+    workers = min(max(resources.gpus, 1), settings.stage1.num_buckets)
     if workers < resources.gpus:
-        print(
-            f"{workers} of {resources.gpus} GPUs: stage1.num_buckets = {settings.stage1.num_buckets} is shared equally"
-        )
+        print(f"{workers} of {resources.gpus} GPUs: there are no more scene buckets (stage1.num_buckets)")
     return workers
 
 
+def _train(
+    ledger: Ledger, settings: Settings, spec: SourceSpec, ids: list[str], parts: Share, tracker: Tracker
+) -> None:
+    run, queue = ledger.run, open_queue()
+    trainer = _trainer(run, settings, spec, ids, parts, queue)
+    _clear_checkpoints(trainer)
+    for old in run.checkpoints.glob("stage1-*"):  # logs of killed runs
+        old.unlink()
+    result = _follow(trainer, queue, run.checkpoints / "stage1-errors.log")
+    _clear_checkpoints(trainer)  # Ray keeps two itself, but does not know of those that were there before
+    assert result.checkpoint is not None
+    with result.checkpoint.as_directory() as folder:
+        _finish(ledger, Path(folder), settings, spec, tracker)
+
+
 def _trainer(
-    run: RunFolder, settings: Settings, spec: SourceSpec, ids: list[str], parts: Share, history: Path
+    run: RunFolder, settings: Settings, spec: SourceSpec, ids: list[str], parts: Share, queue: Queue
 ) -> TorchTrainer:
     gpu = parts.gpus > 0
+    # Ray may choose a size that a lost node had a part in, and waits this long for it (60 s if not told).
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "30")
     return TorchTrainer(
         train_worker,
         train_loop_config={
@@ -125,148 +150,89 @@ def _trainer(
             "spec": astuple(spec),
             "scene_ids": ids,
             "threads": parts.threads,
+            "wanted": parts.workers,
+            "queue": queue,
         },
         torch_config=TorchConfig(backend="nccl" if gpu and torch.cuda.is_available() else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=parts.workers,
+            num_workers=(1, parts.workers) if parts.workers > 1 else 1,  # type: ignore[arg-type]
             use_gpu=gpu,
             resources_per_worker={"GPU": 1} if gpu else {"CPU": parts.cpus},
         ),
         run_config=RunConfig(
             name="stage1",
-            storage_path=str(run.checkpoints.absolute()),
+            **_storage(run.checkpoints),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
-            failure_config=FailureConfig(max_failures=3),
-            callbacks=[_Reports(run.path, history, tracking_uri(run))],  # type: ignore[list-item]
+            failure_config=FailureConfig(max_failures=-1),  # Reports knows when to give up
+            callbacks=[Reports(run.path, tracking_uri(run), queue)],  # type: ignore[list-item]
         ),
     )
 
 
-def data_parallel(module: nn.Module) -> nn.Module:
-    """The DDP boundary: gradients of the module's own parameters are averaged, those of its arguments are not."""
-    return DistributedDataParallel(module, broadcast_buffers=False)
+def _storage(folder: AnyPath) -> dict[str, Any]:
+    """Where Ray Train keeps its checkpoints."""
+    if isinstance(folder, Path):
+        return {"storage_path": str(folder.absolute())}
+    return {"storage_path": folder.path, "storage_filesystem": folder.filesystem}
 
 
-def train_worker(config: dict[str, Any]) -> None:
-    """What each worker runs: its scenes, all phases, a report per epoch, and at the end its scenes' metrics."""
-    torch.set_num_threads(config["threads"])
-    settings = make_settings(config["settings"])
-    context = ray.train.get_context()
-    size = context.get_world_size()
-    device = get_device() if torch.cuda.is_available() else torch.device("cpu")
-    assert isinstance(device, torch.device)
-    workers = Workers(context.get_world_rank(), size, device, data_parallel if size > 1 else Workers().wrap)
-    buckets = bucket_of(config["scene_ids"], settings.stage1.num_buckets)
-    owned = [scene_id for scene_id in config["scene_ids"] if workers.owns(buckets[scene_id])]
-    source = SourceSpec(*config["spec"]).open()
-    views = [views_from_row(row, settings.data.image_size) for row in source.rows(owned)]
-    stage1 = Stage1(settings, config["scene_ids"], views, workers)
-    # Names of checkpoints must differ between restarts: an upload that a crash cut short leaves its folder behind.
-    start = broadcast_from_rank_zero(uuid.uuid4().hex[:6])
+def _clear_checkpoints(trainer: TorchTrainer) -> None:
+    """Removes what killed runs left, all but the last two whole checkpoints. Raises NoWholeCheckpoint.
 
-    def report(epoch: EpochReport) -> None:
-        losses = {f"stage1/{epoch.phase}/{name}": value for name, value in epoch.losses.items()}
-        values = {**losses, "step": epoch.epochs_done, "total": epoch.epochs_total, "seconds": epoch.seconds}
-        _report(stage1, values, f"{epoch.epochs_done:05d}-{epoch.phase}-{start}", picture=epoch.phase != "autoencoder")
-
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        stage1.run(report)
-    else:
-        with checkpoint.as_directory() as folder:
-            stage1.run(report, resume=Path(folder))
-    evaluated = stage1.evaluate()
-    _report(stage1, {"done": 1}, f"done-{start}", evaluated)
+    Ray's own list of checkpoints goes too: workers do not ask for it, and a list that a crash or a full disk tore, or
+    that names a folder which is gone, would keep Ray from starting.
+    """
+    storage = trainer.run_config.storage_context  # type: ignore[attr-defined]
+    root = SubTreeFileSystem(storage.experiment_fs_path, storage.storage_filesystem)
+    for name, why in clear(root, storage.experiment_fs_path).items():
+        print(f"stage 1: removed checkpoint {name}, which is not whole: {why}")
+    if root.get_file_info(RAYS_LIST).type != FileType.NotFound:
+        root.delete_file(RAYS_LIST)
 
 
-def _report(
-    stage1: Stage1, values: dict[str, Any], name: str, evaluated: dict[str, Any] | None = None, picture: bool = False
-) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        stage1.save(Path(folder))
-        if picture and stage1.workers.rank == 0:
-            save_png(Path(folder) / "picture.png", scene_sheet(stage1.shared, stage1.table[:1], stage1.views[0], 4))
-        if evaluated is not None:
-            (Path(folder) / f"metrics-{stage1.workers.rank}.json").write_text(json.dumps(evaluated))
-        ray.train.report(values, checkpoint=Checkpoint.from_directory(folder), checkpoint_dir_name=name)
-
-
-class _Reports(UserCallback):
-    """Runs beside Ray Train's controller: every epoch's numbers to MLflow and to a file that the driver follows."""
-
-    def __init__(self, run_path: Path, history: Path, uri: str) -> None:
-        self.run_path, self.history, self.uri = run_path.absolute(), history.absolute(), uri
-        self.tracker: Tracker | None = None
-
-    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        values = metrics[0]
-        self.history.parent.mkdir(parents=True, exist_ok=True)
-        with self.history.open("a") as file:
-            file.write(json.dumps(values) + "\n")
-        if "step" in values:
-            self.tracker = self.tracker or Tracker(RunFolder(self.run_path), "stage1", self.uri)
-            curves = {key: value for key, value in values.items() if key.startswith("stage1/")}
-            self.tracker.log_metrics(curves, values["step"])
-            with checkpoint.as_directory() as folder:
-                picture = Path(folder) / "picture.png"
-                if picture.is_file():
-                    self.tracker.log_image("stage1/first_scene", decode_png(picture.read_bytes()), values["step"])
-
-
-def _train(trainer: TorchTrainer, history: Path) -> ray.train.Result:
-    """Runs the trainer and prints the lines that its history file gains.
+def _follow(trainer: TorchTrainer, queue: Queue, log: AnyPath) -> ray.train.Result:
+    """Runs the trainer and prints what comes through the queue.
 
     In a thread of its own: in the main one Ray Train takes Ctrl-C over and never gives it back. Raises RuntimeError
-    with the workers' first error where training failed for good.
+    with the reason where training failed for good; the workers' tracebacks are in `log` then.
     """
+    story = Story(time.time())
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(trainer.fit)
-        start, shown = time.time(), 0
         try:
             while True:
                 finished = not wait([future], timeout=1.0).not_done
-                lines = history.read_text().splitlines() if history.is_file() else []
-                for line in lines[shown:]:
-                    print(_progress_line(json.loads(line), time.time() - start), flush=True)
-                shown = len(lines)
+                for line in story.lines(drain(queue), time.time()):
+                    print(line, flush=True)
                 if finished:
                     return future.result()
         except KeyboardInterrupt:
             ray.shutdown()  # ends the workers, and with them the thread that waits for them
             raise
         except TrainingFailedError as error:
-            failures = getattr(error, "worker_failures", {})
-            first = failures[min(failures)] if failures else error
-            log, where = history.with_suffix(".log"), ""
+            where = ""
             with suppress(OSError):  # the disk may be what failed
-                replace_file(log, str(first).encode())
-                where = f" (the worker's traceback: {log})"
-            last_line = str(first).strip().splitlines()[-1]
+                replace_file(log, "\n".join(story.tracebacks).encode())
+                where = f" (the workers' tracebacks: {log})"
+            why = str(getattr(error, "controller_failure", error)).strip().splitlines()[-1]
             raise RuntimeError(
-                f"stage 1 failed: {last_line}{where}; once that is mended, the same command goes on"
+                f"stage 1 failed: {why}{where}; once that is mended, the same command goes on"
             ) from error
 
 
-def _progress_line(values: dict[str, Any], elapsed: float) -> str:
-    if "done" in values:
-        return f"stage 1: trained and evaluated after {elapsed:.0f} s"
-    losses = {key.removeprefix("stage1/"): v for key, v in values.items() if key.startswith("stage1/")}
-    shown = "  ".join(f"{name} {value:.5f}" for name, value in losses.items())
-    return f"stage 1: epoch {values['step']}/{values['total']}  {values['seconds']:.0f} s  {shown}"
-
-
-def _finish(run: RunFolder, checkpoint: Path, settings: Settings, spec: SourceSpec, tracker: Tracker) -> None:
+def _finish(ledger: Ledger, checkpoint: Path, settings: Settings, spec: SourceSpec, tracker: Tracker) -> None:
     """The last checkpoint → fitted scenes in the library, pictures, and last RUN/shared, which marks the stage done."""
+    run = ledger.run
     shared = SharedModel(settings)
-    shared.load_tensors(load_file(checkpoint / "shared.safetensors"))
+    shared.load_tensors(read_state(checkpoint))
     shared.requires_grad_(False).eval()
     progress, scenes = read_progress(checkpoint), load_scenes(checkpoint)
     ids = progress["scene_ids"]
-    reports = [json.loads(path.read_text()) for path in sorted(checkpoint.glob("metrics-*.json"))]
+    reports = [parse_json(read_limited(path)) for path in sorted(checkpoint.glob("metrics-*.json"))]
     metrics = {scene_id: values for report in reports for scene_id, values in report.items()}
     content_hash = shared.content_hash()
-    run.check_library(content_hash)
-    seconds = progress["seconds"] * progress["num_shards"] / len(ids)  # of all workers' devices
+    ledger.check_shared(content_hash)
+    seconds = progress["seconds"] / len(ids)
     source = spec.open()
     categories = dict(zip(source.ids(), source.categories()))
     for start in range(0, len(ids), SCENES_PER_PART):
@@ -281,7 +247,9 @@ def _finish(run: RunFolder, checkpoint: Path, settings: Settings, spec: SourceSp
                     "settings_hash": settings_hash(settings), "seed": settings.seed,
                 }
             )  # fmt: skip
-        commit_part(run.library.folder, rows)
+        batch = [row["scene_id"] for row in rows]
+        ledger.add(commit_part(run.library.folder, rows, part_name(ledger.epoch, 1, batch)))
+    ledger.publish()
     models = StoredModels(run, known={content_hash: shared})
     log_scene_pictures(run, source, ids[:PICTURED_SCENES], "stage1", tracker.log_image, models)
     shared.save(run.shared, ids)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from scaling.library.run_folder import RunFolder
 from scaling.library.stored_models import StoredModels
 from scaling.models.shared import SharedModel, load_shared, read_config, settings_on
 from scaling.models.triplanes import SceneParams, fuse_planes
+from scaling.storage import AnyPath, to_path
 from scaling.training.evaluate import evaluate_scene, render_views
 from scaling.training.stage2 import fit_scenes
 
@@ -109,22 +109,18 @@ class SceneLibrary:
         return Scene(row["scene_id"], row["category"], row["stage"], metrics, row["seconds"], params, shared)
 
 
-def load_library(run: str | Path, device: torch.device | str | None = None) -> SceneLibrary:
+def load_library(run: str | AnyPath, device: torch.device | str | None = None) -> SceneLibrary:
     """Opens the library of the run folder `run`. device None: the GPU if there is one.
 
     Raises FileNotFoundError where the folder holds no fitted scene.
     """
-    folder = RunFolder(Path(run))
-    if not folder.library.parts():
-        raise FileNotFoundError(
-            f"{folder.path}: no library of fitted scenes here (no library/parts/part-*.parquet); fit some with "
-            f"`python experiments/stage2.py --run {folder.path} --num-scenes N`"
-        )
+    folder = RunFolder(to_path(str(run)))
+    folder.check_fitted()
     return SceneLibrary(folder, _chosen(device))
 
 
 def fit_scene(
-    shared: str | Path,
+    shared: str | AnyPath,
     images: ArrayLike | Tensor,
     cam2world: ArrayLike | Tensor,
     intrinsics: ArrayLike | Tensor,
@@ -146,7 +142,7 @@ def fit_scene(
     Raises ValueError that names a wrong argument, SettingsError for a wrong setting, SharedModelError where `shared`
     cannot be used, NotFinite where the fit diverged.
     """
-    folder = Path(shared)
+    folder = to_path(str(shared))
     chosen = _fit_settings(folder, dict(settings or {}))
     views = views_from_arrays(images, cam2world, intrinsics, scene_id, test_views, chosen.data.image_size)
     model, _ = load_shared(folder, _chosen(device))
@@ -157,7 +153,7 @@ def fit_scene(
     return Scene(scene_id, views.category, 2, metrics, fitted.seconds, params, model)
 
 
-def _fit_settings(folder: Path, given: dict[str, Any]) -> Settings:
+def _fit_settings(folder: AnyPath, given: dict[str, Any]) -> Settings:
     """The settings noted with the shared model, with those given on top; SettingsError where they contradict it."""
     settings = make_settings(merge(read_config(folder).model_dump(), given))
     settings = settings_on(folder, settings, flatten(given))

@@ -10,28 +10,30 @@ import copy
 import json
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor
 
+from scaling.files import read_limited
 from scaling.library.commit import commit_file
 from scaling.models.shared import SharedModel, tensors_hash
+from scaling.models.tensor_files import read_tensors, tensor_kinds
+from scaling.parsing import parse_json
+from scaling.storage import AnyPath
 
 FORMAT_VERSION = 1
 _HASH = re.compile(r"[0-9a-f]{64}")
 
 
-def cohort_folder(library: Path, cohort_hash: str) -> Path:
+def cohort_folder(library: AnyPath, cohort_hash: str) -> AnyPath:
     """Where a cohort lies. Raises ValueError where the hash is none, so that no text of a file becomes a path."""
     if not _HASH.fullmatch(cohort_hash):
         raise ValueError(f"{library}: bad cohort hash {cohort_hash!r:.80}: expected 64 hexadecimal digits")
     return library / "cohorts" / cohort_hash
 
 
-def commit_cohort(library: Path, tuned: Mapping[str, Tensor], shared_hash: str, scene_ids: Sequence[str]) -> str:
+def commit_cohort(library: AnyPath, tuned: Mapping[str, Tensor], shared_hash: str, scene_ids: Sequence[str]) -> str:
     """Writes a cohort's tensors (names and shapes of the shared model's), before the part that names them. → its hash.
 
     The same tensors again change nothing. Raises OSError naming the file where it cannot be written.
@@ -45,7 +47,7 @@ def commit_cohort(library: Path, tuned: Mapping[str, Tensor], shared_hash: str, 
     return cohort_hash
 
 
-def load_cohort(library: Path, cohort_hash: str, shared: SharedModel, shared_hash: str) -> SharedModel:
+def load_cohort(library: AnyPath, cohort_hash: str, shared: SharedModel, shared_hash: str) -> SharedModel:
     """The cohort's own model: a copy of the shared one with the cohort's tensors in their places, frozen.
 
     Raises ValueError naming the file where it is missing, changed since it was written, of a newer format, or made for
@@ -56,23 +58,24 @@ def load_cohort(library: Path, cohort_hash: str, shared: SharedModel, shared_has
     if config.get("shared") != shared_hash:
         raise ValueError(f"{folder} stands on shared model {str(config.get('shared'))[:12]}…, not {shared_hash[:12]}…")
     path = folder / "cohort.safetensors"
-    try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path}: not readable as safetensors: {error}") from error
-    if tensors_hash(tensors) != cohort_hash:
-        raise ValueError(f"{path}: its tensors were changed since they were written: restore the file")
     own = copy.deepcopy(shared)
     try:
-        own.load_tensors(own.state_dict() | tensors)
-    except RuntimeError as error:
-        raise ValueError(f"{path}: {error}") from error
+        names = tensor_kinds(path)
+        if any(name.startswith("decoder.") for name in names):
+            own.adapt_decoder()
+        state = own.state_dict()
+        tensors = read_tensors(path, {name: state[name] for name in names if name in state})
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}: restore the file") from error
+    if tensors_hash(tensors) != cohort_hash:
+        raise ValueError(f"{path}: its tensors were changed since they were written: restore the file")
+    own.load_tensors(state | tensors)
     return own.requires_grad_(False).eval()
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def _read_config(path: AnyPath) -> dict[str, Any]:
     try:
-        config = json.loads(path.read_text())
+        config = parse_json(read_limited(path))
         version = int(config["format_version"])
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror}): the cohort is missing or incomplete") from error

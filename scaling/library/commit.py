@@ -1,18 +1,25 @@
-"""How a file becomes part of a run on a local disk: whole or not at all, and never changed afterwards."""
+"""How a file becomes part of a run: whole or not at all, and never changed afterwards."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-from scaling.files import make_folder, sync_folder, write_beside
+from scaling.files import make_folder, replace_file, sync_folder, write_beside
+from scaling.storage import AnyPath
 
 
-def commit_file(path: Path, data: bytes) -> bool:
+def commit_file(path: AnyPath, data: bytes) -> bool:
     """Writes a new file: temporary file, fsync, link to the final name, fsync the folder. OSError names `path`.
 
-    → False where the name exists already: somebody committed it before; nothing is changed then.
+    → False where the name exists already: somebody committed it before; nothing is changed then. An object store has
+    no exclusive write, so there names must differ between writers that could meet (see `fitted_scenes.part_name`).
     """
+    if not isinstance(path, Path):
+        if path.is_file():
+            return False
+        replace_file(path, data)
+        return True
     make_folder(path.parent)
     temporary = write_beside(path, data)
     try:

@@ -1,60 +1,65 @@
-"""The failures of a run: events in JSON lines; a scene's latest event is the one that counts."""
+"""The failures of a run: events in JSON lines; a scene's latest event is the one that counts.
+
+RUN/failures/events-<epoch>-<number>-<writer>.jsonl, a new file for each call, as an object store cannot append. Events
+of epochs that are closed are read from the manifest (`manifest.py`); those of the epoch in force from their files.
+"""
 
 from __future__ import annotations
 
 import json
-import os
+import re
+import uuid
+from collections.abc import Iterable
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any
 
-from scaling.files import naming
+from scaling.library.commit import commit_file
+from scaling.library.manifest import Event, Manifest
+from scaling.storage import AnyPath
+
+_NAME = re.compile(r"events-(?:(\d{6})-(\d{6})-[0-9a-f]{8}|\d{8}T\d+-\d+)\.jsonl")
+RETRY = "retry"
+
+
+def event(scene_id: str, attempt: int, kind: str, message: str) -> Event:
+    """An event of now. kind: `retry` (it will be tried again) or the reason that it was given up (`bad input`, …)."""
+    when = datetime.now(UTC).isoformat()
+    return Event(scene_id=scene_id, attempt=attempt, kind=kind, message=message, when=when)
 
 
 class FailureLog:
-    """Appends events to a file of this process's own, so that two writers never share one."""
+    """Writes events, each call to a file of its own, under the epoch of the driver that this process works for."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.path = folder / f"events-{datetime.now(UTC):%Y%m%dT%H%M%S%f}-{os.getpid()}.jsonl"
+    def __init__(self, folder: AnyPath, epoch: int = 0) -> None:
+        self.folder, self.epoch = folder, epoch
+        self.writer, self.number = uuid.uuid4().hex[:8], 0
 
-    def add(self, scene_id: str, attempt: int, kind: str, message: str) -> None:
-        """kind: `retry` (it will be tried again) or the reason that it was given up (`bad input`, `diverged`, …)."""
-        event = {
-            "scene_id": scene_id,
-            "attempt": attempt,
-            "kind": kind,
-            "message": message,
-            "when": datetime.now(UTC).isoformat(),
-        }
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with naming(self.path), self.path.open("a") as file:
-            file.write(json.dumps(event) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+    def add(self, events: Iterable[Event]) -> None:
+        """Raises OSError naming the file where it cannot be written."""
+        lines = "".join(event.model_dump_json() + "\n" for event in events)
+        if lines:
+            name = f"events-{self.epoch:06d}-{self.number:06d}-{self.writer}.jsonl"
+            self.number += 1
+            commit_file(self.folder / name, lines.encode())
 
 
-def read_failures(folder: Path) -> dict[str, dict[str, Any]]:
+def read_failures(folder: AnyPath, manifest: Manifest) -> dict[str, Event]:
     """The latest event of each scene that has one. A line that is none, as one cut short by a crash, is passed over:
     its scene is tried again."""
-    latest: dict[str, dict[str, Any]] = {}
-    for path in sorted(folder.glob("events-*.jsonl")):
-        for event in filter(None, map(_event, path.read_bytes().splitlines())):
-            known = latest.get(event["scene_id"])
-            if known is None or event["when"] >= known["when"]:
-                latest[event["scene_id"]] = event
+    latest = dict(manifest.failures)
+    paths: Iterable[AnyPath] = folder.glob("events-*.jsonl")
+    for path in sorted(paths, key=lambda path: path.name):
+        match = _NAME.fullmatch(path.name)
+        if match is None or int(match[1] or 0) != manifest.epoch:
+            continue
+        for line in path.read_bytes().splitlines():
+            found = _event(line)
+            if found and (found.scene_id not in latest or found.when >= latest[found.scene_id].when):
+                latest[found.scene_id] = found
     return latest
 
 
-def _event(line: bytes) -> dict[str, Any] | None:
+def _event(line: bytes) -> Event | None:
     try:
-        event = json.loads(line)
-    except ValueError:  # neither JSON nor UTF-8
+        return Event.model_validate(json.loads(line), strict=True)
+    except ValueError:  # neither JSON nor UTF-8, or other keys
         return None
-    texts = ("scene_id", "kind", "message", "when")
-    return event if isinstance(event, dict) and all(isinstance(event.get(key), str) for key in texts) else None
-
-
-def given_up(folder: Path) -> dict[str, dict[str, Any]]:
-    """Scenes whose latest event says that they were given up."""
-    return {scene_id: event for scene_id, event in read_failures(folder).items() if event["kind"] != "retry"}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from scaling.library.run_folder import RunFolder
 from scaling.library.stored_models import StoredModels
 from scaling.models.shared import SharedModel
 from scaling.models.triplanes import SceneParams
+from scaling.storage import AnyPath
 from scaling.training.evaluate import render_views
 
 LogImage = Callable[[str, np.ndarray, int], None]
@@ -51,14 +51,14 @@ def first_test_view(shared: SharedModel, params: SceneParams, views: SceneViews)
     return render_views(shared, params, views.cam2world[first], views.intrinsics[first])["images"][0].cpu()
 
 
-def render_stored_scenes(run: RunFolder, ids: Sequence[str], num_frames: int = 48) -> list[Path]:
+def render_stored_scenes(run: RunFolder, ids: Sequence[str], num_frames: int = 48) -> list[AnyPath]:
     """Turntables and contact sheets of fitted scenes in RUN/pictures/<id>/. → the files written.
 
     Truth comes from the source that the scene's stage used, as config.yaml names it. Raises LookupError where a scene
     is not in the library, FileNotFoundError or ValueError where its source or shared model cannot be read.
     """
     rows = [run.library.scene(scene_id) for scene_id in ids]
-    written: list[Path] = []
+    written: list[AnyPath] = []
     models = StoredModels(run)
     for row in rows:
         shared, params = models.scene(row)

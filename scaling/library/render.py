@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,9 +15,12 @@ from torch import Tensor
 
 from scaling.cameras import normalised_intrinsics, orbit
 from scaling.data.png import encode_png
-from scaling.data.scenes import SceneViews, check_scene_id
+from scaling.data.scenes import SceneViews
+from scaling.files import replace_file
 from scaling.models.shared import SharedModel
 from scaling.models.triplanes import SceneParams
+from scaling.scene_ids import check_scene_id
+from scaling.storage import AnyPath
 from scaling.training.evaluate import render_views
 
 Pixels = NDArray[np.uint8]  # [..., H, W, 3]
@@ -125,25 +129,26 @@ def overview(truth: Tensor, rendered: Tensor, scenes_per_row: int = 4) -> Pixels
     return grid(rows, gutter=10)
 
 
-def save_png(path: Path, image: Pixels) -> Path:
+def save_png(path: AnyPath, image: Pixels) -> AnyPath:
     """Writes an image [H, W, 3]; makes its folder. → path."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(encode_png(image))
+    replace_file(path, encode_png(image))
     return path
 
 
-def save_video(path_without_suffix: Path, frames: Pixels, fps: int = 24) -> list[Path]:
+def save_video(path_without_suffix: AnyPath, frames: Pixels, fps: int = 24) -> list[AnyPath]:
     """Writes frames [N, H, W, 3] as .mp4 (H.264) and as .gif (looping for ever); makes their folder. → both paths.
 
     Small frames are enlarged to at least 128 pixels a side. Players round a GIF's frame time to 10 ms.
     """
-    path_without_suffix.parent.mkdir(parents=True, exist_ok=True)
     frames = enlarge(frames, math.ceil(SMALLEST_VIDEO / min(frames.shape[1:3])))
     mp4, gif = (path_without_suffix.parent / f"{path_without_suffix.name}{suffix}" for suffix in (".mp4", ".gif"))
     # H.264's usual pixel format halves the colour resolution, so sides must be even.
     even = np.pad(frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), mode="edge")
-    iio.imwrite(mp4, even, plugin="FFMPEG", fps=fps, codec="libx264", macro_block_size=2)
-    iio.imwrite(gif, frames, plugin="pillow", duration=1000 / fps, loop=0)
+    with tempfile.TemporaryDirectory() as folder:  # the encoder writes to a disk only
+        temporary = Path(folder) / "video.mp4"
+        iio.imwrite(temporary, even, plugin="FFMPEG", fps=fps, codec="libx264", macro_block_size=2)
+        replace_file(mp4, temporary.read_bytes())
+    replace_file(gif, iio.imwrite("<bytes>", frames, extension=".gif", plugin="pillow", duration=1000 / fps, loop=0))
     return [mp4, gif]
 
 
@@ -151,11 +156,11 @@ def render_scene_pictures(
     shared: SharedModel,
     params: SceneParams,
     views: SceneViews | None,
-    folder: Path,
+    folder: AnyPath,
     scene_id: str,
     num_frames: int = 48,
     fps: int = 24,
-) -> list[Path]:
+) -> list[AnyPath]:
     """Writes <folder>/<scene_id>/turntable-{rgb,latents,depth}.{mp4,gif} and, of views, contact-sheet.png. → paths.
 
     params: of S = 1. views: the scene's, whose cameras also set the turntable's distance and focal length; None: the

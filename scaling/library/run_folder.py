@@ -10,14 +10,16 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from scaling.config import Settings, SettingsError, flatten, merge
 from scaling.files import replace_file
-from scaling.library.fitted_scenes import Library
+from scaling.library.failures import RETRY, read_failures
+from scaling.library.library import Library
+from scaling.library.manifest import Event
+from scaling.storage import AnyPath, to_path, uri_of
 
 PACKAGES = ("scaling", "torch", "diffusers", "ray", "mlflow", "numpy", "pyarrow")
 
@@ -26,18 +28,18 @@ PACKAGES = ("scaling", "torch", "diffusers", "ray", "mlflow", "numpy", "pyarrow"
 class RunFolder:
     """Paths of a run, as the README lists them."""
 
-    path: Path
+    path: AnyPath
 
     @property
     def name(self) -> str:
         return self.path.absolute().name
 
     @property
-    def shared(self) -> Path:
+    def shared(self) -> AnyPath:
         return self.path / "shared"
 
     @property
-    def checkpoints(self) -> Path:
+    def checkpoints(self) -> AnyPath:
         return self.path / "checkpoints"
 
     @property
@@ -45,28 +47,35 @@ class RunFolder:
         return Library(self.path / "library")
 
     @property
-    def failures(self) -> Path:
+    def failures(self) -> AnyPath:
         return self.path / "failures"
 
+    def latest_events(self) -> dict[str, Event]:
+        """The latest event of each scene that has one: tried again, or given up and why."""
+        return read_failures(self.failures, self.library.snapshot().manifest)
+
+    def given_up(self) -> dict[str, Event]:
+        """The scenes whose latest event says that they were given up. One that was fitted since is still among them."""
+        return {scene_id: event for scene_id, event in self.latest_events().items() if event.kind != RETRY}
+
     @property
-    def pictures(self) -> Path:
+    def pictures(self) -> AnyPath:
         return self.path / "pictures"
 
     @property
-    def metrics(self) -> Path:
+    def metrics(self) -> AnyPath:
         return self.path / "metrics.json"
 
-    def shared_in_use(self) -> Path:
+    def shared_in_use(self) -> AnyPath:
         """The shared model of this run's stage 2: its own, or the one that --shared named."""
-        return Path(self.read_config().get("stage2", {}).get("job", {}).get("shared", self.shared))
+        return to_path(self.read_config().get("stage2", {}).get("job", {}).get("shared", uri_of(self.shared)))
 
-    def check_library(self, shared_hash: str) -> None:
-        """Raises SettingsError where the library holds scenes of another shared model than the one in use."""
-        others = set(self.library.table(["shared"])["shared"].to_pylist()) - {shared_hash}
-        if others:
-            raise SettingsError(
-                f"{self.path} holds scenes fitted on shared model {min(others)[:12]}…, not on {shared_hash[:12]}…: "
-                "a run folder holds scenes of one shared model; choose another --run"
+    def check_fitted(self) -> None:
+        """Raises FileNotFoundError where the run has no fitted scenes."""
+        if not self.library.parts():
+            raise FileNotFoundError(
+                f"{self.path}: no fitted scenes here (no library/parts/part-*.parquet); fit some with "
+                f"`python experiments/stage2.py --run {self.path} --num-scenes N`"
             )
 
     def check_same_job(self, stage: str, settings: Settings, job: dict[str, Any], ignore: set[str]) -> None:

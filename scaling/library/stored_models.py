@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from scaling.library.checks import check_fits, check_planes
 from scaling.library.cohorts import load_cohort
 from scaling.library.fitted_scenes import unpack_scene
 from scaling.library.run_folder import RunFolder
 from scaling.models.shared import SharedModel, load_shared
+from scaling.models.shared_files import read_text
 from scaling.models.triplanes import SceneParams
+from scaling.storage import AnyPath
 
 
 class StoredModels:
@@ -41,13 +43,20 @@ class StoredModels:
         return self._cohort[1]
 
     def scene(self, row: Mapping[str, Any]) -> tuple[SharedModel, SceneParams]:
-        """A whole row's model, and its parameters as readers get them: [1, P, F_mic, K, K] and [1, M]."""
-        return self.of(row), unpack_scene(row)[None].to(self.device)
+        """A whole row's model, and its parameters as readers get them: [1, P, F_mic, K, K] and [1, M]. ValueError names
+        the library and the scene where the two do not fit."""
+        model = self.of(row)
+        try:
+            check_planes(row)
+            check_fits(row, model)
+        except ValueError as error:
+            raise ValueError(f"{self.run.library.folder}: {error}; restore its part, or fit the scene again") from error
+        return model, unpack_scene(row)[None].to(self.device)
 
-    def _folder(self, row: Mapping[str, Any]) -> Path:
+    def _folder(self, row: Mapping[str, Any]) -> AnyPath:
         folders = list(dict.fromkeys([self.run.shared_in_use(), self.run.shared]))
         for folder in folders:
-            if (folder / "hash.txt").is_file() and (folder / "hash.txt").read_text().strip() == row["shared"]:
+            if (folder / "hash.txt").is_file() and read_text(folder / "hash.txt").strip() == row["shared"]:
                 return folder
         looked = ", ".join(str(folder) for folder in folders)
         raise ValueError(

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from scaling.files import replace_file
-from scaling.library.failures import given_up
+from scaling.library.manifest import Event
 from scaling.library.run_folder import RunFolder
 from scaling.training.metrics import why_no_lpips
 
@@ -21,12 +21,8 @@ def summarise(run: RunFolder) -> dict[str, Any]:
 
     Raises FileNotFoundError where the run has no fitted scenes.
     """
+    run.check_fitted()
     table = run.library.table()
-    if not len(table):
-        raise FileNotFoundError(
-            f"{run.path}: no fitted scenes to evaluate; fit some with "
-            f"`python experiments/stage2.py --run {run.path} --num-scenes N`"
-        )
     rows = table.to_pylist()
     committed = set(table["scene_id"].to_pylist())
     failed = failed_scenes(run, committed)
@@ -93,14 +89,14 @@ def table_text(metrics: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def failed_scenes(run: RunFolder, committed: Collection[str]) -> dict[str, dict[str, Any]]:
+def failed_scenes(run: RunFolder, committed: Collection[str]) -> dict[str, Event]:
     """The scenes that were given up and not fitted since, each with its latest event."""
-    return {scene_id: event for scene_id, event in given_up(run.failures).items() if scene_id not in committed}
+    return {scene_id: event for scene_id, event in run.given_up().items() if scene_id not in committed}
 
 
 def failures_text(run: RunFolder, most: int = 10) -> str:
     """The failed scenes, one a line; empty where there are none."""
     failed = sorted(failed_scenes(run, set(run.library.ids())).items())
-    lines = [f"  {scene_id}: {event['kind']}: {event['message']}" for scene_id, event in failed[:most]]
+    lines = [f"  {scene_id}: {event.kind}: {event.message}" for scene_id, event in failed[:most]]
     more = [f"  … and {len(failed) - most} more"] if len(failed) > most else []
     return "\n".join(["failed:", *lines, *more]) if failed else ""

@@ -7,15 +7,20 @@ diffusers' AutoencoderKL itself produces. In RGB space the autoencoder is the id
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 from diffusers import AutoencoderKL
+from pydantic import BaseModel, Field, ValidationError
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from scaling.config import Autoencoder as AutoencoderSettings
+from scaling.files import read_limited
 from scaling.models.precision import networks
+from scaling.parsing import parse_json
 
 MARGIN = 1e-4  # keeps atanh finite
 TARGET_STD = 0.11  # of s · z: s = 0.11 / std(z) keeps tanh near-linear over the latents' range
@@ -152,23 +157,48 @@ def build_autoencoder(settings: AutoencoderSettings, image_size: int) -> LatentA
     return LatentAutoencoder(vae, settings.latent_scale)
 
 
+class _VaeConfig(BaseModel):
+    """What of an AutoencoderKL's config.json sets its size; the rest of it does no harm."""
+
+    in_channels: Literal[3] = 3
+    out_channels: Literal[3] = 3
+    block_out_channels: Annotated[list[Annotated[int, Field(ge=1, le=4096)]], Field(min_length=1, max_length=8)] = [64]
+    layers_per_block: Annotated[int, Field(ge=1, le=16)] = 1
+    latent_channels: Annotated[int, Field(ge=1, le=256)] = 4
+    norm_num_groups: Annotated[int, Field(ge=1, le=4096)] = 32
+
+
+def check_vae_config(config: Mapping[str, Any]) -> None:
+    """ValueError names the first key that makes an AutoencoderKL of an absurd size, or one that is not for images."""
+    try:
+        _VaeConfig.model_validate(config)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{key}: {first['msg']} (given: {first['input']!r:.80})") from None
+
+
 def load_vae(settings: AutoencoderSettings) -> AutoencoderKL:
-    """AutoencoderKL.from_pretrained by local folder or hub name, safetensors only.
+    """AutoencoderKL.from_pretrained by local folder or hub name: safetensors only, and of the hub a pinned revision.
 
     Raises ValueError that names it where it cannot be loaded.
     """
     source = str(settings.pretrained)
     where: dict[str, Any] = {"subfolder": settings.subfolder, "revision": settings.revision}
-    if Path(source).is_dir():
-        inside = (Path(source) / "config.json").is_file()
-        where = {} if inside else {"subfolder": settings.subfolder}
     try:
+        if Path(source).is_dir():
+            inside = (Path(source) / "config.json").is_file()
+            where = {} if inside else {"subfolder": settings.subfolder}
+            config = Path(source, "" if inside else settings.subfolder or "", "config.json")
+            check_vae_config(parse_json(read_limited(config)))
+        elif settings.revision is None:
+            raise ValueError("autoencoder.revision is null: name the commit on the hub, branches and tags can move")
         return AutoencoderKL.from_pretrained(source, use_safetensors=True, low_cpu_mem_usage=False, **where)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ValueError(
             f"autoencoder.pretrained: cannot load {source!r} ({where or 'no subfolder'}): {error}\n"
-            "Name a diffusers AutoencoderKL on the hub, or a local folder with config.json and safetensors; "
-            "or set autoencoder.pretrained to null to train a small one."
+            "Name a diffusers AutoencoderKL on the hub, with the commit of its revision, or a local folder with "
+            "config.json and safetensors; or set autoencoder.pretrained to null to train a small one."
         ) from error
 
 

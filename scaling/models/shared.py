@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,6 +31,7 @@ from scaling.models.precision import set_precision
 from scaling.models.renderer import Renderer, RenderOutput
 from scaling.models.shared_files import RESTORE, SharedModelError, empty_vae, read_json, read_tensors, read_text
 from scaling.models.triplanes import SceneParams, fuse_planes
+from scaling.storage import AnyPath
 
 FORMAT_VERSION = 1
 FILES = {  # where tensors of these names are stored, without the prefix; all others are in planes.safetensors
@@ -163,7 +163,7 @@ class SharedModel(nn.Module):
         """SHA-256 over the sorted (name, dtype, shape, bytes) of every tensor."""
         return tensors_hash(self.state_dict())
 
-    def save(self, folder: Path, scene_ids: list[str]) -> str:
+    def save(self, folder: AnyPath, scene_ids: list[str]) -> str:
         """Writes the shared model; hash.txt comes last and marks it whole. → its hash."""
         (folder / "hash.txt").unlink(missing_ok=True)
         config = {"format_version": FORMAT_VERSION, "settings": self.settings.model_dump()}
@@ -199,7 +199,7 @@ def _by_file(tensors: dict[str, Tensor]) -> dict[str, tuple[str, dict[str, Tenso
     return files
 
 
-def read_scene_ids(folder: Path) -> list[str]:
+def read_scene_ids(folder: AnyPath) -> list[str]:
     """Ids of the scenes that the shared model in `folder` was trained on. SharedModelError where it names none."""
     ids = read_text(folder / "scenes.txt").split()
     if not ids:
@@ -207,7 +207,7 @@ def read_scene_ids(folder: Path) -> list[str]:
     return ids
 
 
-def settings_on(folder: Path, settings: Settings, given: dict[str, Any]) -> Settings:
+def settings_on(folder: AnyPath, settings: Settings, given: dict[str, Any]) -> Settings:
     """Settings of a stage-2 run: what the shared model in `folder` fixes comes from it, stage 2's own from `settings`.
 
     given: dotted keys that the user named. Raises SettingsError where one contradicts the shared model, and
@@ -222,7 +222,7 @@ def settings_on(folder: Path, settings: Settings, given: dict[str, Any]) -> Sett
     return make_settings({**settings.model_dump(include={"stage2", "seed"}), **fixed})
 
 
-def read_config(folder: Path) -> Settings:
+def read_config(folder: AnyPath) -> Settings:
     """The settings that a shared model was trained with. Raises SharedModelError where there is no whole model."""
     if not (folder / "hash.txt").is_file():
         raise SharedModelError(
@@ -244,7 +244,7 @@ def read_config(folder: Path) -> Settings:
         raise SharedModelError(f"{path}: {error}; {RESTORE}") from error
 
 
-def load_shared(folder: Path, device: torch.device | str = "cpu") -> tuple[SharedModel, str]:
+def load_shared(folder: AnyPath, device: torch.device | str = "cpu") -> tuple[SharedModel, str]:
     """The shared model in `folder`, frozen, and its hash.
 
     Raises SharedModelError naming the file where one is missing, of a newer format, or changed since it was saved.
@@ -260,7 +260,7 @@ def load_shared(folder: Path, device: torch.device | str = "cpu") -> tuple[Share
     return model.to(device).requires_grad_(False).eval(), found
 
 
-def _read(folder: Path, settings: Settings) -> SharedModel:
+def _read(folder: AnyPath, settings: Settings) -> SharedModel:
     """Built on the meta device first: sizes are compared before memory is taken for what config.json says."""
     with torch.device("meta"):
         model = _described(folder, settings)
@@ -271,7 +271,7 @@ def _read(folder: Path, settings: Settings) -> SharedModel:
     return model
 
 
-def _described(folder: Path, settings: Settings) -> SharedModel:
+def _described(folder: AnyPath, settings: Settings) -> SharedModel:
     autoencoder: ImageAutoencoder = IdentityAutoencoder()
     if settings.representation.space == "latent":
         autoencoder = LatentAutoencoder(empty_vae(folder / "autoencoder"), None)

@@ -2,73 +2,64 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from diffusers import AutoencoderKL
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
+from scaling.files import MAX_FILE_BYTES, read_limited
+from scaling.models import tensor_files
+from scaling.models.autoencoder import check_vae_config
+from scaling.parsing import parse_json
+from scaling.storage import AnyPath
+
 RESTORE = "restore the file, or train the shared model again"
+MAX_JSON_BYTES = 1 << 20
 
 
 class SharedModelError(ValueError):
     """A shared model that cannot be used; the message names the file and what to do."""
 
 
-def read_text(path: Path) -> str:
-    """A text file. Raises SharedModelError naming it where it is missing or no text."""
+def read_text(path: AnyPath, most: int = MAX_FILE_BYTES) -> str:
+    """A text file of at most `most` bytes. Raises SharedModelError naming it where it is missing or no text."""
     try:
-        return path.read_text(encoding="utf-8")
+        return read_limited(path, most).decode("utf-8")
     except OSError as error:
         raise SharedModelError(f"{path}: {error.strerror}; {RESTORE}") from error
     except UnicodeDecodeError:
         raise SharedModelError(f"{path}: not a text file; {RESTORE}") from None
+    except ValueError as error:
+        raise SharedModelError(f"{path}: {error}; {RESTORE}") from None
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: AnyPath) -> dict[str, Any]:
     """The object in a JSON file. Raises SharedModelError naming the file where there is none."""
+    text = read_text(path, MAX_JSON_BYTES)
     try:
-        values = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise SharedModelError(f"{path}: not valid JSON ({error}); {RESTORE}") from None
+        values = parse_json(text)
+    except ValueError as error:
+        raise SharedModelError(f"{path}: {error}; {RESTORE}") from None
     if not isinstance(values, dict):
         raise SharedModelError(f"{path}: expected an object, found a {type(values).__name__}; {RESTORE}")
     return values
 
 
-def empty_vae(folder: Path) -> AutoencoderKL:
+def empty_vae(folder: AnyPath) -> AutoencoderKL:
     """An autoencoder as folder/config.json describes it, its weights not read yet."""
     path = folder / "config.json"
     config = read_json(path)
     try:
+        check_vae_config(config)
         return AutoencoderKL.from_config(config)
-    except Exception as error:  # diffusers checks none of it: any error can come of any value
+    except Exception as error:  # diffusers checks little of it: any error can come of any value
         raise SharedModelError(f"{path}: no autoencoder can be made of it ({error}); {RESTORE}") from error
 
 
-def read_tensors(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A safetensors file that must hold exactly the names, types and shapes of `expected`."""
-    if not path.is_file():
-        raise SharedModelError(f"{path}: no such file (weights are read from safetensors alone); {RESTORE}")
+def read_tensors(path: AnyPath, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A safetensors file that must hold exactly the names, types and shapes of `expected`, all numbers finite."""
     try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise SharedModelError(f"{path}: not readable as safetensors ({error}); {RESTORE}") from error
-    for kind, names in (("is missing", expected.keys() - tensors), ("is unexpected", tensors.keys() - expected)):
-        if names:
-            more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
-            raise SharedModelError(f"{path}: tensor {min(names)}{more} {kind}; {RESTORE}")
-    for name, tensor in tensors.items():
-        if _kind(tensor) != _kind(expected[name]):
-            found, wanted = _kind(tensor), _kind(expected[name])
-            raise SharedModelError(f"{path}: {name} is {found}, config.json asks for {wanted}; {RESTORE}")
-    return tensors
-
-
-def _kind(tensor: Tensor) -> str:
-    """float32 [2, 3]"""
-    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+        return tensor_files.read_tensors(path, expected)
+    except ValueError as error:
+        raise SharedModelError(f"{path}: {error}; {RESTORE}") from error

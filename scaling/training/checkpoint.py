@@ -10,14 +10,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor
 
 from scaling.config import SettingsError
-from scaling.files import replace_file
+from scaling.files import read_limited, replace_file
+from scaling.models.tensor_files import load_tensors
+from scaling.parsing import parse_json
 
 if TYPE_CHECKING:
     from scaling.training.phases import Phases
+
+REMOVE = "remove this checkpoint, and the same command goes on from the one before, or starts anew"
 
 
 def save_checkpoint(run: Phases, folder: Path) -> None:
@@ -43,8 +47,20 @@ def save_checkpoint(run: Phases, folder: Path) -> None:
 
 
 def read_progress(folder: Path) -> dict[str, Any]:
-    """What a checkpoint says of itself."""
-    return json.loads((folder / "progress.json").read_text())
+    """What a checkpoint says of itself. ValueError names the file where it is damaged."""
+    path = folder / "progress.json"
+    try:
+        progress = parse_json(read_limited(path))
+        if not isinstance(progress, dict):
+            raise ValueError(f"expected an object, found a {type(progress).__name__}")
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; {REMOVE}") from error
+    return progress
+
+
+def read_state(folder: Path) -> dict[str, Tensor]:
+    """The shared model's state as a checkpoint holds it. ValueError names the file where it is damaged."""
+    return _tensors(folder / "shared.safetensors")
 
 
 def load_checkpoint(run: Phases, folder: Path) -> None:
@@ -58,7 +74,7 @@ def load_checkpoint(run: Phases, folder: Path) -> None:
             f"{folder}: this checkpoint was made with other scenes or settings; use another --run, or the same ones"
         )
     shards = load_scenes(folder)
-    run.shared.load_tensors(load_file(folder / "shared.safetensors"))
+    run.shared.load_tensors(read_state(folder))
     for scene_id, row in run.row.items():
         run.table.micro_planes[row] = shards[f"{scene_id}/micro_planes"].to(run.shared.device)
         run.table.coefs[row] = shards[f"{scene_id}/coefs"].to(run.shared.device)
@@ -68,7 +84,7 @@ def load_checkpoint(run: Phases, folder: Path) -> None:
 
 def load_optimisers(run: Phases, folder: Path) -> None:
     """Loads the optimisers' states; the checkpoint's phase must have been entered, as it makes the optimisers."""
-    _load_optimiser(run.optimiser, load_file(folder / "optimiser.safetensors", device=str(run.shared.device)))
+    _load_optimiser(run.optimiser, _tensors(folder / "optimiser.safetensors"))
     _load_rows(run, load_scenes(folder))
 
 
@@ -96,8 +112,15 @@ def _scene_tensors(run: Phases) -> dict[str, Tensor]:
 def _scene_shards(folder: Path, num_shards: int) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for rank in range(num_shards):
-        tensors |= load_file(folder / f"scenes-{rank}-of-{num_shards}.safetensors")
+        tensors |= _tensors(folder / f"scenes-{rank}-of-{num_shards}.safetensors")
     return tensors
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_tensors(path)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; {REMOVE}") from error
 
 
 def _load_rows(run: Phases, shards: dict[str, Tensor]) -> None:

@@ -17,14 +17,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from scaling import pulse
 from scaling.config import Phase, Settings
 from scaling.data.scenes import SceneViews
 from scaling.files import sync_folder
 from scaling.models.shared import SharedModel
 from scaling.models.triplanes import SceneParams
+from scaling.storage import AnyPath
 from scaling.training.checkpoint import load_checkpoint, load_optimisers, read_progress, save_checkpoint
 from scaling.training.phases import Diverged, EpochReport, Phases, PhaseStep
 from scaling.training.scene_data import encode_scene, prepare_scene
+from scaling.training.seals import fault, seal
 from scaling.training.stage2 import PHASES, FittedScene, start_params
 from scaling.training.streams import stream
 from scaling.training.workers import Workers
@@ -49,6 +52,7 @@ class Cohort(Phases):
         ready = [prepare_scene(own, views) for views in scenes]
         for scene in ready:
             encode_scene(own, scene)
+            pulse.beat()
         ids = [scene.scene_id for scene in ready]
         phases = {name: getattr(settings.stage2, name) for name in PHASES}
         super().__init__(
@@ -88,7 +92,7 @@ def fit_cohort(
     folder: Path,
     on_epoch: Callable[[EpochReport], None] | None = None,
 ) -> CohortFit:
-    """Fits the cohort, or goes on from the last epoch that `folder` holds; on_epoch is called after every epoch.
+    """Fits the cohort, or goes on from the last epoch that `folder` holds whole; on_epoch is called after every epoch.
 
     scenes may make their views when they are gone through. Raises Diverged where numbers are not finite and no scene,
     or more than half of them, is to blame; SettingsError where `folder` belongs to another job.
@@ -101,18 +105,18 @@ def fit_cohort(
         if on_epoch is not None:
             on_epoch(report)
 
-    cohort = _resumed(shared, shared_hash, scenes, settings, folder)
+    cohort, last = _resumed(shared, shared_hash, scenes, settings, folder)
     before = cohort.seconds
     while len(cohort.dropped) < len(scenes):
         try:
-            cohort.go_on(save, _last(folder))
+            cohort.go_on(save, last)
             break
         except Diverged as error:
             known = cohort.dropped | {scene_id: str(error) for scene_id in error.scene_ids}
             if not error.scene_ids or len(known) > max(1, len(scenes) // 2):
                 raise
         del cohort  # before the next one is built: two of them might not fit a GPU
-        cohort = _resumed(shared, shared_hash, scenes, settings, folder)
+        cohort, last = _resumed(shared, shared_hash, scenes, settings, folder)
         cohort.dropped = known
     cohort.seconds = before + time.perf_counter() - began
     return _result(cohort, shared)
@@ -120,32 +124,33 @@ def fit_cohort(
 
 def started_with(folder: Path, scene_ids: Sequence[str]) -> bool:
     """Whether the checkpoint in `folder` is of these scenes; True where there is none."""
-    last = _last(folder)
+    last = _newest_whole(folder)
     return last is None or read_progress(last)["scene_ids"] == list(scene_ids)
 
 
-def epochs_done(folder: Path) -> int:
+def epochs_done(folder: AnyPath) -> int:
     """Epochs that the cohort of the checkpoints in `folder` has behind it."""
-    last = _last(folder)
-    return 0 if last is None else int(last.name.removeprefix("epoch-"))
+    return max((int(path.name.removeprefix("epoch-")) for path in folder.glob("epoch-*")), default=0)
 
 
 def _resumed(
     shared: SharedModel, shared_hash: str, scenes: Collection[SceneViews], settings: Settings, folder: Path
-) -> Cohort:
+) -> tuple[Cohort, Path | None]:
+    """The cohort as its newest whole checkpoint has it, and that checkpoint; at its start where there is none."""
     cohort = Cohort(shared, shared_hash, scenes, settings)
-    last = _last(folder)
+    last = _newest_whole(folder)
     if last:
         load_checkpoint(cohort, last)
-    return cohort
+    return cohort, last
 
 
 def _save(cohort: Cohort, folder: Path, epochs_done: int) -> None:
-    """A checkpoint becomes visible whole, and then its forerunners go."""
-    older = _checkpoints(folder)
+    """A checkpoint becomes visible whole; the one before it stays, in case that this one is damaged later."""
+    older = _checkpoints(folder)[:-1]
     writing, final = folder / ".writing", folder / f"epoch-{epochs_done:05d}"
     shutil.rmtree(writing, ignore_errors=True)
     save_checkpoint(cohort, writing)
+    seal(writing)
     writing.rename(final)
     sync_folder(folder)
     for path in older:
@@ -153,11 +158,16 @@ def _save(cohort: Cohort, folder: Path, epochs_done: int) -> None:
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("epoch-*") if (path / "progress.json").is_file())
+    return sorted(folder.glob("epoch-*"))
 
 
-def _last(folder: Path) -> Path | None:
-    return next(reversed(_checkpoints(folder)), None)
+def _newest_whole(folder: Path) -> Path | None:
+    """The checkpoint to go on from. Torn ones are removed: their epochs are gone through again."""
+    for path in reversed(_checkpoints(folder)):
+        if fault(path) is None:
+            return path
+        shutil.rmtree(path)
+    return None
 
 
 def _result(cohort: Cohort, start: SharedModel) -> CohortFit:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from scaling import pulse
 from scaling.config import Phase, Settings
 from scaling.models.shared import SharedModel
 from scaling.models.triplanes import SceneParams
@@ -135,7 +136,7 @@ class Phases:
                 losses = self._epoch(name, phase, step)
                 self.epoch += 1
                 seconds = time.perf_counter() - start
-                self.seconds += seconds
+                self.seconds += seconds * self.workers.size  # of all devices; the number of workers may change
                 done = sum(self.phases[before].num_epochs for before in names[: self.phase_index]) + self.epoch
                 on_epoch(EpochReport(name, self.epoch, done, total, losses, seconds))
             self.phase_index, self.epoch = self.phase_index + 1, 0
@@ -173,6 +174,7 @@ class Phases:
                 for place, (scene_id, view) in dealt
             ]
             factor = lr_factor(phase, self.epoch, (self.epoch * steps + index) / (phase.num_epochs * steps))
+            pulse.beat()
             rows, finite, losses = self._step(phase, step, items, items_per_step, factor)
             first_bad[rows[~finite]] = first_bad[rows[~finite]].clamp(max=index)
             if len(rows) > 1:

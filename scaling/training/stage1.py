@@ -123,9 +123,9 @@ class Stage1(Phases):
 
 
 def check_workers(settings: Settings, num_workers: int) -> None:
-    """Raises SettingsError unless the workers can share the scene buckets equally."""
-    if settings.stage1.num_buckets % num_workers:
+    """Raises SettingsError where a worker would have no scene bucket of its own."""
+    if num_workers > settings.stage1.num_buckets:
         raise SettingsError(
-            f"{num_workers} workers cannot share stage1.num_buckets = {settings.stage1.num_buckets} equally: "
-            "use a number of workers that divides it"
+            f"{num_workers} workers for stage1.num_buckets = {settings.stage1.num_buckets}: "
+            "every worker needs a bucket; lower --num-workers or raise stage1.num_buckets"
         )

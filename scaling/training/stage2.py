@@ -13,6 +13,7 @@ from itertools import groupby
 
 import torch
 
+from scaling import pulse
 from scaling.config import Settings, Stage2Phase
 from scaling.data.scenes import SceneViews
 from scaling.models.shared import SharedModel
@@ -68,6 +69,7 @@ def _fit_group(
     ready = [prepare_scene(shared, views) for views in scenes]
     for scene in ready:
         encode_scene(shared, scene)
+        pulse.beat()
     params = start_params(shared, settings, [scene.scene_id for scene in ready])
     for name in PHASES:
         phase: Stage2Phase = getattr(settings.stage2, name)
@@ -116,6 +118,7 @@ def _run_phase(
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             optimiser.step()
+            pulse.beat()
             if on_step is not None:
                 on_step(name, done, loss.item() / len(ready))
 

@@ -1,0 +1,60 @@
+"""What a library's rows must be before anything is made of them: nothing that a part says is taken on trust.
+
+Errors are ValueError and name the scene; who reads the part adds the file.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from scaling.models.shared import SharedModel
+from scaling.scene_ids import check_scene_id
+
+ITEM_BYTES = {"float32": 4, "float16": 2, "int8": 1}
+_HASH = re.compile(r"[0-9A-Za-z]{1,64}")
+
+
+def check_ids(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Rows with any of scene_id, stage, shared and cohort: what names other files or becomes the name of one."""
+    for row in rows:
+        name = check_scene_id(row["scene_id"]) if "scene_id" in row else "?"
+        if row.get("stage", 2) not in (1, 2):
+            raise ValueError(f"scene {name}: stage {row['stage']} is neither 1 nor 2")
+        for key in ("shared", "cohort"):
+            if row.get(key) is not None and not _HASH.fullmatch(row[key]):
+                raise ValueError(f"scene {name}: {key} {row[key]!r:.80} is no hash")
+
+
+def check_planes(row: Mapping[str, Any]) -> None:
+    """A row's micro planes and coefs: sizes that fit together, and finite numbers. ValueError says what does not."""
+    name, dtype, shape = row.get("scene_id", "?"), row["micro_dtype"], tuple(row["micro_shape"])
+    if dtype not in ITEM_BYTES:
+        raise ValueError(f"scene {name}: unknown type of micro planes {dtype!r:.80}")
+    if len(shape) != 4 or min(shape) < 0:
+        raise ValueError(f"scene {name}: micro planes of shape {shape!s:.80}, expected [P, F_mic, K, K]")
+    found, needed = len(row["micro_planes"]), math.prod(shape) * ITEM_BYTES[dtype]  # of Python's whole numbers: exact
+    if found != needed:
+        raise ValueError(f"scene {name}: {found} bytes of micro planes, shape {shape} needs {needed}")
+    scale = np.asarray(row["micro_scale"], dtype=np.float64)
+    if dtype == "int8" and len(scale) != shape[0] * shape[1]:
+        raise ValueError(f"scene {name}: {len(scale)} scales for {shape[0]} planes of {shape[1]} channels")
+    numbers = {"micro_scale": scale, "coefs": np.asarray(row["coefs"], dtype=np.float64)}
+    if dtype != "int8":
+        numbers["micro_planes"] = np.frombuffer(row["micro_planes"], dtype=dtype)
+    for key, values in numbers.items():
+        if not np.isfinite(values).all():
+            raise ValueError(f"scene {name}: {key} holds numbers that are not finite")
+
+
+def check_fits(row: Mapping[str, Any], shared: SharedModel) -> None:
+    """ValueError where a row's planes or coefs are not of the shared model's sizes."""
+    shape, num_coefs = tuple(row["micro_shape"]), len(row["coefs"])
+    if shape != shared.micro_shape:
+        raise ValueError(f"scene {row['scene_id']}: micro planes {list(shape)}, its model has {[*shared.micro_shape]}")
+    if num_coefs != len(shared.base_planes):
+        raise ValueError(f"scene {row['scene_id']}: {num_coefs} coefs, its model has {len(shared.base_planes)} planes")

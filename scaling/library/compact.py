@@ -1,0 +1,96 @@
+"""Compaction: joins many small parts into few large ones, then forgets the small ones after a grace time.
+
+Parts stay what they are; the joined ones are added, a new manifest names them instead, and readers that began before it
+find the old files until the grace time is over.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+
+from scaling.library.fitted_scenes import SCHEMA
+from scaling.library.ledger import Ledger
+from scaling.library.parts import Part, commit_part, damaged, part_name, read_part
+from scaling.storage import AnyPath
+
+SCENES_PER_PART = 1024
+BYTES_PER_PART = 64 << 20
+GRACE_SECONDS = 600.0  # far longer than reading a part takes
+
+
+def compact(ledger: Ledger, grace_seconds: float = GRACE_SECONDS) -> tuple[int, int]:
+    """Joins the parts that count, stage by stage, and removes those that were replaced longer than the grace time ago.
+    → numbers of parts before and after.
+
+    Raises ValueError naming a part whose bytes are not those that the manifest notes.
+    """
+    snapshot = ledger.run.library.snapshot()
+    small = [part for path in snapshot.paths if not _is_full(part := _listed(ledger, path))]
+    seen: set[str] = set()
+    for group in _groups(small):
+        if len(group) > 1:
+            _join(ledger, group, seen)
+    ledger.publish()
+    _forget(ledger, grace_seconds)
+    return len(snapshot.paths), len(ledger.run.library.parts())
+
+
+def _listed(ledger: Ledger, path: AnyPath) -> Part:
+    return ledger.manifest.parts[path.name]
+
+
+def _is_full(part: Part) -> bool:
+    return len(part.scene_ids) >= SCENES_PER_PART or part.num_bytes >= BYTES_PER_PART
+
+
+def _groups(parts: list[Part]) -> Iterator[list[Part]]:
+    """Parts to be joined into one: of one stage and settings, in their order, up to the size of a full part."""
+    for kind in sorted({_kind(part) for part in parts}):
+        group: list[Part] = []
+        for part in (part for part in parts if _kind(part) == kind):
+            scenes = sum(len(other.scene_ids) for other in [*group, part])
+            if group and (scenes > SCENES_PER_PART or sum(p.num_bytes for p in [*group, part]) > BYTES_PER_PART):
+                yield group
+                group = []
+            group.append(part)
+        if group:
+            yield group
+
+
+def _kind(part: Part) -> tuple[int, str, str]:
+    return part.stage, part.shared, part.settings_hash
+
+
+def _join(ledger: Ledger, group: list[Part], seen: set[str]) -> None:
+    """Commits one part of the scenes of several; of a scene that two of them hold, the row that counts."""
+    folder = ledger.run.library.folder
+    rows = []
+    for part in group:
+        path = folder / "parts" / part.name
+        if hashlib.sha256(path.read_bytes()).hexdigest() != part.sha256:
+            raise damaged(path, "its bytes changed since they were committed")
+        for row in read_part(path, SCHEMA.names).to_pylist():
+            if row["scene_id"] not in seen:
+                seen.add(row["scene_id"])
+                rows.append(row)
+    if rows:
+        # Batches count their attempts from 1, so this name is never one of theirs.
+        ledger.add(commit_part(folder, rows, part_name(ledger.epoch, 0, [row["scene_id"] for row in rows])))
+    now = datetime.now(UTC).isoformat()
+    for part in group:
+        del ledger.manifest.parts[part.name]
+        ledger.manifest.replaced[part.name] = now
+
+
+def _forget(ledger: Ledger, grace_seconds: float) -> None:
+    """Removes replaced parts whose grace time is over; the manifest stops naming them only when they are gone."""
+    limit = datetime.now(UTC) - timedelta(seconds=grace_seconds)
+    gone = [name for name, when in ledger.manifest.replaced.items() if datetime.fromisoformat(when) <= limit]
+    for name in gone:
+        (ledger.run.library.folder / "parts" / name).unlink(missing_ok=True)
+    if gone:
+        for name in gone:
+            del ledger.manifest.replaced[name]
+        ledger.publish()

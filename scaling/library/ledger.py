@@ -1,0 +1,104 @@
+"""The ledger of a driver: its lease on the run, what is committed, what failed, and the manifest that says so."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+
+from scaling.config import SettingsError
+from scaling.library.failures import FailureLog, read_failures
+from scaling.library.lease import Lease, LeaseLost
+from scaling.library.manifest import Event, Manifest, publish, read_manifest
+from scaling.library.parts import Part, describe_part, is_part, order, part_name
+from scaling.library.run_folder import RunFolder
+
+PUBLISH_SECONDS = 60.0  # so often at most the manifest is written while scenes are committed
+
+
+class Ledger:
+    """Opened with `open_ledger` by the one process that drives a stage."""
+
+    def __init__(self, run: RunFolder, lease: Lease) -> None:
+        self.run, self.lease, self.epoch = run, lease, lease.epoch
+        self.log = FailureLog(run.failures, self.epoch)
+        self.manifest = _closing(run, self.epoch)
+        self._publish()
+
+    def check(self) -> None:
+        """Raises LeaseLost where another driver has taken the run over."""
+        self.lease.check()
+
+    def check_shared(self, shared_hash: str) -> None:
+        """Raises SettingsError where the library holds scenes of another shared model than the one in use."""
+        others = {part.shared for part in self.manifest.parts.values()} - {shared_hash}
+        if others:
+            raise SettingsError(
+                f"{self.run.path} holds scenes fitted on shared model {min(others)[:12]}…, not on {shared_hash[:12]}…: "
+                "a run folder holds scenes of one shared model; choose another --run"
+            )
+
+    def other_settings(self, settings_hash: str) -> bool:
+        """Whether the library holds stage-2 scenes that were fitted with other settings."""
+        return any(part.stage == 2 and part.settings_hash != settings_hash for part in self.manifest.parts.values())
+
+    def find(self, attempt: int, batch: Iterable[str]) -> Part | None:
+        """The part of a batch, where its commit came through."""
+        path = self.run.library.folder / "parts" / part_name(self.epoch, attempt, list(batch))
+        return describe_part(path) if path.is_file() else None
+
+    def add(self, part: Part) -> None:
+        """Notes a part that was committed under this epoch."""
+        self.manifest.parts[part.name] = part
+        if time.monotonic() - self._published > PUBLISH_SECONDS:
+            self.publish()
+
+    def record(self, events: Iterable[Event]) -> None:
+        """Writes what happened to scenes to the failures."""
+        self.log.add(events)
+
+    def publish(self) -> None:
+        """Writes the manifest as it stands. Raises LeaseLost where the run is another driver's by now."""
+        self.check()
+        self.manifest.number += 1
+        self.manifest.failures = read_failures(self.run.failures, self.manifest)
+        self._publish()
+
+    def _publish(self) -> None:
+        publish(self.run.library.folder, self.manifest)
+        self._published = time.monotonic()
+
+
+def _closing(run: RunFolder, epoch: int) -> Manifest:
+    """The first manifest of an epoch: it closes those before."""
+    snapshot = run.library.snapshot()
+    described = [snapshot.listed(path) or describe_part(path) for path in snapshot.paths]
+    return Manifest(
+        epoch=epoch,
+        parts={part.name: part for part in described},
+        replaced=snapshot.manifest.replaced,
+        failures=read_failures(run.failures, snapshot.manifest),
+    )
+
+
+@contextmanager
+def open_ledger(run: RunFolder) -> Iterator[Ledger]:
+    """Takes the run's lease and closes earlier epochs; at the end publishes the manifest and gives the lease back.
+
+    Raises LeaseHeld where another driver works on the run.
+    """
+    library = run.library.folder
+    parts = [order(path.name)[0] for path in (library / "parts").glob("part-*.parquet") if is_part(path.name)]
+    lease = Lease.take(library / "leases", max([read_manifest(library).epoch, *parts]) + 1)
+    try:
+        ledger = Ledger(run, lease)
+        try:
+            yield ledger
+        except BaseException:
+            with suppress(OSError, LeaseLost):  # what stopped the driver counts, not this
+                ledger.publish()
+            raise
+        ledger.publish()
+    finally:
+        with suppress(OSError):
+            lease.release()

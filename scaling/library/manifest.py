@@ -1,0 +1,86 @@
+"""The manifest of a library: which parts count, and which scenes failed, without opening a part.
+
+LIBRARY/manifests/manifest-<epoch>-<number>.json; the highest one is in force. A driver publishes its first one when it
+has taken the lease of its epoch, and with it closes the epochs before: of those the parts that it lists count and no
+others, so what a driver commits after it has lost its lease is never read. Of the manifest's own epoch every part that
+is on disk counts, listed or not.
+"""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from scaling.library.commit import commit_file
+from scaling.library.parts import Part
+from scaling.storage import AnyPath
+
+KEPT = 2  # manifests on disk: a reader may have just chosen the last but one
+
+
+class Event(BaseModel):
+    """What happened to a scene. kind: `retry`, or why it was given up; when: ISO 8601, UTC."""
+
+    model_config = ConfigDict(frozen=True)
+
+    scene_id: str
+    attempt: int
+    kind: str
+    message: str
+    when: str
+
+
+class Manifest(BaseModel):
+    """epoch, number: as in its name; replaced: parts that `compact` joined into others, and when; failures: the latest
+    event of each scene that has one."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    format_version: int = 1
+    epoch: int = 0
+    number: int = 0
+    parts: dict[str, Part] = {}
+    replaced: dict[str, str] = {}
+    failures: dict[str, Event] = {}
+
+
+def read_manifest(library: AnyPath) -> Manifest:
+    """The manifest in force; an empty one of epoch 0 where there is none, as in libraries of format 1.
+
+    Raises ValueError naming a manifest that cannot be read.
+    """
+    for _ in range(3):  # one that is chosen may be removed before it is read
+        paths = _paths(library)
+        if not paths:
+            return Manifest()
+        try:
+            data = paths[-1].read_bytes()
+        except FileNotFoundError:
+            continue
+        try:
+            return Manifest.model_validate_json(data)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise ValueError(
+                f"{paths[-1]}: not a readable manifest ({where + ': ' if where else ''}{first['msg']}): restore it, or "
+                "remove it: then the one before it is in force"
+            ) from None
+    raise FileNotFoundError(2, "its manifest vanishes while it is read", str(library))
+
+
+def publish(library: AnyPath, manifest: Manifest) -> None:
+    """Writes a manifest, whole or not at all; older ones go."""
+    path = library / "manifests" / f"manifest-{manifest.epoch:06d}-{manifest.number:06d}.json"
+    commit_file(path, manifest.model_dump_json(indent=1).encode())
+    for old in _paths(library)[:-KEPT]:
+        old.unlink(missing_ok=True)
+
+
+def manifest_bytes(library: AnyPath) -> int:
+    """Bytes on disk of the manifest in force; 0 where there is none."""
+    paths = _paths(library)
+    return paths[-1].stat().st_size if paths else 0
+
+
+def _paths(library: AnyPath) -> list[AnyPath]:
+    return sorted((library / "manifests").glob("manifest-??????-??????.json"), key=lambda path: path.name)

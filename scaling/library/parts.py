@@ -1,0 +1,150 @@
+"""Parts of a library: Parquet files of fitted scenes, named by who committed them, never changed afterwards.
+
+A part's name carries the epoch of the driver's lease and the attempt of the batch, so that readers can tell a commit of
+a driver that had lost its lease (`manifest`), and which of two commits of a scene counts: the smallest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, Field
+
+from scaling.arrow_files import TableError, open_table, read_columns
+from scaling.library.checks import check_ids
+from scaling.library.commit import commit_file
+from scaling.library.fitted_scenes import FORMAT_VERSION, METRICS, SCHEMA
+from scaling.storage import AnyPath, file_of
+
+_NAME = re.compile(r"part-(?:(\d{6})-(\d{4})-)?[0-9a-f]{20}\.parquet")
+NAME = r"^part-(\d{6}-\d{4}-)?[0-9a-f]{20}\.parquet$"
+NULLABLE = ("cohort", *METRICS)
+SCENES_PER_ROW_GROUP = 64  # what is read to get one scene
+
+
+class Part(BaseModel):
+    """What is known of a part without opening it. num_bytes: of the file; stage, shared, settings_hash: as its rows
+    say, which agree."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(pattern=NAME)
+    sha256: str
+    num_bytes: int
+    stage: int
+    shared: str
+    settings_hash: str
+    scene_ids: tuple[str, ...]
+
+
+def part_name(epoch: int, attempt: int, batch: Collection[str]) -> str:
+    """The name under which attempt number `attempt` at the scenes of `batch` is committed."""
+    digest = hashlib.sha256("|".join(sorted(batch)).encode()).hexdigest()
+    return f"part-{epoch:06d}-{attempt:04d}-{digest[:20]}.parquet"
+
+
+def order(name: str) -> tuple[int, int, str]:
+    """Sorts parts by epoch, then attempt: of two that hold a scene the first counts. Those of format 1 have neither."""
+    match = _NAME.fullmatch(name)
+    if match is None:
+        raise ValueError(f"{name!r:.80} is no name of a part")
+    return int(match[1] or 0), int(match[2] or 0), name
+
+
+def is_part(name: str) -> bool:
+    """Whether a file of parts/ is a committed part; temporary files are not."""
+    return _NAME.fullmatch(name) is not None
+
+
+def commit_part(library: AnyPath, rows: Sequence[Mapping[str, Any]], name: str | None = None) -> Part:
+    """Commits the rows of a batch as one part, under a name of `part_name`; by default that of a library without
+    drivers. The same name again changes nothing. → the part as it is on disk.
+
+    Raises OSError naming the file where it cannot be written.
+    """
+    name = name or part_name(0, 0, [row["scene_id"] for row in rows])
+    path = library / "parts" / name
+    data = encode_rows([{**row, "format_version": FORMAT_VERSION} for row in rows])
+    if not commit_file(path, data):
+        return describe_part(path)
+    return _describe(name, data, rows)
+
+
+def encode_rows(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """Rows of the schema as a Parquet file with a checksum on each page."""
+    table = pa.Table.from_pylist(list(rows), schema=SCHEMA)
+    sink = pa.BufferOutputStream()
+    # Planes are noise to a compressor; statistics of long binaries would store them twice.
+    pq.write_table(
+        table, sink, compression="none", use_dictionary=False, write_statistics=["scene_id", "stage"],
+        write_page_checksum=True, row_group_size=SCENES_PER_ROW_GROUP,
+    )  # fmt: skip
+    return sink.getvalue().to_pybytes()
+
+
+def describe_part(path: AnyPath) -> Part:
+    """Reads a part to say what it holds. Raises ValueError naming it where it is damaged."""
+    rows = read_part(path, ["scene_id", "stage", "shared", "settings_hash"]).to_pylist()
+    if not rows:
+        raise damaged(path, "it holds no scene")
+    return _describe(path.name, path.read_bytes(), rows)
+
+
+def _describe(name: str, data: bytes, rows: Sequence[Mapping[str, Any]]) -> Part:
+    ids = tuple(row["scene_id"] for row in rows)
+    same = {key: rows[0][key] for key in ("stage", "shared", "settings_hash")}
+    return Part(name=name, sha256=hashlib.sha256(data).hexdigest(), num_bytes=len(data), scene_ids=ids, **same)
+
+
+def read_part(path: AnyPath, columns: Sequence[str]) -> pa.Table:
+    """Columns of a part, in the schema's types. ValueError names a part that is damaged or of a newer version."""
+    with opened(path) as file:
+        return _columns(path, file, columns)
+
+
+def read_scenes(path: AnyPath, wanted: Collection[str]) -> Iterator[dict[str, Any]]:
+    """Whole rows of the wanted scenes, one row group in memory at a time."""
+    with opened(path) as file:
+        for group in range(file.num_row_groups):
+            ids = _columns(path, file, ["scene_id"], group)["scene_id"].to_pylist()
+            found = [index for index, scene_id in enumerate(ids) if scene_id in wanted]
+            if found:
+                yield from _columns(path, file, SCHEMA.names, group).take(found).to_pylist()
+
+
+@contextmanager
+def opened(path: AnyPath) -> Iterator[pq.ParquetFile]:
+    """A part to read from, its checksums verified; what is wrong with it becomes a ValueError that names it."""
+    try:
+        with open_table(*file_of(path)) as file:
+            yield file
+    except TableError as error:
+        raise damaged(path, str(error)) from error
+
+
+def damaged(path: AnyPath, why: str) -> ValueError:
+    """The error that names a part which cannot be used."""
+    return ValueError(
+        f"{path}: not a readable part of a library ({why}): restore it, or remove it and fit its scenes again"
+    )
+
+
+def _columns(path: AnyPath, file: pq.ParquetFile, columns: Sequence[str], row_group: int | None = None) -> pa.Table:
+    """Checked columns, of one row group or of all. A column that the schema does not have does no harm."""
+    version = read_columns(file, pa.schema([SCHEMA.field("format_version")]), row_group=row_group)
+    newest = max(version["format_version"].to_pylist(), default=0)
+    if newest > FORMAT_VERSION:
+        raise ValueError(f"{path}: format version {newest}, this program reads up to {FORMAT_VERSION}: update it")
+    table = read_columns(file, pa.schema([SCHEMA.field(name) for name in columns]), NULLABLE, row_group)
+    told = [name for name in ("scene_id", "stage", "shared", "cohort") if name in columns]
+    try:
+        check_ids(table.select(told).to_pylist())
+    except ValueError as error:
+        raise damaged(path, str(error)) from error
+    return table

@@ -1,0 +1,60 @@
+"""JSON and YAML of unknown origin. Errors are ValueError and give the reason only: who asked knows the file."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import yaml
+
+MAX_YAML_BYTES = 256 << 10  # a hundred times what settings need; the parser takes seconds for a megabyte
+
+
+def _refuse(name: str) -> Any:
+    raise ValueError(f"{name} is no number that JSON knows")
+
+
+def parse_json(data: bytes | str, constant: Callable[[str], Any] = _refuse) -> Any:
+    """The value of a JSON text. constant: what NaN, Infinity and -Infinity become; by default they are refused.
+
+    ValueError: not valid JSON, or not UTF-8, a key that an object has twice, a whole number of thousands of digits, or
+    nested too deeply.
+    """
+    try:
+        return json.loads(data, object_pairs_hook=_unique, parse_constant=constant)
+    except RecursionError:
+        raise ValueError("not valid JSON (nested too deeply)") from None
+    except ValueError as error:
+        raise ValueError(f"not valid JSON ({error})") from error
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        [(twice, _)] = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"key {twice!r:.80} is there twice")
+    return values
+
+
+class _PlainLoader(yaml.SafeLoader):
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not read")
+        return super().compose_node(parent, index)
+
+
+def parse_yaml(text: bytes | str) -> Any:
+    """The value of a YAML text of plain values: no tags of Python's, and no aliases, by which a short text can stand
+    for an endless one. None for an empty text. ValueError says where it is wrong, in one line."""
+    try:
+        loader = _PlainLoader(text)
+        try:
+            return loader.get_single_data()
+        finally:
+            loader.dispose()
+    except RecursionError:
+        raise ValueError("not readable as YAML (nested too deeply)") from None
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
+        raise ValueError(f"not readable as YAML ({' '.join(str(error).split())})") from error

@@ -1,0 +1,178 @@
+"""Runs and stores in an object store: the part of pathlib.Path that they need, over pyarrow's file systems.
+
+`to_path` turns what a user names into a pathlib.Path or, where it is a URI (s3://, gs://, …), into an `ObjectPath`;
+code that handles an `AnyPath` works on both.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from pyarrow import fs
+
+
+def open_uri(uri: str | Path) -> tuple[fs.FileSystem, str]:
+    """The file system and the path on it of a local path or of a URI that pyarrow knows (file://, s3://, gs://, …)."""
+    if "://" in str(uri):
+        filesystem, path = fs.FileSystem.from_uri(str(uri))
+        return filesystem, path.rstrip("/")
+    return fs.LocalFileSystem(), Path(uri).expanduser().absolute().as_posix()
+
+
+@lru_cache(maxsize=32)
+def _filesystem(root: str) -> fs.FileSystem:
+    return open_uri(root)[0]
+
+
+@dataclass(frozen=True)
+class ObjectPath:
+    """A file or folder in an object store: `bucket/path` on the file system of `root` (`s3://bucket?endpoint_…`).
+
+    Names and behaves as pathlib.Path does. A write is whole or not at all; there is no exclusive one and no rename.
+    """
+
+    root: str
+    path: str
+    filesystem: fs.FileSystem = field(repr=False, compare=False)
+
+    @classmethod
+    def of(cls, uri: str) -> ObjectPath:
+        """Raises ValueError (pyarrow's) where the URI is none that it knows."""
+        scheme, _, rest = uri.partition("://")
+        place, question, options = rest.partition("?")
+        bucket = place.split("/")[0]
+        root = f"{scheme}://{bucket}{question}{options}"
+        return cls(root, place.rstrip("/"), _filesystem(root))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ObjectPath.of, (self.as_uri(),)
+
+    def as_uri(self) -> str:
+        """The URI that `of` takes."""
+        scheme, _, rest = self.root.partition("://")
+        _, question, options = rest.partition("?")
+        return f"{scheme}://{self.path}{question}{options}"
+
+    def __str__(self) -> str:
+        return f"{self.root.partition('://')[0]}://{self.path}"
+
+    def __truediv__(self, name: str) -> ObjectPath:
+        return ObjectPath(self.root, f"{self.path}/{name}", self.filesystem)
+
+    def __lt__(self, other: ObjectPath) -> bool:
+        return self.path < other.path
+
+    @property
+    def name(self) -> str:
+        return self.path.rpartition("/")[2]
+
+    @property
+    def parent(self) -> ObjectPath:
+        return ObjectPath(self.root, self.path.rpartition("/")[0], self.filesystem)
+
+    def absolute(self) -> ObjectPath:
+        return self
+
+    def exists(self) -> bool:
+        return self._info().type != fs.FileType.NotFound
+
+    def is_file(self) -> bool:
+        return self._info().type == fs.FileType.File
+
+    def is_dir(self) -> bool:
+        return self._info().type == fs.FileType.Directory
+
+    def stat(self) -> _Stat:
+        """Its size, as st_size. FileNotFoundError where there is no such file."""
+        info = self._info()
+        if info.type != fs.FileType.File:
+            raise FileNotFoundError(2, "No such file", str(self))
+        return _Stat(info.size)
+
+    def read_bytes(self) -> bytes:
+        """FileNotFoundError where there is no such object."""
+        with self.open_input() as stream:
+            return stream.read()
+
+    def read_text(self, encoding: str = "utf-8") -> str:
+        return self.read_bytes().decode(encoding)
+
+    def write_bytes(self, data: bytes) -> int:
+        """One put; readers see the old object or the new one."""
+        with self.filesystem.open_output_stream(self.path) as out:
+            return out.write(data)
+
+    def open_input(self) -> Any:
+        """A pyarrow file to read at random places."""
+        return self.filesystem.open_input_file(self.path)
+
+    def mkdir(self, parents: bool = False, exist_ok: bool = False) -> None:
+        """Nothing: an object store has no folders but in its names."""
+
+    def unlink(self, missing_ok: bool = False) -> None:
+        """Removes the object; where there is none, an error unless that is fine."""
+        if missing_ok and not self.is_file():
+            return
+        self.filesystem.delete_file(self.path)
+
+    def iterdir(self) -> Iterator[ObjectPath]:
+        yield from self._list(recursive=False)
+
+    def glob(self, pattern: str) -> Iterator[ObjectPath]:
+        """Files and folders directly in this one."""
+        yield from (path for path in self._list(recursive=False) if fnmatch.fnmatchcase(path.name, pattern))
+
+    def rglob(self, pattern: str) -> Iterator[ObjectPath]:
+        """Files and folders anywhere below this one."""
+        yield from (path for path in self._list(recursive=True) if fnmatch.fnmatchcase(path.name, pattern))
+
+    def _list(self, recursive: bool) -> Iterator[ObjectPath]:
+        selector = fs.FileSelector(self.path, recursive=recursive, allow_not_found=True)
+        for info in self.filesystem.get_file_info(selector):
+            yield ObjectPath(self.root, info.path.rstrip("/"), self.filesystem)
+
+    def _info(self) -> fs.FileInfo:
+        return self.filesystem.get_file_info(self.path)
+
+
+@dataclass(frozen=True)
+class _Stat:
+    st_size: int
+
+
+AnyPath = Path | ObjectPath
+
+
+def to_path(text: str) -> AnyPath:
+    """What a user named: a local path, or the URI of a place in an object store. ValueError where it is neither."""
+    if "://" not in text:
+        return Path(text)
+    if text.startswith("file://"):
+        return Path(open_uri(text)[1])
+    return ObjectPath.of(text)
+
+
+def uri_of(path: AnyPath) -> str:
+    """The text from which `to_path` makes this path in any process, whatever folder it runs in."""
+    return path.as_uri() if isinstance(path, ObjectPath) else str(path.absolute())
+
+
+def file_of(path: AnyPath) -> tuple[fs.FileSystem, str]:
+    """The file system and the path on it, for pyarrow."""
+    if isinstance(path, ObjectPath):
+        return path.filesystem, path.path
+    return fs.LocalFileSystem(), str(path)
+
+
+def remove_tree(folder: AnyPath) -> None:
+    """Removes a folder and all in it; nothing where there is none."""
+    if isinstance(folder, Path):
+        shutil.rmtree(folder, ignore_errors=True)
+    elif folder.exists():
+        folder.filesystem.delete_dir(folder.path)
