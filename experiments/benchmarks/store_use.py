@@ -30,7 +30,7 @@ class StoreUse:
 
     def _arenas(self) -> list[Path]:
         """The raylet's open files that are the store's memory; pages that it has never touched take none."""
-        return [handle for handle in (self.raylet / "fd").iterdir() if "plasma" in os.readlink(handle)]
+        return [handle for handle in (self.raylet / "fd").iterdir() if "plasma" in str(handle.readlink())]
 
 
 def _size(path: Path) -> int:
