@@ -1,4 +1,4 @@
-"""The campaign of faults in its small form: a real cluster of three nodes, real fits, nothing lost and nothing twice."""
+"""The campaign of faults in its small form: a cluster of three nodes, real fits, nothing lost and nothing twice."""
 
 from __future__ import annotations
 

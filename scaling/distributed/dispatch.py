@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -64,7 +64,7 @@ class Dispatcher:
         self.staffed_at = float("-inf")
         self.target = 1
 
-    def run(self, batches: Iterator[pa.Table], total: int) -> Iterator[Counts]:
+    def run(self, batches: Iterator[pa.Table], total: int) -> Generator[Counts]:
         """Fits every batch; yields the counts after each one that came back.
 
         Raises RuntimeError where no actor can start, or where scenes of `total` are left at the end; KeyboardInterrupt
