@@ -135,7 +135,7 @@ class Campaign:
             driver = self.start_driver(nodes.address)
             moments = sorted(self.random.uniform(0, 0.95 * self.num_scenes) for _ in range(self.num_timed))
             while driver.poll() != 0:
-                time.sleep(self.random.uniform(0.2, 2.0))
+                time.sleep(self.random.uniform(0.5, 2.5))
                 if driver.poll():
                     self.drivers.append(driver.returncode)
                     print(f"  the driver ended with {driver.returncode}", flush=True)
