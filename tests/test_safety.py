@@ -19,8 +19,9 @@ from scaling import arrow_files
 from scaling.data.scene_source import read_ids
 from scaling.data.scene_store import SceneStore, StoreWriter
 from scaling.data.scenes import SceneError, make_row, views_from_row
+from scaling.files import replace_file
 from scaling.library.library import Library
-from scaling.library.parts import commit_part, read_part
+from scaling.library.parts import commit_part, encode_rows, read_part
 from scaling.library.render import render_scene_pictures
 from scaling.scene_ids import is_scene_id
 
@@ -238,8 +239,8 @@ def test_ids_are_checked_before_they_become_paths(tmp_path: Path, scene_id: Any)
     with pytest.raises(ValueError, match="bad scene id"):
         render_scene_pictures(None, None, None, tmp_path / "pictures", scene_id)  # type: ignore[arg-type]
     if isinstance(scene_id, str):
-        commit_part(tmp_path, [fitted_row(scene_id)])
-        [path] = (tmp_path / "parts").iterdir()
+        path = tmp_path / "parts" / f"part-{'0' * 20}.parquet"
+        replace_file(path, encode_rows([{**fitted_row(scene_id), "format_version": 1}]))
         with pytest.raises(ValueError, match=rf"{path}: .*bad scene id"):
             Library(tmp_path).ids()
     assert not (tmp_path / "pictures").exists()

@@ -18,9 +18,10 @@ from test_library import row as fitted_row
 from tiny_run import make_run
 
 from scaling.config import Autoencoder, SettingsError, make_settings
+from scaling.files import replace_file
 from scaling.library.cohorts import commit_cohort, load_cohort
 from scaling.library.fitted_scenes import unpack_scene
-from scaling.library.parts import commit_part
+from scaling.library.parts import encode_rows
 from scaling.library.run_folder import RunFolder
 from scaling.library.stored_models import StoredModels
 from scaling.models.autoencoder import build_autoencoder, check_vae_config
@@ -179,7 +180,8 @@ def test_planes_that_are_none(change: dict[str, Any], told: str) -> None:
 )
 def test_fitted_scenes_that_fit_no_model(run: RunFolder, change: dict[str, Any], told: str) -> None:
     good = run.library.scene("car-00002")
-    commit_part(run.library.folder, [{**good, "scene_id": "bad", **change}])
+    rows = encode_rows([{**good, "scene_id": "bad", **change}])
+    replace_file(run.library.folder / "parts" / f"part-{'0' * 20}.parquet", rows)
     with pytest.raises(ValueError) as error:
         StoredModels(run).scene(run.library.scene("bad"))
     assert str(run.library.folder) in str(error.value) and told in str(error.value)
