@@ -8,12 +8,15 @@ from typing import Any
 
 from ray.cluster_utils import Cluster
 
+from scaling.distributed.cluster import listen_on_loopback
+
 
 class FakeNodes:
     """A head without resources, for drivers, and nodes with one CPU and one GPU that exists in Ray's books only."""
 
     def __init__(self, nodes: int) -> None:
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # the cluster is this machine's alone
+        listen_on_loopback()
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # nobody else reaches it
         store = {"object_store_memory": 100 << 20}
         self.cluster = Cluster(True, head_node_args={"num_cpus": 0, "include_dashboard": False, **store})
         self.nodes: list[Any] = []
