@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -75,7 +79,37 @@ def tiny_scenes() -> list[SceneViews]:
 
 
 @pytest.fixture(scope="session")
-def ray_6_cpus_4_gpus() -> Any:
+def s3_keys() -> None:
+    """The environment by which any process finds its way into the S3-compatible server; Ray's workers inherit it."""
+    os.environ.update(
+        AWS_ACCESS_KEY_ID="test", AWS_SECRET_ACCESS_KEY="test", AWS_EC2_METADATA_DISABLED="true", no_proxy="127.0.0.1"
+    )
+
+
+@pytest.fixture(scope="session")
+def s3_server(s3_keys) -> Iterator[str]:
+    """An S3-compatible server on loopback, with the bucket `runs`. → the options by which a URI names it."""
+    from scaling.storage import ObjectPath
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    options = f"?endpoint_override=127.0.0.1:{port}&scheme=http&allow_bucket_creation=true&region=us-east-1"
+    for _ in range(100):
+        try:
+            ObjectPath.of(f"s3://runs{options}").filesystem.create_dir("runs")
+            break
+        except OSError:
+            time.sleep(0.1)
+    yield options
+    server.terminate()
+    server.wait()
+
+
+@pytest.fixture(scope="session")
+def ray_6_cpus_4_gpus(s3_keys) -> Any:
     """One local Ray for all tests that need it, with 4 GPUs that exist only in its books. Starting costs seconds."""
     import logging
 

@@ -28,6 +28,7 @@ from scaling.distributed.train import train_stage1
 from scaling.library.run_folder import RunFolder
 from scaling.library.stored_models import StoredModels
 from scaling.models.shared import load_shared, read_scene_ids
+from scaling.storage import to_path
 from scaling.training.evaluate import evaluate_scene
 from scaling.training.stage1 import Stage1
 
@@ -145,12 +146,13 @@ def test_both_stages_end_to_end(ray_6_cpus_4_gpus, tmp_path, tiny_values):
     assert runs["stage2"].data.metrics["test/psnr"] == pytest.approx(metrics["test"]["psnr"])
 
 
-def test_cohorts_end_to_end(ray_6_cpus_4_gpus, tmp_path, tiny_values):
+def test_cohorts_end_to_end_in_an_object_store(ray_6_cpus_4_gpus, s3_server, tmp_path, tiny_values, monkeypatch):
     """Two cohorts of fixed chunks; a damaged member is left out and recorded; each cohort's copy is stored once."""
     rates = {"decoder": 1e-2, "field": 1e-2, "base_planes": 1e-2, "micro_planes": 1e-2, "coefs": 1e-2}
     stage2 = {"mode": "cohort", "cohort_size": 3, "rgb": {"num_epochs": 1, "items_per_step": 3, "lr": rates}}
     settings = make_settings(merge(tiny_values, {"stage2": stage2}))
-    run = RunFolder(tmp_path / "runs" / "cohorts")
+    monkeypatch.chdir(tmp_path)  # where the tracking database goes
+    run = RunFolder(to_path(f"s3://runs/{tmp_path.name}/cohorts{s3_server}"))
     ids = embedded_ids(10)
     train = Stage1(settings, ids[:4], [embedded_scene(i, settings.data.image_size, 5) for i in ids[:4]])
     train.run(lambda report: None)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,38 +25,7 @@ from scaling.library.manifest import read_manifest
 from scaling.library.parts import commit_part, part_name
 from scaling.library.run_folder import RunFolder
 from scaling.library.status import status_text
-from scaling.storage import AnyPath, ObjectPath, remove_tree, to_path, uri_of
-
-
-@pytest.fixture(scope="session")
-def s3_server() -> Iterator[str]:
-    """An S3-compatible server on loopback, with one bucket. → how URIs name it."""
-    server = pytest.importorskip("moto.server", reason="pip install 'moto[server]'")
-    del server
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_EC2_METADATA_DISABLED": "true"}
-    before = {key: os.environ.get(key) for key in keys}
-    os.environ.update(keys)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    options = f"?endpoint_override=127.0.0.1:{port}&scheme=http&allow_bucket_creation=true&region=us-east-1"
-    bucket = to_path(f"s3://runs{options}")
-    assert isinstance(bucket, ObjectPath)
-    for _ in range(100):
-        try:
-            bucket.filesystem.create_dir("runs")
-            break
-        except OSError:
-            time.sleep(0.1)
-    yield options
-    process.terminate()
-    process.wait()
-    for key, value in before.items():
-        os.environ.pop(key) if value is None else os.environ.__setitem__(key, value)
+from scaling.storage import AnyPath, remove_tree, to_path, uri_of
 
 
 @pytest.fixture(params=["disk", "s3"])
