@@ -11,12 +11,16 @@ from __future__ import annotations
 import base64
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-MAX_FOOTER_BYTES = 64 << 20
+from scaling.thrift import read_struct
+
+MAX_FOOTER_BYTES = 8 << 20
+MAX_FIELDS = 1024  # of the schema, nested ones among them
 MAX_ROWS = 1 << 20  # of a file
 MAX_VALUES = 1 << 26  # of a column in a row group
 FREE_BYTES, MAX_GROWTH = 64 << 20, 100  # a file may unpack to so many bytes, or to so many times its own size
@@ -59,7 +63,6 @@ def open_table(filesystem: fs.FileSystem, path: str) -> Iterator[pq.ParquetFile]
             _check_footer(source)
             file = pq.ParquetFile(source, page_checksum_verification=True)
             _check_types(file.schema_arrow)
-            _check_sizes(file.metadata, source.size())
         yield file
 
 
@@ -99,6 +102,7 @@ def _reading() -> Iterator[None]:
 
 
 def _check_footer(source: pa.NativeFile) -> None:
+    """Before pyarrow sees it: some of what a footer can say ends the process there, instead of raising an error."""
     size = source.size()
     source.seek(max(size - 8, 0))
     end = source.read(8)
@@ -111,6 +115,30 @@ def _check_footer(source: pa.NativeFile) -> None:
     footer = source.read(length)
     if any(mark in footer for mark in _MARKS):
         raise TableError("it holds an Arrow extension type, which may run code; only plain types are read")
+    try:
+        _check_sizes(read_struct(footer), size)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:  # fields that are missing, or of other types
+        if isinstance(error, TableError):
+            raise
+        raise TableError(f"its footer is damaged ({error})") from error
+
+
+def _check_sizes(footer: dict[int, Any], num_bytes: int) -> None:
+    """Of what the file says of itself: a few bytes can stand for millions of equal values. The numbers are those of
+    the fields in Parquet's own definition (FileMetaData, RowGroup, ColumnChunk, ColumnMetaData)."""
+    schema, num_rows, groups = footer[2], footer[3], footer[4]
+    if len(schema) > MAX_FIELDS:
+        raise TableError(f"its schema has {len(schema)} fields; at most {MAX_FIELDS} are read")
+    rows = [group[3] for group in groups]
+    if min(rows, default=0) < 0 or not sum(rows) == num_rows <= MAX_ROWS:
+        raise TableError(f"it says that it has {num_rows} rows; at most {MAX_ROWS} are read")
+    columns = [chunk[3] for group in groups for chunk in group[1]]
+    values = [column[5] for column in columns]
+    if min(values, default=0) < 0 or max(values, default=0) > MAX_VALUES:
+        raise TableError(f"it says that a column has {max(values)} values; at most {MAX_VALUES} are read")
+    unpacked = sum(max(column[6], 0) for column in columns)
+    if unpacked > max(FREE_BYTES, MAX_GROWTH * num_bytes):
+        raise TableError(f"it has {num_bytes} bytes and says that it unpacks to {unpacked}")
 
 
 def _check_types(schema: pa.Schema) -> None:
@@ -125,21 +153,6 @@ def _is_extension(kind: pa.DataType) -> bool:
     if pa.types.is_dictionary(kind):
         inside.append(kind.value_type)
     return isinstance(kind, pa.BaseExtensionType) or any(map(_is_extension, inside))
-
-
-def _check_sizes(metadata: pq.FileMetaData, num_bytes: int) -> None:
-    """Of what the file says of itself: a few bytes can stand for millions of equal values."""
-    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
-    rows = [group.num_rows for group in groups]
-    if min(rows, default=0) < 0 or not sum(rows) == metadata.num_rows <= MAX_ROWS:
-        raise TableError(f"it says that it has {metadata.num_rows} rows, at most {MAX_ROWS} are read")
-    columns = [group.column(index) for group in groups for index in range(group.num_columns)]
-    values = max((column.num_values for column in columns), default=0)
-    if values > MAX_VALUES:
-        raise TableError(f"it says that a column has {values} values, at most {MAX_VALUES} are read")
-    unpacked = sum(column.total_uncompressed_size for column in columns)
-    if unpacked > max(FREE_BYTES, MAX_GROWTH * num_bytes):
-        raise TableError(f"it has {num_bytes} bytes and says that it unpacks to {unpacked}")
 
 
 def _check_nulls(name: str, column: pa.ChunkedArray | pa.Array, allowed: bool) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AfterValidator
 
 _SCENE_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}")
 
@@ -20,3 +22,6 @@ def check_scene_id(scene_id: str) -> str:
             f"bad scene id {scene_id!r:.220}: use 1 to 200 ASCII letters, digits, '.', '_' and '-', no '.' first"
         )
     return scene_id
+
+
+SceneId = Annotated[str, AfterValidator(check_scene_id)]  # in what pydantic reads

@@ -9,7 +9,7 @@ from __future__ import annotations
 import fnmatch
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,9 @@ def open_uri(uri: str | Path) -> tuple[fs.FileSystem, str]:
         filesystem, path = fs.FileSystem.from_uri(str(uri))
         return filesystem, path.rstrip("/")
     return fs.LocalFileSystem(), Path(uri).expanduser().absolute().as_posix()
+
+
+SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs")
 
 
 @lru_cache(maxsize=32)
@@ -39,19 +42,21 @@ class ObjectPath:
 
     root: str
     path: str
-    filesystem: fs.FileSystem = field(repr=False, compare=False)
 
     @classmethod
     def of(cls, uri: str) -> ObjectPath:
-        """Raises ValueError (pyarrow's) where the URI is none that it knows."""
+        """Nothing is asked of the store yet. Raises ValueError where the URI is none that pyarrow knows."""
         scheme, _, rest = uri.partition("://")
         place, question, options = rest.partition("?")
         bucket = place.split("/")[0]
-        root = f"{scheme}://{bucket}{question}{options}"
-        return cls(root, place.rstrip("/"), _filesystem(root))
+        if scheme not in SCHEMES or not bucket:
+            raise ValueError(f"expected a folder, or SCHEME://BUCKET/PATH with one of {', '.join(SCHEMES)}")
+        return cls(f"{scheme}://{bucket}{question}{options}", place.rstrip("/"))
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return ObjectPath.of, (self.as_uri(),)
+    @property
+    def filesystem(self) -> fs.FileSystem:
+        """pyarrow's. Raises OSError where the store does not answer."""
+        return _filesystem(self.root)
 
     def as_uri(self) -> str:
         """The URI that `of` takes."""
@@ -63,7 +68,7 @@ class ObjectPath:
         return f"{self.root.partition('://')[0]}://{self.path}"
 
     def __truediv__(self, name: str) -> ObjectPath:
-        return ObjectPath(self.root, f"{self.path}/{name}", self.filesystem)
+        return ObjectPath(self.root, f"{self.path}/{name}")
 
     def __lt__(self, other: ObjectPath) -> bool:
         return self.path < other.path
@@ -74,7 +79,7 @@ class ObjectPath:
 
     @property
     def parent(self) -> ObjectPath:
-        return ObjectPath(self.root, self.path.rpartition("/")[0], self.filesystem)
+        return ObjectPath(self.root, self.path.rpartition("/")[0])
 
     def absolute(self) -> ObjectPath:
         return self
@@ -135,7 +140,7 @@ class ObjectPath:
     def _list(self, recursive: bool) -> Iterator[ObjectPath]:
         selector = fs.FileSelector(self.path, recursive=recursive, allow_not_found=True)
         for info in self.filesystem.get_file_info(selector):
-            yield ObjectPath(self.root, info.path.rstrip("/"), self.filesystem)
+            yield ObjectPath(self.root, info.path.rstrip("/"))
 
     def _info(self) -> fs.FileInfo:
         return self.filesystem.get_file_info(self.path)

@@ -42,6 +42,10 @@ class FragileActor:
     """Fits anything, reports scenes named bad-*, dies at deadly-*, hangs at slow-*, and its first write of flaky-*
     fails."""
 
+    def __init__(self, fails: bool = False) -> None:
+        if fails:
+            os._exit(1)
+
     def ready(self) -> bool:
         return True
 

@@ -79,9 +79,9 @@ def ray_6_cpus_4_gpus() -> Any:
     """One local Ray for all tests that need it, with 4 GPUs that exist only in its books. Starting costs seconds."""
     import logging
 
-    from scaling.distributed.cluster import Resources
+    from scaling.distributed.cluster import Resources, keep_to_this_machine
 
-    os.environ["RAY_AUTH_MODE"] = "disabled"
+    keep_to_this_machine()
     os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
     import ray
 

@@ -251,7 +251,7 @@ def test_a_folder_below_a_file_is_named(tmp_path, capsys):
         (b"stage1: {job: {}}", "stage1 has no settings"),
         (b"stage2: 3", "stage2 has no settings"),
         (b"stage1: !!python/object/apply:os.getcwd []", "could not determine a constructor"),
-        (b"\xff\xfe\x01", "can't decode byte"),
+        (b"\xff\xfe\x01", "unacceptable character"),
     ],
 )
 def test_a_damaged_config_is_named(run, command, text, told):

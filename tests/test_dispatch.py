@@ -169,6 +169,21 @@ def test_actors_come_and_go_with_the_cluster(ray_6_cpus_4_gpus, books, monkeypat
     assert counts.done == 80 and len(started) == 3
 
 
+def test_actors_that_cannot_start_end_the_job_not_the_first_try(ray_6_cpus_4_gpus, books):
+    """One that starts at the second try is waited for; after twice as many failures as actors in a row the job ends."""
+    tries = iter(range(100))
+
+    def start(good_from: int) -> Any:
+        return FragileActor.remote(fails=next(tries) < good_from)
+
+    job = Dispatcher(lambda: start(1), lambda: 1, max_attempts=1, deadline=60, accounts=books)
+    *_, counts = job.run(iter([pa.table({"scene_id": ["a"]})]), 1)
+    assert counts.done == 1
+    job = Dispatcher(lambda: start(99), lambda: 1, max_attempts=1, deadline=60, accounts=books)
+    with pytest.raises(RuntimeError, match="no actor could start, 2 tries in a row"):
+        list(job.run(iter([pa.table({"scene_id": ["a"]})]), 1))
+
+
 def test_a_signal_lets_batches_in_flight_finish(ray_6_cpus_4_gpus, books):
     """What was handed out when SIGTERM came is fitted and counted, the rest is left for the next run."""
     job = Dispatcher(FragileActor.remote, lambda: 1, max_attempts=1, deadline=60, accounts=books)

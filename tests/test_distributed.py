@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import subprocess
+import threading
+import time
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
+import torch
 from mlflow import MlflowClient
 
 from scaling.config import SettingsError, make_settings, merge
@@ -61,8 +68,27 @@ def test_prepare_keeps_order_and_rejects_with_a_reason(ray_6_cpus_4_gpus, tmp_pa
     assert reject["scene_id"] == "c" and "000001.png" in reject["file"] and reject["reason"]
 
 
+def kill_a_train_worker(log: Path) -> None:
+    """Kills one of this process's Ray Train workers as soon as `log` tells of the second epoch."""
+    while "epoch 2/" not in log.read_text():
+        time.sleep(0.1)
+    listed = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
+    processes = [line.split(maxsplit=2) for line in listed.splitlines()]
+    children = {pid for pid, parent, _ in processes if int(parent) == os.getpid()}  # Ray's raylet among them
+    os.kill(next(int(pid) for pid, parent, title in processes if parent in children and "RayTrainWorker" in title), 9)
+
+
+def leave_torn_checkpoint(run: RunFolder) -> None:
+    """What a driver leaves that is killed in its first upload, and the empty list of Ray's that a full disk leaves."""
+    torn = run.checkpoints / "stage1" / "00001-autoencoder-torn"
+    torn.mkdir(parents=True)
+    (torn / "shared.safetensors").write_bytes(b"half")
+    (torn.parent / "checkpoint_manager_snapshot.json").touch()
+
+
 def test_both_stages_end_to_end(ray_6_cpus_4_gpus, tmp_path, tiny_values):
-    """Stage 1 with two workers, stage 2 with two actors, a scene that cannot be decoded, and both again."""
+    """Stage 1 with two workers, of which one is killed, beside a torn checkpoint; stage 2 with two actors and a scene
+    that cannot be decoded; and both again."""
     settings = make_settings(tiny_values)
     image_size, num_views = settings.data.image_size, settings.data.embedded_views
     with StoreWriter(tmp_path / "store", "test") as writer:
@@ -74,7 +100,22 @@ def test_both_stages_end_to_end(ray_6_cpus_4_gpus, tmp_path, tiny_values):
     spec = SourceSpec.of(str(tmp_path / "store"), settings.data)
     run = RunFolder(tmp_path / "runs" / "tiny")
     first = choose_ids(spec.open(), None, count=4)
-    metrics = train_stage1(run, settings, spec, first, ray_6_cpus_4_gpus, workers=2)
+    leave_torn_checkpoint(run)
+    log = tmp_path / "log"
+    with log.open("w") as file, redirect_stdout(file):
+        threading.Thread(target=kill_a_train_worker, args=(log,), daemon=True).start()
+        metrics = train_stage1(run, settings, spec, first, ray_6_cpus_4_gpus, workers=2)
+    told = log.read_text()
+    assert "removed checkpoint 00001-autoencoder-torn, which is not whole: it has no seal" in told
+    assert re.search(r"worker \d: its process or node is gone; goes on from the last checkpoint\n", told)
+    assert re.search(r"worker group of 2 restarts at epoch \d", told)
+    kept = sorted(path.name for path in (run.checkpoints / "stage1").glob("*-*"))
+    assert [name[:5] for name in kept] == ["00006", "done-"]
+    stage1 = Stage1(settings, first, [embedded_scene(i, settings.data.image_size, num_views) for i in first])
+    stage1.run(lambda report: None)
+    faulted = load_shared(run.shared)[0].state_dict()
+    for name, tensor in stage1.shared.state_dict().items():
+        torch.testing.assert_close(faulted[name], tensor, rtol=1e-3, atol=1e-3, msg=name)
     assert metrics["stage1"]["num_scenes"] == 4 and metrics["stage1"]["test"]["psnr"] > 5
     assert read_scene_ids(run.shared) == first
     content_hash = load_shared(run.shared)[1]

@@ -17,6 +17,7 @@ from typing import Any
 
 from scaling.command_line import read_preset, read_yaml, run_command
 from scaling.config import Settings, SettingsError, make_settings, merge
+from scaling.parsing import parse_json
 
 SCHEDULES = Path(__file__).with_name("variants.yaml")
 # Row → its preset, the mode of stage 2, and the section of variants.yaml.
@@ -114,7 +115,7 @@ def run_row(name: str, settings: Settings, spec: Any, train_ids: list[str], fit_
         "train_psnr": metrics["train"]["psnr"],
         "ssim": metrics["test"]["ssim"],
         "autoencoder_psnr": metrics["autoencoder"]["psnr"],
-        "stage1_cpu_seconds": json.loads((shared / "seconds.json").read_text()),
+        "stage1_cpu_seconds": parse_json((shared / "seconds.json").read_bytes()),
         "cpu_seconds_per_scene": metrics["seconds_per_scene"] * cpu_per_wall,
         "bytes_per_scene": metrics["bytes_per_scene"],
         "num_scenes": metrics["num_scenes"],
@@ -163,7 +164,7 @@ def main() -> int:
     for name in arguments.rows:
         run_row(name, row_settings(*ROWS[name], autoencoder), spec, train_ids, fit_ids, arguments.out)
     paths = {name: arguments.out / name.replace(", ", "-") / "row.json" for name in ROWS}
-    done = {name: json.loads(path.read_text()) for name, path in paths.items() if path.is_file()}
+    done = {name: parse_json(path.read_bytes()) for name, path in paths.items() if path.is_file()}
     arguments.json.write_text(json.dumps({"source": asdict(spec), "rows": done}, indent=1))
     print(table_text(done))
     return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import signal
 import socket
 import threading
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray._private import ray_constants
 from ray.autoscaler.sdk import request_resources
 
 from scaling.config import SettingsError
@@ -44,8 +46,7 @@ def connect(address: str | None = None, gpus: int = 0) -> Resources:
             except (OSError, ValueError, RuntimeError, ImportError) as error:
                 raise _no_cluster(address, str(error).strip().splitlines()[0]) from error
         else:
-            # A cluster of this process alone, on loopback: nobody else has to prove who they are.
-            os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+            keep_to_this_machine()
             ray.init(
                 address="local",
                 num_cpus=max(2, os.cpu_count() or 1),
@@ -58,6 +59,22 @@ def connect(address: str | None = None, gpus: int = 0) -> Resources:
     if gpus:
         request_resources(bundles=[{"GPU": 1}] * gpus)
     return Resources(int(ray.cluster_resources().get("CPU", 0)), max(gpus, gpus_now()), gpus)
+
+
+def keep_to_this_machine() -> None:
+    """To be called before a local cluster starts: whoever reaches a cluster can run code in it. So it listens on
+    loopback, and asks for a secret that no file holds and this process's children inherit."""
+    listen_on_loopback()
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # asked for unless RAY_AUTH_MODE says otherwise
+
+
+def listen_on_loopback() -> None:
+    """To be called before a cluster starts whose nodes are all on this machine: no other machine can reach it then.
+
+    Ray does so by itself on macOS and Windows, whose names the variable has; processes that join need it, too.
+    """
+    os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
+    ray_constants.ENABLE_RAY_CLUSTER = False  # Ray has read the variable already
 
 
 def gpus_now() -> int:

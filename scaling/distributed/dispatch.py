@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -64,7 +64,7 @@ class Dispatcher:
         self.staffed_at = float("-inf")
         self.target = 1
 
-    def run(self, batches: Iterator[pa.Table], total: int) -> Iterator[Counts]:
+    def run(self, batches: Iterator[pa.Table], total: int) -> Generator[Counts]:
         """Fits every batch; yields the counts after each one that came back.
 
         Raises RuntimeError where no actor can start, or where scenes of `total` are left at the end; KeyboardInterrupt
@@ -82,7 +82,7 @@ class Dispatcher:
                         self._start_draining()
                     if not interrupts.requested:
                         self._staff()
-                    if not self.in_flight or time.monotonic() > stop_at:
+                    if time.monotonic() > stop_at or not (self.in_flight or self._may_start(interrupts.requested)):
                         break
                     changed = self._wait(batches, counts, give_more=not interrupts.requested)
                     progress.update(counts.done + counts.failed - progress.n)
@@ -123,6 +123,10 @@ class Dispatcher:
             actor = self.make_actor()
             self.in_flight[actor.ready.remote()] = Flight(actor, None)
 
+    def _may_start(self, draining: bool) -> bool:
+        """Whether actors will start that have work: after one that failed to, the next try comes a little later."""
+        return not draining and bool(self.waiting or not self.exhausted)
+
     def _start_draining(self) -> None:
         """No new batches from now on; actors that have none go."""
         for future, flight in list(self.in_flight.items()):
@@ -137,6 +141,9 @@ class Dispatcher:
 
     def _wait(self, batches: Iterator[pa.Table], counts: Counts, give_more: bool) -> bool:
         """Takes the calls that come back within a moment. → whether the counts changed."""
+        if not self.in_flight:
+            time.sleep(TICK_SECONDS / 4)
+            return False
         finished, _ = ray.wait(list(self.in_flight), num_returns=1, timeout=TICK_SECONDS)
         before = counts.left
         for future in finished:

@@ -10,7 +10,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import astuple, dataclass
 from typing import Any
 
@@ -22,7 +23,7 @@ from scaling.data.scene_source import EMBEDDED, SourceSpec
 from scaling.distributed.cluster import Resources, gpus_now, share
 from scaling.distributed.dispatch import Dispatcher
 from scaling.distributed.fitters import CohortFitter, FitJob, Fitter, SceneFitter, cohort_checkpoints
-from scaling.distributed.prepare import bound_reading, scene_dataset
+from scaling.distributed.prepare import batches_of, bound_reading, scene_dataset
 from scaling.distributed.tracking import Tracker
 from scaling.distributed.work import Counts
 from scaling.library.ledger import Ledger, open_ledger
@@ -81,8 +82,9 @@ def fit_stage2(
                 runs = fitter or FITTERS[settings.stage2.mode]
                 dispatcher = _dispatcher(ledger, fit_job, runs, staff, shared_hash, settings)
                 start, already = time.time(), len(run.library.ids(stage=2))
-                for counts in dispatcher.run(batches, len(todo)):
-                    _track(tracker, counts, time.time() - start, already)
+                with closing(batches), closing(dispatcher.run(batches, len(todo))) as progress:
+                    for counts in progress:
+                        _track(tracker, counts, time.time() - start, already)
             ledger.publish()
             metrics = summarise(run)
             tracker.log_summary(metrics)
@@ -137,14 +139,15 @@ def _batch_size(settings: Settings, num_scenes: int) -> int:
 
 def _batches(
     settings: Settings, spec: SourceSpec, ids: list[str], settled: Collection[str], size: int
-) -> Iterator[pa.Table]:
+) -> Generator[pa.Table]:
     """Mode frozen: rows of the scenes that are left, read as they are needed; mode cohort: ids of the members."""
     if settings.stage2.mode == "cohort":
         yield from _cohorts(ids, size, settled)
         return
     bound_reading()
     dataset = scene_dataset(spec, [scene_id for scene_id in ids if scene_id not in settled], rows_per_block=size)
-    yield from dataset.iter_batches(batch_size=size, prefetch_batches=1, batch_format="pyarrow")
+    with closing(batches_of(dataset, size)) as batches:
+        yield from batches
 
 
 def _cohorts(ids: Sequence[str], size: int, settled: Collection[str]) -> Iterator[pa.Table]:

@@ -113,7 +113,7 @@ class SceneFitter(Fitter):
         """A batch together; where that raises (memory may be short), its halves, down to scenes that raise alone."""
         if not scenes:
             return []
-        fitted = _attempt(lambda: list(fit_scenes(self.shared, scenes, self.settings)))
+        fitted = _attempt(lambda: self._fit_together(scenes))
         if not isinstance(fitted, Exception):
             return list(fitted)
         if len(scenes) == 1:
@@ -122,6 +122,9 @@ class SceneFitter(Fitter):
             torch.cuda.empty_cache()
         middle = len(scenes) // 2
         return self._fit(scenes[:middle]) + self._fit(scenes[middle:])
+
+    def _fit_together(self, scenes: list[SceneViews]) -> list[FittedScene]:
+        return list(fit_scenes(self.shared, scenes, self.settings))
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from dataclasses import asdict
 from typing import Any
 
@@ -44,6 +45,18 @@ def scene_dataset(spec: SourceSpec, ids: list[str], rows_per_block: int) -> Data
     items = [{"scene_id": scene_id} for scene_id in ids]
     named = ray.data.from_items(items, override_num_blocks=blocks)
     return named.map_batches(_ReadRows(spec), batch_size=None, batch_format="pyarrow", zero_copy_batch=True)
+
+
+def batches_of(dataset: Dataset, size: int) -> Generator[pa.Table]:
+    """The rows of a dataset. To be closed, or its executor ends only with the program, when Ray is gone already: then
+    it starts Ray again, and never ends."""
+    batches = iter(dataset.iter_batches(batch_size=size, prefetch_batches=1, batch_format="pyarrow"))
+    try:
+        for batch in batches:
+            assert isinstance(batch, pa.Table)
+            yield batch
+    finally:
+        batches.close()  # type: ignore[attr-defined]
 
 
 class _ReadRows:
@@ -104,11 +117,9 @@ def prepare(source: str, store: str, layout: str = "auto", category: str | None 
     with StoreWriter(store, source) as writer:
         dataset = ray.data.from_items([asdict(ref) for ref in refs], override_num_blocks=-(-len(refs) // 8))
         rows = dataset.map_batches(read_refs, batch_size=None, batch_format="pyarrow")
-        progress = tqdm(total=len(refs), unit="scene", desc="prepare")
-        for batch in rows.iter_batches(batch_size=8, prefetch_batches=1, batch_format="pyarrow"):
-            assert isinstance(batch, pa.Table)
-            write_rows(writer, batch)
-            progress.update(len(batch))
-            progress.set_postfix(rejected=len(writer.rejects))
-        progress.close()
+        with tqdm(total=len(refs), unit="scene", desc="prepare") as progress, closing(batches_of(rows, 8)) as batches:
+            for batch in batches:
+                write_rows(writer, batch)
+                progress.update(len(batch))
+                progress.set_postfix(rejected=len(writer.rejects))
     return writer.num_scenes, len(writer.rejects)

@@ -5,6 +5,7 @@ Events are plain dicts in a queue: no file, as the run folder may be an object s
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from scaling.library.run_folder import RunFolder
 from scaling.storage import AnyPath
 
 TRIES = 3  # in a row that end without a new checkpoint
+LONG = 60.0  # seconds without workers; a group takes some 20 s to come up
 
 
 def open_queue() -> Queue:
@@ -66,7 +68,7 @@ class Reports(UserCallback):
             return  # announced to Ray, which calls this again and again until the node is gone
         self.in_vain += 1
         rank, error = first_cause(worker_exceptions)
-        why = f"worker {rank}: {in_a_line(error)}"
+        why = f"worker {rank}: {in_a_line(error, str(RunFolder(self.run_path).checkpoints))}"
         if is_lasting(error):
             raise RuntimeError(why)
         if self.in_vain == TRIES:
@@ -93,11 +95,13 @@ def first_cause(errors: dict[int, Exception]) -> tuple[int, Exception]:
     return min(errors.items(), key=lambda item: (not is_lasting(item[1]), _death(item[1]) is None, item[0]))
 
 
-def in_a_line(error: Exception) -> str:
-    """The error's last line; of a worker that died, whether its node did."""
-    death = _death(error)
-    if death is not None:
-        return "its node was lost" if "node" in str(death).partition("\n")[0] else "its process died"
+def in_a_line(error: Exception, storage: str) -> str:
+    """The error's last line. Ray has pages on a worker that died, which say no more than that; a disk's own error may
+    not name what is full, and it is `storage` then."""
+    if _death(error) is not None:
+        return "its process or node is gone"
+    if isinstance(error, OSError) and error.errno in ADVICE:
+        return f"{error.filename or storage}: {os.strerror(error.errno)}"
     lines = str(error).strip().splitlines()
     return lines[-1] if lines else type(error).__name__
 
@@ -111,6 +115,7 @@ class Story:
 
     def __init__(self, start: float) -> None:
         self.start = start
+        self.without_workers: float | None = start  # since when; told once
         self.workers = 0
         self.tracebacks: list[str] = []
 
@@ -121,8 +126,15 @@ class Story:
             else:
                 yield f"stage 1: {getattr(self, '_' + event['event'])(event, now)}"
 
+    def waiting(self, now: float) -> Iterator[str]:
+        """A line when there have been no workers for long."""
+        if self.without_workers is not None and now - self.without_workers > LONG:
+            self.without_workers = None
+            yield "stage 1: waits until the cluster has room for a worker"
+
     def _group(self, event: dict[str, Any], now: float) -> str:
         """A group of workers has come up."""
+        self.without_workers = None
         before, self.workers = self.workers, event["workers"]
         name = event["checkpoint"]
         where = "epoch 1" if name is None else "evaluation" if name.startswith("done") else f"epoch {int(name[:5]) + 1}"
@@ -134,6 +146,7 @@ class Story:
         return f"worker group of {self.workers}{of} {'re' if before else ''}starts at {where}{torn}"
 
     def _failure(self, event: dict[str, Any], now: float) -> str:
+        self.without_workers = now
         return f"{event['why']}; goes on from the last checkpoint"
 
     def _report(self, event: dict[str, Any], now: float) -> str:

@@ -20,6 +20,7 @@ import ray
 import ray.train
 import torch
 from pyarrow.fs import FileType, SubTreeFileSystem
+from ray.exceptions import RayError
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
@@ -51,6 +52,7 @@ from scaling.training.stage1 import check_workers
 SCENES_PER_PART = 256
 PICTURED_SCENES = 4
 RAYS_LIST = "checkpoint_manager_snapshot.json"
+RESERVATION = "reservation.txt"
 
 
 def train_stage1(
@@ -128,6 +130,7 @@ def _train(
     run, queue = ledger.run, open_queue()
     trainer = _trainer(run, settings, spec, ids, parts, queue)
     _clear_checkpoints(trainer)
+    _free_reservation(trainer)
     for old in run.checkpoints.glob("stage1-*"):  # logs of killed runs
         old.unlink()
     result = _follow(trainer, queue, run.checkpoints / "stage1-errors.log")
@@ -182,12 +185,36 @@ def _clear_checkpoints(trainer: TorchTrainer) -> None:
     Ray's own list of checkpoints goes too: workers do not ask for it, and a list that a crash or a full disk tore, or
     that names a folder which is gone, would keep Ray from starting.
     """
-    storage = trainer.run_config.storage_context  # type: ignore[attr-defined]
-    root = SubTreeFileSystem(storage.experiment_fs_path, storage.storage_filesystem)
-    for name, why in clear(root, storage.experiment_fs_path).items():
+    root = _root(trainer)
+    for name, why in clear(root, root.base_path).items():
         print(f"stage 1: removed checkpoint {name}, which is not whole: {why}")
-    if root.get_file_info(RAYS_LIST).type != FileType.NotFound:
+    if _exists(root, RAYS_LIST):
         root.delete_file(RAYS_LIST)
+
+
+def _free_reservation(trainer: TorchTrainer) -> None:
+    """Gives back what a killed driver of this run had reserved, and notes this one's reservation for the next.
+
+    Where a number of workers is elastic, Ray counts what is reserved for others as taken, and it keeps a reservation
+    for three minutes after its driver is gone.
+    """
+    root = _root(trainer)
+    if _exists(root, RESERVATION):
+        with root.open_input_stream(RESERVATION) as file, suppress(ValueError, RayError):  # another cluster, or busy
+            coordinator = ray.get_actor("AutoscalingCoordinator", namespace="AutoscalingCoordinator")
+            ray.get(coordinator.cancel_request.remote(file.read().decode()), timeout=10)
+    with root.open_output_stream(RESERVATION) as file:
+        file.write(f"train-{trainer.train_run_context.run_id}".encode())  # type: ignore[attr-defined]
+
+
+def _root(trainer: TorchTrainer) -> SubTreeFileSystem:
+    """Where Ray Train keeps the stage's checkpoints."""
+    storage = trainer.run_config.storage_context  # type: ignore[attr-defined]
+    return SubTreeFileSystem(storage.experiment_fs_path, storage.storage_filesystem)
+
+
+def _exists(root: SubTreeFileSystem, name: str) -> bool:
+    return root.get_file_info(name).type != FileType.NotFound
 
 
 def _follow(trainer: TorchTrainer, queue: Queue, log: AnyPath) -> ray.train.Result:
@@ -202,7 +229,7 @@ def _follow(trainer: TorchTrainer, queue: Queue, log: AnyPath) -> ray.train.Resu
         try:
             while True:
                 finished = not wait([future], timeout=1.0).not_done
-                for line in story.lines(drain(queue), time.time()):
+                for line in [*story.lines(drain(queue), time.time()), *story.waiting(time.time())]:
                     print(line, flush=True)
                 if finished:
                     return future.result()

@@ -6,14 +6,15 @@ of epochs that are closed are read from the manifest (`manifest.py`); those of t
 
 from __future__ import annotations
 
-import json
 import re
 import uuid
 from collections.abc import Iterable
 from datetime import UTC, datetime
 
+from scaling.files import read_limited
 from scaling.library.commit import commit_file
 from scaling.library.manifest import Event, Manifest
+from scaling.parsing import parse_json
 from scaling.storage import AnyPath
 
 _NAME = re.compile(r"events-(?:(\d{6})-(\d{6})-[0-9a-f]{8}|\d{8}T\d+-\d+)\.jsonl")
@@ -51,7 +52,7 @@ def read_failures(folder: AnyPath, manifest: Manifest) -> dict[str, Event]:
         match = _NAME.fullmatch(path.name)
         if match is None or int(match[1] or 0) != manifest.epoch:
             continue
-        for line in path.read_bytes().splitlines():
+        for line in read_limited(path).splitlines():
             found = _event(line)
             if found and (found.scene_id not in latest or found.when >= latest[found.scene_id].when):
                 latest[found.scene_id] = found
@@ -60,6 +61,6 @@ def read_failures(folder: AnyPath, manifest: Manifest) -> dict[str, Event]:
 
 def _event(line: bytes) -> Event | None:
     try:
-        return Event.model_validate(json.loads(line), strict=True)
+        return Event.model_validate(parse_json(line), strict=True)
     except ValueError:  # neither JSON nor UTF-8, or other keys
         return None

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from scaling.files import read_limited
 from scaling.library.commit import commit_file
 from scaling.library.parts import Part
+from scaling.scene_ids import SceneId
 from scaling.storage import AnyPath
 
 KEPT = 2  # manifests on disk: a reader may have just chosen the last but one
@@ -22,7 +24,7 @@ class Event(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    scene_id: str
+    scene_id: SceneId
     attempt: int
     kind: str
     message: str
@@ -53,9 +55,11 @@ def read_manifest(library: AnyPath) -> Manifest:
         if not paths:
             return Manifest()
         try:
-            data = paths[-1].read_bytes()
+            data = read_limited(paths[-1])
         except FileNotFoundError:
             continue
+        except ValueError as error:
+            raise ValueError(f"{paths[-1]}: not a readable manifest ({error}): restore or remove it") from None
         try:
             return Manifest.model_validate_json(data)
         except ValidationError as error:

@@ -10,16 +10,17 @@ import hashlib
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field
 
 from scaling.arrow_files import TableError, open_table, read_columns
-from scaling.library.checks import check_ids
+from scaling.library.checks import check_ids, check_planes
 from scaling.library.commit import commit_file
 from scaling.library.fitted_scenes import FORMAT_VERSION, METRICS, SCHEMA
+from scaling.scene_ids import SceneId
 from scaling.storage import AnyPath, file_of
 
 _NAME = re.compile(r"part-(?:(\d{6})-(\d{4})-)?[0-9a-f]{20}\.parquet")
@@ -36,11 +37,11 @@ class Part(BaseModel):
 
     name: str = Field(pattern=NAME)
     sha256: str
-    num_bytes: int
-    stage: int
+    num_bytes: int = Field(ge=0)
+    stage: Literal[1, 2]
     shared: str
     settings_hash: str
-    scene_ids: tuple[str, ...]
+    scene_ids: tuple[SceneId, ...]
 
 
 def part_name(epoch: int, attempt: int, batch: Collection[str]) -> str:
@@ -115,7 +116,12 @@ def read_scenes(path: AnyPath, wanted: Collection[str]) -> Iterator[dict[str, An
             ids = _columns(path, file, ["scene_id"], group)["scene_id"].to_pylist()
             found = [index for index, scene_id in enumerate(ids) if scene_id in wanted]
             if found:
-                yield from _columns(path, file, SCHEMA.names, group).take(found).to_pylist()
+                for row in _columns(path, file, SCHEMA.names, group).take(found).to_pylist():
+                    try:
+                        check_planes(row)
+                    except ValueError as error:
+                        raise damaged(path, str(error)) from error
+                    yield row
 
 
 @contextmanager

@@ -15,10 +15,11 @@ from typing import Any
 import yaml
 
 from scaling.config import Settings, SettingsError, flatten, merge
-from scaling.files import replace_file
+from scaling.files import read_limited, replace_file
 from scaling.library.failures import RETRY, read_failures
 from scaling.library.library import Library
 from scaling.library.manifest import Event
+from scaling.parsing import MAX_YAML_BYTES, parse_yaml
 from scaling.storage import AnyPath, to_path, uri_of
 
 PACKAGES = ("scaling", "torch", "diffusers", "ray", "mlflow", "numpy", "pyarrow")
@@ -116,17 +117,17 @@ class RunFolder:
     def read_config(self) -> dict[str, Any]:
         """What write_config noted, by stage; empty for a new folder. ValueError where the file is damaged."""
         path = self.path / "config.yaml"
-        if not path.is_file():
+        if not path.exists():
             return {}
         try:
-            noted = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+            noted = parse_yaml(read_limited(path, MAX_YAML_BYTES)) or {}
             if not isinstance(noted, dict):
                 raise ValueError(f"expected stages, found a {type(noted).__name__}")
             for stage, values in noted.items():
                 for key in ("settings", "job"):
                     if not isinstance(values, dict) or not isinstance(values.get(key), dict):
                         raise ValueError(f"{stage} has no {key}")
-        except (yaml.YAMLError, ValueError) as error:
+        except ValueError as error:
             why = " ".join(str(error).split())
             raise ValueError(
                 f"{path}: does not say how this run was started ({why}); restore it, or choose another --run"

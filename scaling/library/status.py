@@ -8,6 +8,7 @@ from scaling.library.failures import RETRY
 from scaling.library.lease import holder
 from scaling.library.run_folder import RunFolder
 from scaling.library.summary import failed_scenes, failures_text
+from scaling.models.shared_files import read_text
 
 
 def status_text(run: RunFolder) -> str:
@@ -25,7 +26,7 @@ def status_text(run: RunFolder) -> str:
 
 def _stage1(run: RunFolder, noted: dict[str, dict]) -> list[str]:
     if (run.shared / "hash.txt").is_file():
-        return [f"stage 1  done: shared model {(run.shared / 'hash.txt').read_text().strip()[:12]}…"]
+        return [f"stage 1  done: shared model {read_text(run.shared / 'hash.txt').strip()[:12]}…"]
     if "stage1" not in noted:
         return ["stage 1  not in this run: stage 2 stands on the shared model of another one"]
     checkpoints = (path.name for path in (run.checkpoints / "stage1").glob("?????-*"))

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from scaling.library.checks import check_fits, check_planes
+from scaling.library.checks import check_fits
 from scaling.library.cohorts import load_cohort
 from scaling.library.fitted_scenes import unpack_scene
 from scaling.library.run_folder import RunFolder
@@ -47,11 +47,11 @@ class StoredModels:
         the library and the scene where the two do not fit."""
         model = self.of(row)
         try:
-            check_planes(row)
             check_fits(row, model)
+            params = unpack_scene(row)
         except ValueError as error:
             raise ValueError(f"{self.run.library.folder}: {error}; restore its part, or fit the scene again") from error
-        return model, unpack_scene(row)[None].to(self.device)
+        return model, params[None].to(self.device)
 
     def _folder(self, row: Mapping[str, Any]) -> AnyPath:
         folders = list(dict.fromkeys([self.run.shared_in_use(), self.run.shared]))

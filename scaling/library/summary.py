@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from scaling.files import replace_file
@@ -23,13 +23,13 @@ def summarise(run: RunFolder) -> dict[str, Any]:
     """
     run.check_fitted()
     table = run.library.table()
-    rows = table.to_pylist()
+    stages = [table.filter(pc.equal(table["stage"], stage)) for stage in (1, 2)]
     committed = set(table["scene_id"].to_pylist())
     failed = failed_scenes(run, committed)
     metrics: dict[str, Any] = {"num_scenes": 0, "num_failed": len(failed)}
-    metrics |= _stage(run, [row for row in rows if row["stage"] == 2], stage=2)
+    metrics |= _stage(run, stages[1], stage=2)
     metrics["shared_bytes"] = sum(p.stat().st_size for p in run.shared_in_use().rglob("*") if p.is_file())
-    metrics["stage1"] = _stage(run, [row for row in rows if row["stage"] == 1], stage=1)
+    metrics["stage1"] = _stage(run, stages[0], stage=1)
     replace_file(run.metrics, json.dumps(metrics, indent=1, allow_nan=False).encode() + b"\n")
     sink = pa.BufferOutputStream()
     pq.write_table(table.sort_by([("stage", "ascending"), ("scene_id", "ascending")]), sink)
@@ -37,7 +37,7 @@ def summarise(run: RunFolder) -> dict[str, Any]:
     return metrics
 
 
-def _stage(run: RunFolder, rows: Sequence[dict[str, Any]], stage: int) -> dict[str, Any]:
+def _stage(run: RunFolder, rows: pa.Table, stage: int) -> dict[str, Any]:
     lpips = mean(rows, "lpips")
     return {
         "num_scenes": len(rows),
@@ -56,10 +56,10 @@ def _stage(run: RunFolder, rows: Sequence[dict[str, Any]], stage: int) -> dict[s
     }
 
 
-def mean(rows: Sequence[dict[str, Any]], key: str) -> float | None:
+def mean(rows: pa.Table, key: str) -> float | None:
     """Mean of a column over the scenes that have it; None where none has."""
-    values = [row[key] for row in rows if row[key] is not None and math.isfinite(row[key])]
-    return sum(values) / len(values) if values else None
+    values = rows[key].drop_null()
+    return pc.mean(values.filter(pc.is_finite(values))).as_py()
 
 
 def table_text(metrics: dict[str, Any]) -> str:

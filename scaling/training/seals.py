@@ -12,16 +12,28 @@ import re
 from pathlib import Path
 
 from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
+from pydantic import BaseModel
 
 from scaling.files import replace_file
+from scaling.parsing import parse_json
 
 SEAL = re.compile(r"seal-(\d+)-of-(\d+)\.json")
 NAME = re.compile(r"(\d{5}|done)-.*")
 FIRST = "00001-"
+MAX_SEAL_BYTES = 1 << 20  # a hundred times what one has
 
 
 class NoWholeCheckpoint(ValueError):
     """There are checkpoints of more than one epoch, and none of them can be used."""
+
+
+class _Noted(BaseModel):
+    bytes: int
+    sha256: str
+
+
+class _Seal(BaseModel):
+    files: dict[str, _Noted]
 
 
 def seal(folder: Path, rank: int = 0, size: int = 1) -> None:
@@ -48,8 +60,8 @@ def fault(folder: Path | str, filesystem: FileSystem | None = None) -> str | Non
             return f"{own} is missing"
         with filesystem.open_input_stream(f"{folder}/{own}") as file:
             try:
-                files = json.loads(file.read())["files"]
-            except (ValueError, KeyError):
+                files = _Seal.model_validate(parse_json(file.read(MAX_SEAL_BYTES))).files
+            except ValueError:
                 return f"{own} is damaged"
         for name, noted in files.items():
             if why := _wrong(filesystem, folder, name, noted, found):
@@ -57,15 +69,13 @@ def fault(folder: Path | str, filesystem: FileSystem | None = None) -> str | Non
     return None
 
 
-def _wrong(
-    filesystem: FileSystem, folder: str, name: str, noted: dict[str, int | str], found: dict[str, int]
-) -> str | None:
+def _wrong(filesystem: FileSystem, folder: str, name: str, noted: _Noted, found: dict[str, int]) -> str | None:
     if name not in found:
         return f"{name} is missing"
-    if found[name] != noted["bytes"]:
-        return f"{name} has {found[name]} bytes instead of {noted['bytes']}"
+    if found[name] != noted.bytes:
+        return f"{name} has {found[name]} bytes instead of {noted.bytes}"
     with filesystem.open_input_stream(f"{folder}/{name}") as file:
-        changed = hashlib.file_digest(file, "sha256").hexdigest() != noted["sha256"]
+        changed = hashlib.file_digest(file, "sha256").hexdigest() != noted.sha256
     return f"{name} has changed" if changed else None
 
 

@@ -1,0 +1,69 @@
+"""How well two single-thread actors share two cores: real fits by one actor and by two, side by side.
+
+python experiments/benchmarks/actors.py --scenes 32 --json FILE
+
+The same embedded cars are fitted with preset `quick` (fewer steps) by one and by two actors, in turn, twice.
+efficiency: seconds of one actor over twice the seconds of two, from the first batch's start to the last one's commit;
+starting actors is not in it. Run it on an idle machine of two cores.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from timed import TimedFitter, read_times
+
+from scaling.command_line import positive_int, read_preset, run_command
+from scaling.config import make_settings, merge
+
+STEPS = {"latent": {"steps_per_epoch": 150}}
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scenes", type=positive_int, default=32, help="scenes of each run; batches hold four")
+    parser.add_argument("--rounds", type=positive_int, default=2, help="times that each number of actors has its turn")
+    parser.add_argument("--out", type=Path, default=Path("runs/actors"), help="folder of the runs; replaced")
+    parser.add_argument("--json", type=Path, required=True, help="where the figures go")
+    return parser
+
+
+def main() -> int:
+    arguments = make_parser().parse_args()
+    from scaling.data.scene_source import SourceSpec
+    from scaling.data.synthetic import embedded_ids
+    from scaling.distributed.cluster import connect
+    from scaling.distributed.fit import fit_stage2
+    from scaling.library.run_folder import RunFolder
+    from scaling.models.shared import SharedModel
+
+    out, chosen = arguments.out.absolute(), make_settings(merge(read_preset("quick"), {"stage2": STEPS}))
+    shutil.rmtree(out, ignore_errors=True)
+    times = out / "times"
+    times.mkdir(parents=True)
+    os.environ["SCALING_TIMES"] = str(times)  # before Ray starts: its workers inherit it
+    SharedModel(chosen).save(out / "shared", ["none-of-them"])
+    cluster = connect()
+    seconds: dict[int, list[float]] = {1: [], 2: []}
+    for turn in range(arguments.rounds):
+        for actors in (1, 2):
+            for old in times.iterdir():
+                old.unlink()
+            spec, ids = SourceSpec.of(None, chosen.data), embedded_ids(arguments.scenes)
+            run = RunFolder(out / f"run-{turn}-{actors}")
+            fit_stage2(run, out / "shared", chosen, spec, ids, cluster, actors, fitter=TimedFitter)
+            found = read_times(times)
+            seconds[actors].append(max(end for _, end, _ in found) - min(start for start, _, _ in found))
+            print(f"{actors} actors: {seconds[actors][-1]:.1f} s", flush=True)
+    one, two = (sum(values) / len(values) for values in seconds.values())
+    figures = {"scenes": arguments.scenes, "seconds_1": one, "seconds_2": two, "efficiency": round(one / (2 * two), 3)}
+    arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
+    print(figures)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

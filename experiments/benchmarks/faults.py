@@ -1,0 +1,247 @@
+"""A campaign of faults against stage 2: nothing lost, nothing twice, nothing different.
+
+python experiments/benchmarks/faults.py --scenes 200 --faults 100 --seed 0 --json FILE
+
+1. a store of embedded cars, some of them damaged; a shared model of preset `quick` with few steps;
+2. all scenes fitted once, in this process, undisturbed;
+3. the same job on a Ray cluster of three nodes, two of which have a GPU that exists in Ray's books only, while actors
+   are killed and frozen, nodes vanish and return, fits hang, writes are torn and fail, the driver is killed, stopped,
+   paused, and some scenes crash, raise or diverge whenever they are fitted;
+4. the library is compared with the undisturbed one.
+
+Faults come at random moments, spread over the run by what is settled so far. A killed driver is started again with the
+same command, until it says that the job is done.
+"""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import astuple
+from pathlib import Path
+from typing import Any
+
+from campaign_report import compare, print_table
+from faulty import AT_COMMIT, AT_FIT
+
+from scaling.command_line import positive_int, read_preset, run_command
+from scaling.config import Settings, make_settings, merge
+
+POISON = ("crash", "raise", "diverge")
+TIMED = {  # kind: how often, relative to others
+    "actor killed": 5, "actor frozen": 1, "node removed": 3, "driver killed": 2, "driver stopped": 1,
+    **dict.fromkeys(AT_FIT, 1), **dict.fromkeys(AT_COMMIT, 1), "driver paused": 0.3,
+}  # fmt: skip
+SETTINGS: dict[str, Any] = {
+    "data": {"embedded_views": 12},
+    "stage1": {
+        "autoencoder": {"num_epochs": 1, "steps_per_epoch": 150}, "warmup": {"num_epochs": 1},
+        "joint": {"steps_per_epoch": 10}, "adapt": {"num_epochs": 1, "steps_per_epoch": 10}, "num_buckets": 4,
+    },
+    "stage2": {
+        "scenes_per_batch": 4, "latent": {"steps_per_epoch": 60, "rays_per_item": 64}, "max_attempts": 4,
+        "deadline_seconds": 40.0, "stall_seconds": 12.0,
+    },
+}  # fmt: skip
+TRAIN_SCENES = 8
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scenes", type=positive_int, default=200, help="scenes of stage 2")
+    parser.add_argument("--faults", type=positive_int, default=100, help="faults to inject, poison scenes included")
+    parser.add_argument("--seed", type=int, default=0, help="of what is damaged, and of kinds and moments of faults")
+    parser.add_argument("--out", type=Path, default=Path("runs/faults"), help="folder of the campaign; replaced")
+    parser.add_argument("--json", type=Path, required=True, help="where the figures go")
+    parser.add_argument("--drive", help=argparse.SUPPRESS)  # this script as the driver: the cluster's address
+    return parser
+
+
+def settings() -> Settings:
+    return make_settings(merge(read_preset("quick"), SETTINGS))
+
+
+class Campaign:
+    """The folder and the plan of a campaign. planned: faults over time, by kind; poison: scenes by what they do."""
+
+    def __init__(self, out: Path, num_scenes: int, num_faults: int, seed: int) -> None:
+        self.out = out
+        self.random = random.Random(seed)
+        self.num_scenes = num_scenes
+        self.injected: Counter[str] = Counter()
+        self.drivers: list[int] = []  # how each of them ended
+        fixed = max(4, min(num_faults, num_scenes) // 8)  # that many faults are scenes
+        self.num_timed = max(0, num_faults - fixed)
+        self.fixed = fixed
+
+    def prepare(self) -> None:
+        """Store, shared model and plan; the source is damaged where the plan says so."""
+        from scaling.data.scene_source import SourceSpec
+        from scaling.data.scene_store import StoreWriter
+        from scaling.data.scenes import views_from_row
+        from scaling.data.synthetic import embedded_car, embedded_ids
+        from scaling.training.stage1 import Stage1
+
+        shutil.rmtree(self.out, ignore_errors=True)
+        for name in ("tokens", "taken", "pids", "fits"):
+            (self.out / "faults" / name).mkdir(parents=True)
+        chosen, ids = settings(), embedded_ids(TRAIN_SCENES + self.num_scenes)
+        train, self.ids = ids[:TRAIN_SCENES], ids[TRAIN_SCENES:]
+        bad = self.random.sample(self.ids, self.fixed)
+        self.poison = {kind: bad[index::4] for index, kind in enumerate(POISON)}
+        self.corrupt = bad[3::4]
+        self.injected.update({f"scene: {kind}": len(found) for kind, found in self.poison.items()})
+        self.injected["scene: corrupt row"] = len(self.corrupt)
+        (self.out / "faults" / "poison.json").write_text(json.dumps(self.poison))
+        size, num_views = chosen.data.image_size, chosen.data.embedded_views
+        with StoreWriter(self.out / "store", "embedded cars") as writer:
+            for scene_id in ids:
+                row = embedded_car(scene_id, size, num_views)
+                if scene_id in self.corrupt:
+                    row["views"][3] = row["views"][3][: len(row["views"][3]) // 2]
+                writer.add(row)
+        self.spec = SourceSpec.of(str(self.out / "store"), chosen.data)
+        views = [views_from_row(row, size) for row in self.spec.open().rows(train)]
+        stage1 = Stage1(chosen, train, views)
+        stage1.run(lambda report: print(f"  stage 1: {report.epochs_done}/{report.epochs_total}", flush=True))
+        stage1.shared.save(self.out / "shared", train)
+
+    def fit_undisturbed(self) -> None:
+        """Every scene in batches of their order, by one fitter, into OUT/reference."""
+        import pyarrow as pa
+
+        from scaling.data.scene_store import SCHEMA
+        from scaling.distributed.fitters import FitJob, SceneFitter
+
+        job = FitJob(str(self.out / "reference"), str(self.out / "shared"), settings().model_dump(), astuple(self.spec))
+        fitter, size = SceneFitter(job), settings().stage2.scenes_per_batch
+        schema = SCHEMA.append(pa.field("error", pa.string()))
+        for start in range(0, len(self.ids), size):
+            rows = [{**row, "error": None} for row in self.spec.open().rows(self.ids[start : start + size])]
+            fitter.fit(pa.Table.from_pylist(rows, schema=schema), attempt=1)
+
+    def run(self) -> float:
+        """The disturbed job, from its first driver to the one that says that it is done. → seconds."""
+        from scaling.distributed.fake_nodes import FakeNodes
+
+        start, nodes = time.time(), FakeNodes(2)
+        try:
+            driver = self.start_driver(nodes.address)
+            moments = sorted(self.random.uniform(0, 0.95 * self.num_scenes) for _ in range(self.num_timed))
+            while driver.poll() != 0:
+                time.sleep(self.random.uniform(0.5, 2.5))
+                if driver.poll():
+                    self.drivers.append(driver.returncode)
+                    print(f"  the driver ended with {driver.returncode}", flush=True)
+                    driver = self.start_driver(nodes.address)
+                elif moments and self.settled() >= moments[0] and self.at_work():
+                    moments.pop(0)
+                    driver = self.inject(nodes, driver)
+        finally:
+            nodes.stop()
+        self.drivers.append(0)
+        return time.time() - start
+
+    def start_driver(self, address: str) -> subprocess.Popen:
+        """The command that a user would give again."""
+        command = [sys.executable, __file__, "--drive", address, "--out", str(self.out), "--json", os.devnull]
+        with (self.out / "driver.log").open("a") as log:
+            print(f"== driver {len(self.drivers) + 1}", file=log, flush=True)
+            return subprocess.Popen(command, stdout=log, stderr=log)
+
+    def settled(self) -> int:
+        """Scenes that are fitted or given up."""
+        from scaling.library.run_folder import RunFolder
+
+        run = RunFolder(self.out / "run")
+        return len(set(run.library.ids()) | set(run.given_up()))
+
+    def at_work(self) -> list[int]:
+        """Process ids of the fitters that live."""
+        alive = [int(path.name) for path in (self.out / "faults" / "pids").iterdir() if _lives(int(path.name))]
+        return sorted(alive)
+
+    def inject(self, nodes: Any, driver: subprocess.Popen) -> subprocess.Popen:
+        """One fault of a random kind. → the driver that is in charge after it."""
+        kind = self.random.choices(list(TIMED), list(TIMED.values()))[0]
+        self.injected[kind] += 1
+        print(f"  {sum(self.injected.values())}: {kind}  ({self.settled()} scenes settled)", flush=True)
+        if kind.startswith("actor"):
+            pid = self.random.choice(self.at_work() or [0])
+            if pid:
+                os.kill(pid, signal.SIGKILL if kind == "actor killed" else signal.SIGSTOP)
+        elif kind == "node removed":
+            nodes.lose(self.random.randrange(2))
+            nodes.add()
+        elif kind == "driver killed":
+            driver.kill()
+        elif kind == "driver stopped":
+            driver.terminate()
+        elif kind == "driver paused":
+            return self.pause(nodes, driver)
+        else:
+            (self.out / "faults" / "tokens" / f"{kind}-{self.injected[kind]}").touch()
+        return driver
+
+    def pause(self, nodes: Any, driver: subprocess.Popen) -> subprocess.Popen:
+        """The driver sleeps until a second one has taken its run over; then it wakes up, and must go."""
+        driver.send_signal(signal.SIGSTOP)
+        second = self.start_driver(nodes.address)
+        time.sleep(45)
+        driver.send_signal(signal.SIGCONT)
+        self.drivers.append(driver.wait())
+        print(f"  the paused driver ended with {driver.returncode}", flush=True)
+        return second
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def drive(address: str, out: Path) -> int:
+    """What the driver runs: stage 2 as experiments/stage2.py has it, with a fitter that fails on demand."""
+    from faulty import FaultyFitter
+
+    from scaling.data.scene_source import SourceSpec, choose_ids
+    from scaling.distributed.cluster import connect
+    from scaling.distributed.fit import fit_stage2
+    from scaling.library.run_folder import RunFolder
+    from scaling.models.shared import read_scene_ids
+
+    shared, chosen = out / "shared", settings()
+    spec = SourceSpec.of(str(out / "store"), chosen.data)
+    ids = choose_ids(spec.open(), None, leave_out=read_scene_ids(shared))
+    cluster = connect(address)
+    fit_stage2(RunFolder(out / "run"), shared, chosen, spec, ids, cluster, num_actors=2, fitter=FaultyFitter)
+    return 0
+
+
+def main() -> int:
+    arguments = make_parser().parse_args()
+    out = arguments.out.absolute()
+    os.environ["SCALING_FAULTS"] = str(out / "faults")
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    if arguments.drive:
+        return drive(arguments.drive, out)
+    campaign = Campaign(out, arguments.scenes, arguments.faults, arguments.seed)
+    campaign.prepare()
+    campaign.fit_undisturbed()
+    seconds = campaign.run()
+    figures = compare(campaign, seconds)
+    arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
+    print_table(figures)
+    sound = not (figures["lost"] or figures["duplicated"] or figures["differing"] or figures["wrongly_failed"])
+    return 0 if sound else 1
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,147 @@
+"""Thousands of scenes through the driver, with a fit that does the minimum: speed, overhead, memory, restart.
+
+python experiments/benchmarks/scale.py --scenes 5000 --json FILE
+
+1. a store of N + 16 scenes (32 embedded cars under as many names as are asked for) and an untrained shared model;
+2. stage 2 over N scenes with two actors on a local Ray: rows are read, decoded, packed and committed as ever, but
+   scenes stay where they start. Scenes a second; dispatch_ms: the actors' time a scene that was spent neither reading a
+   batch's rows nor packing nor committing; the driver's peak RSS; the object store's peak; what was spilled;
+3. stage 2 again with all N committed and 16 new ones: seconds from the command to the first new part.
+
+Memory is compared over calls with different N.
+"""
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from store_use import StoreUse
+from timed import MinimalFitter, read_times
+
+from scaling.command_line import positive_int, read_preset, run_command
+from scaling.config import Settings, make_settings, merge
+
+NEW = 16
+ACTORS = 2
+DIFFERENT = 32
+SAMPLE_SECONDS = 0.5
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scenes", type=positive_int, default=5000, help="scenes to fit")
+    parser.add_argument("--out", type=Path, default=Path("runs/scale"), help="folder of the stores and runs; replaced")
+    parser.add_argument("--json", type=Path, required=True, help="where the figures go")
+    parser.add_argument("--drive", type=int, help=argparse.SUPPRESS)  # this script as the driver of so many scenes
+    return parser
+
+
+def settings() -> Settings:
+    """Preset quick's scenes and planes; batches of the default size."""
+    return make_settings(
+        merge(read_preset("quick"), {"data": {"embedded_views": 8}, "stage2": {"scenes_per_batch": 16}})
+    )
+
+
+def prepare(out: Path, num_scenes: int) -> None:
+    """OUT/store and OUT/shared."""
+    from scaling.data.scene_store import StoreWriter
+    from scaling.data.synthetic import embedded_car, embedded_ids
+    from scaling.models.shared import SharedModel
+
+    shutil.rmtree(out, ignore_errors=True)
+    (out / "times").mkdir(parents=True)
+    data = settings().data
+    cars = [embedded_car(scene_id, data.image_size, data.embedded_views) for scene_id in embedded_ids(DIFFERENT)]
+    with StoreWriter(out / "store", "embedded cars, repeated") as writer:
+        for index in range(num_scenes + NEW):
+            writer.add({**cars[index % DIFFERENT], "scene_id": f"scene-{index:06d}"})
+    SharedModel(settings()).save(out / "shared", ["none-of-them"])
+
+
+def drive(out: Path, num_scenes: int, figures: Path) -> int:
+    """The driver: stage 2 of the first scenes of the store. Its own figures go to a file."""
+    from scaling.data.scene_source import SourceSpec
+    from scaling.distributed.cluster import connect
+    from scaling.distributed.fit import fit_stage2
+    from scaling.library.run_folder import RunFolder
+
+    spec = SourceSpec.of(str(out / "store"), settings().data)
+    ids = [f"scene-{index:06d}" for index in range(num_scenes)]
+    cluster = connect()
+    use, done = StoreUse(), threading.Event()
+
+    def sample() -> None:
+        while not done.wait(SAMPLE_SECONDS):
+            use.sample()
+
+    sampler = threading.Thread(target=sample)
+    sampler.start()
+    try:
+        fit_stage2(RunFolder(out / "run"), out / "shared", settings(), spec, ids, cluster, ACTORS, fitter=MinimalFitter)
+    finally:
+        done.set()
+        sampler.join()
+    own = {
+        "driver_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+        "driver_cpu_s": round(time.process_time(), 1),
+        "object_store_peak_mb": round(use.peak_bytes / 2**20, 1),
+        "spilled_bytes": use.spilled_bytes,
+    }
+    figures.write_text(json.dumps(own))
+    return 0
+
+
+def call_driver(out: Path, num_scenes: int) -> tuple[float, dict[str, Any]]:
+    """Runs the driver in a process of its own. → when it was called, its figures."""
+    start, figures = time.time(), out / "driver.json"
+    command = [sys.executable, __file__, "--drive", str(num_scenes), "--out", str(out), "--json", str(figures)]
+    with (out / "driver.log").open("a") as log:
+        subprocess.run(command, check=True, stdout=log, stderr=log)
+    return start, json.loads(figures.read_text())
+
+
+def main() -> int:
+    arguments = make_parser().parse_args()
+    out = arguments.out.absolute()
+    os.environ["SCALING_TIMES"] = str(out / "times")
+    if arguments.drive is not None:
+        return drive(out, arguments.drive, arguments.json)
+    from scaling.library.run_folder import RunFolder
+
+    prepare(out, arguments.scenes)
+    _, own = call_driver(out, arguments.scenes)
+    run = RunFolder(out / "run")
+    times = read_times(out / "times")
+    wall = max(end for _, end, _ in times) - min(start for start, _, _ in times)
+    busy = sum(end - start for start, end, _ in times)
+    committed = len(run.library.ids())
+    parts = {path.name for path in run.library.parts()}
+    restarted, _ = call_driver(out, arguments.scenes + NEW)
+    first_new = min(path.stat().st_mtime for path in run.library.parts() if path.name not in parts)
+    figures = {
+        "scenes": arguments.scenes,
+        "committed": committed,
+        "scenes_per_second": round(arguments.scenes / wall, 1),
+        "dispatch_ms": round(1000 * (ACTORS * wall - busy) / arguments.scenes, 2),
+        "fit_ms": round(1000 * busy / arguments.scenes, 2),
+        "driver_cpu_ms": round(1000 * own.pop("driver_cpu_s") / arguments.scenes, 2),
+        **own,
+        "restart_s": round(first_new - restarted, 1),
+    }
+    arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
+    for key, value in figures.items():
+        print(f"{key:24}{value:>12}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
