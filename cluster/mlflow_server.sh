@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Starts the MLflow server of the head node, unless it runs already. Its folder: ~/mlflow.
-# It listens on the head's loopback alone: the driver of a job and Ray Train's controller, the only two that write to it,
-# run on the head. Look at it through an ssh tunnel (README.md).
+# It listens on the head's loopback alone: the driver of a job and Ray Train's controller, the only two that write to
+# it, run on the head. Look at it through an ssh tunnel (README.md).
 set -euo pipefail
 if (exec 3<>/dev/tcp/127.0.0.1/5000) 2>/dev/null; then
   exit 0

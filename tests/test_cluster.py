@@ -110,7 +110,7 @@ def test_one_version_of_ray_everywhere():
     job = read("rayjob.yaml")
     assert job["spec"]["rayClusterSpec"]["rayVersion"] == version
     assert {pod["containers"][0]["image"] for pod in pods(job).values()} == {f"<REGISTRY>/scaling:{version}"}
-    assert "pip install -r cluster/requirements.txt" in README, "your machine needs the same version"
+    assert "-r cluster/requirements.txt" in README, "your machine needs the same version"
     assert importlib.metadata.version("ray") == version, "these tests have tried another version of Ray than nodes get"
 
 
@@ -165,17 +165,11 @@ def test_roles_allow_what_is_needed():
         return found
 
     head, bucket = allowed("head.json"), allowed("bucket.json")
-    assert set(head) == {
-        "ec2:Describe*",
-        "ec2:RunInstances",
-        "ec2:CreateTags",
-        "ec2:TerminateInstances",
-        "iam:PassRole",
-    }
+    ec2 = {"ec2:Describe*", "ec2:RunInstances", "ec2:CreateTags", "ec2:TerminateInstances"}
+    assert set(head) == ec2 | {"iam:PassRole"}
     assert all("Condition" in statement for statement in head["ec2:CreateTags"] + head["ec2:TerminateInstances"])
-    assert [statement["Resource"] for statement in head["iam:PassRole"]] == [
-        "arn:aws:iam::<ACCOUNT_ID>:role/scaling-worker"
-    ]
+    [passing] = head["iam:PassRole"]
+    assert passing["Resource"] == "arn:aws:iam::<ACCOUNT_ID>:role/scaling-worker"
     own = read("config.yaml")["cluster_name"]
     [ending] = head["ec2:TerminateInstances"]
     assert ending["Condition"]["StringEquals"] == {"ec2:ResourceTag/ray-cluster-name": own}
