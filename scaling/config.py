@@ -285,6 +285,9 @@ class Stage1(Section):
         return self
 
 
+PATIENCE = {"max_attempts", "deadline_seconds", "stall_seconds"}
+
+
 class Stage2(Section):
     """Fits every further scene."""
 
@@ -325,7 +328,7 @@ class Stage2(Section):
 
 
 class Settings(Section):
-    """Everything that shapes a run's results."""
+    """Everything that shapes a run's results, and how long stage 2 waits before it gives up (PATIENCE)."""
 
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of every random stream (with scene ids and step numbers)."""
@@ -337,6 +340,10 @@ class Settings(Section):
     autoencoder: Autoencoder = Autoencoder()
     stage1: Stage1 = Stage1()
     stage2: Stage2 = Stage2()
+
+    def shaping(self) -> dict[str, Any]:
+        """The values that shape results: two runs that agree in them can be told apart by nothing."""
+        return self.model_dump(exclude={"stage2": PATIENCE})
 
     @model_validator(mode="after")
     def _consistent(self) -> Settings:

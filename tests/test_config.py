@@ -7,6 +7,7 @@ import yaml
 
 from scaling.command_line import PRESETS, command_parser, parse_settings, read_preset, read_yaml, run_command, unflatten
 from scaling.config import Settings, SettingsError, flatten, make_settings, merge
+from scaling.library.run_folder import settings_hash
 
 
 def parse(*argv: str, flags: tuple[str, ...] = ("run",)):
@@ -226,3 +227,10 @@ def test_an_empty_file_changes_nothing(tmp_path):
     file = tmp_path / "empty.yaml"
     file.write_text("# nothing yet\n")
     assert read_yaml(file) == {}
+
+
+def test_patience_does_not_make_another_run():
+    """Who waits longer for a slow machine goes on with the same library and the same checkpoints."""
+    patient = make_settings({"stage2": {"deadline_seconds": 9e4, "stall_seconds": 9e3, "max_attempts": 9}})
+    assert settings_hash(patient) == settings_hash(make_settings({}))
+    assert settings_hash(make_settings({"seed": 1})) != settings_hash(make_settings({}))

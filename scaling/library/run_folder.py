@@ -159,5 +159,5 @@ def ids_hash(scene_ids: Sequence[str]) -> str:
 
 
 def settings_hash(settings: Settings) -> str:
-    """Twelve hexadecimal digits that change with any setting."""
-    return hashlib.sha256(json.dumps(settings.model_dump(), sort_keys=True).encode()).hexdigest()[:12]
+    """Twelve hexadecimal digits that change with any setting that shapes results."""
+    return hashlib.sha256(json.dumps(settings.shaping(), sort_keys=True).encode()).hexdigest()[:12]

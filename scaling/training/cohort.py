@@ -61,7 +61,7 @@ class Cohort(Phases):
             ready,
             table=start_params(shared, settings, ids),
             phases={name: phase for name, phase in phases.items() if phase.num_epochs},
-            identity={"scene_ids": ids, "settings": settings.model_dump(), "shared": shared_hash},
+            identity={"scene_ids": ids, "settings": settings.shaping(), "shared": shared_hash},
             buckets=dict.fromkeys(ids, 0),
             workers=Workers(device=shared.device),
         )
