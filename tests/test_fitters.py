@@ -1,0 +1,78 @@
+"""What an actor of stage 2 does with a batch in which something is wrong, and when its device hangs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import astuple
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import torch
+from tiny_run import train_shared
+
+from scaling.config import Settings
+from scaling.data.scene_source import SourceSpec
+from scaling.data.scene_store import SCHEMA
+from scaling.data.scenes import SceneViews
+from scaling.data.synthetic import embedded_ids
+from scaling.distributed.fitters import FitJob, SceneFitter
+from scaling.distributed.work import FITTED
+
+IDS = embedded_ids(7)[2:]
+
+
+class ShortOfMemory(SceneFitter):
+    """Holds two scenes at a time, and never `too_large`."""
+
+    too_large = IDS[3]
+    sizes: list[int]
+
+    def _fit_together(self, scenes: list[SceneViews]) -> list:
+        self.sizes.append(len(scenes))
+        if len(scenes) > 2 or self.too_large in [views.scene_id for views in scenes]:
+            raise torch.OutOfMemoryError("out of memory")
+        return super()._fit_together(scenes)
+
+
+@pytest.fixture
+def job(tiny_settings: Settings, tiny_scenes, tmp_path: Path) -> FitJob:
+    train_shared(tiny_settings, tiny_scenes[:2], tmp_path / "shared")
+    spec = SourceSpec.of(None, tiny_settings.data)
+    return FitJob(str(tmp_path / "run"), str(tmp_path / "shared"), tiny_settings.model_dump(), astuple(spec), epoch=3)
+
+
+def batch(job: FitJob) -> pa.Table:
+    rows = [{**row, "error": None} for row in SourceSpec(*job.spec).open().rows(IDS)]
+    return pa.Table.from_pylist(rows, schema=SCHEMA.append(pa.field("error", pa.string())))
+
+
+def test_a_batch_that_does_not_fit_memory_is_halved(job):
+    """5 scenes → 2 + 3 → 2 + 1 + 2 → …: the scene that does not fit alone is recorded, the others are fitted."""
+    fitter = ShortOfMemory(job)
+    fitter.sizes = []
+    done = fitter.fit(batch(job), attempt=7)
+    assert fitter.sizes == [5, 2, 3, 1, 2, 1, 1]
+    kinds = {outcome.scene_id: outcome.kind for outcome in done.outcomes}
+    assert kinds == dict.fromkeys(IDS, FITTED) | {IDS[3]: "out of memory"}
+    assert done.part is not None and set(done.part.scene_ids) == set(IDS) - {IDS[3]}
+    assert done.part.name.startswith("part-000003-0007-")
+
+
+def test_a_process_that_does_no_step_ends_itself():
+    """Also while it is stuck outside Python; one that beats lives on."""
+    code = """
+import ctypes, time
+from scaling.pulse import Watchdog, beat
+with Watchdog(0.6):
+    for _ in range(10):
+        time.sleep(0.1)
+        beat()
+print("alive", flush=True)
+with Watchdog(0.6):
+    ctypes.CDLL(None).sleep(60)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stdout) == (1, "alive\n")
+    assert "watchdog: no step within 1 s; this process ends itself" in done.stderr and "Watchdog" not in done.stdout
