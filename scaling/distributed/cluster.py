@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import secrets
@@ -58,6 +59,7 @@ def connect(address: str | None = None, gpus: int = 0) -> Resources:
             signal.signal(signal.SIGTERM, handler)
     if gpus:
         request_resources(bundles=[{"GPU": 1}] * gpus)
+        atexit.register(request_resources, bundles=[])  # or the machines would stay, and cost, after the job
     return Resources(int(ray.cluster_resources().get("CPU", 0)), max(gpus, gpus_now()), gpus)
 
 
