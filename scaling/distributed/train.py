@@ -70,42 +70,30 @@ def train_stage1(
     where training failed for good.
     """
     with open_ledger(run) as ledger:
-        return _train_with(ledger, settings, spec, scene_ids, resources, workers)
-
-
-def _train_with(
-    ledger: Ledger,
-    settings: Settings,
-    spec: SourceSpec,
-    scene_ids: list[str],
-    resources: Resources,
-    workers: int | None,
-) -> dict[str, Any]:
-    run = ledger.run
-    settings = _with_absolute_folder(settings)
-    job = {"num_scenes": len(scene_ids), "scenes_hash": ids_hash(scene_ids), "store": spec.store or EMBEDDED}
-    run.check_same_job("stage1", settings, job, ignore={"stage2"})
-    trained = (run.shared / "hash.txt").is_file()
-    if not trained:
-        parts = share(resources, workers or _default_workers(settings, resources), reserve_cpu=False)
-        check_workers(settings, parts.workers)
-        bucket_of(scene_ids, settings.stage1.num_buckets)
-        SharedModel(settings)  # an autoencoder that cannot be loaded is told here, not by every worker
-        run.write_config("stage1", settings, job)
-    tracker = Tracker(run, "stage1")
-    try:
-        if trained:
-            print(f"{run.shared}: the shared model is there already")
-        else:
-            tracker.log_settings(settings, {**job, "num_workers": parts.workers})
-            _train(ledger, settings, spec, scene_ids, parts, tracker)
-        metrics = summarise(run)
-    except BaseException as error:
-        tracker.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-        raise
-    tracker.log_summary({"stage1": metrics["stage1"], "shared_bytes": metrics["shared_bytes"]})
-    tracker.end()
-    return metrics
+        settings = _with_absolute_folder(settings)
+        job = {"num_scenes": len(scene_ids), "scenes_hash": ids_hash(scene_ids), "store": spec.store or EMBEDDED}
+        run.check_same_job("stage1", settings, job, ignore={"stage2"})
+        trained = (run.shared / "hash.txt").is_file()
+        if not trained:
+            parts = share(resources, workers or _default_workers(settings, resources), reserve_cpu=False)
+            check_workers(settings, parts.workers)
+            bucket_of(scene_ids, settings.stage1.num_buckets)
+            SharedModel(settings)  # an autoencoder that cannot be loaded is told here, not by every worker
+            run.write_config("stage1", settings, job)
+        tracker = Tracker(run, "stage1")
+        try:
+            if trained:
+                print(f"{run.shared}: the shared model is there already")
+            else:
+                tracker.log_settings(settings, {**job, "num_workers": parts.workers})
+                _train(ledger, settings, spec, scene_ids, parts, tracker)
+            metrics = summarise(run)
+        except BaseException as error:
+            tracker.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            raise
+        tracker.log_summary({"stage1": metrics["stage1"], "shared_bytes": metrics["shared_bytes"]})
+        tracker.end()
+        return metrics
 
 
 def _with_absolute_folder(settings: Settings) -> Settings:
