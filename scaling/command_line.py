@@ -19,6 +19,7 @@ from scaling.parsing import MAX_YAML_BYTES, parse_yaml
 if TYPE_CHECKING:
     from scaling.storage import AnyPath
 
+JOB_COPY = "working_dir_files"  # in the path of the folder that `ray job submit --working-dir` runs a driver in
 PRESETS = Path(__file__).resolve().parent.parent / "experiments" / "presets"
 
 
@@ -116,7 +117,19 @@ def parse_settings(
     namespace.given = flatten(over)
     if getattr(namespace, "run", False) is None:
         namespace.run = Path("runs") / namespace.preset
+    if JOB_COPY in Path.cwd().parts:
+        _refuse_relative(parser, namespace)
     return namespace, settings
+
+
+def _refuse_relative(parser: argparse.ArgumentParser, namespace: argparse.Namespace) -> None:
+    for name in ("run", "store", "shared"):
+        value = str(getattr(namespace, name, None) or "/")
+        if "://" not in value and not Path(value).is_absolute():
+            parser.error(
+                f"--{name}: {value} would lie in the job's own copy of the code and go with it; give the URI of an "
+                "object store, or the absolute path of a folder that all nodes share"
+            )
 
 
 def _flag_value(key: str, text: str) -> Any:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # it imports pyarrow, which not every command needs
     from scaling.storage import AnyPath
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
-ADVICE = {
+ADVICE = {  # errors that another try does not mend, and what does
     **dict.fromkeys(FULL, "make room there, then the same command goes on where this one stopped"),
     **dict.fromkeys(
         (errno.EACCES, errno.EPERM, errno.EROFS), "give yourself the right to use it, or name another folder"

@@ -167,6 +167,19 @@ def test_a_wrong_file_ends_with_status_2(capsys, tmp_path, text, told):
     assert told in refused(capsys, "--config", str(file))
 
 
+def test_what_a_cluster_job_would_lose_with_its_code_is_refused(capsys, tmp_path, monkeypatch):
+    (tmp_path / "working_dir_files" / "_ray_pkg_1").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "working_dir_files" / "_ray_pkg_1")
+    flags = ("run", "store")
+    with pytest.raises(SystemExit):
+        parse("--store", "s3://bucket/cars", flags=flags)
+    assert "--run: runs/default would lie in the job's own copy" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        parse("--run", str(tmp_path), "--store", "cars", flags=flags)
+    assert "--store: cars would lie in the job's own copy" in capsys.readouterr().err
+    parse("--run", str(tmp_path), flags=flags)
+
+
 @pytest.mark.parametrize(
     ("text", "told"), [("0", "at least 1"), ("two", "not a whole number"), ("1.5", "whole number")]
 )

@@ -40,6 +40,9 @@ def test_shares_of_a_cluster():
     assert (gpus.workers, gpus.gpus, gpus.cpus, gpus.threads) == (4, 1, 0, 4)
     cpus = share(Resources(cpus=2, gpus=0), 2, reserve_cpu=True)
     assert (cpus.workers, cpus.gpus, cpus.cpus, cpus.threads) == (2, 0, 0.5, 1)
+    machines = Resources(cpus=11, gpus=0, node_cpus=(3, 4, 4))  # 3, 3 and 4 without the reader's
+    assert [share(machines, workers, reserve_cpu=True).cpus for workers in (1, 2, 3, 4, 10, 11)] == [4, 3, 3, 2, 1, 0.5]
+    assert share(machines, 1, reserve_cpu=True).threads == 4
     with pytest.raises(ValueError, match="5 workers need a GPU each, but the cluster has 4"):
         share(Resources(cpus=16, gpus=4), 5, reserve_cpu=True)
 

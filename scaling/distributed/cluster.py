@@ -9,7 +9,9 @@ import secrets
 import signal
 import socket
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain, count
 from typing import Any
 
 import ray
@@ -23,11 +25,18 @@ OBJECT_STORE_BYTES = 512 << 20  # of a local cluster: a few batches of views; re
 
 @dataclass(frozen=True)
 class Resources:
-    """What the cluster has in all, or will have: gpus_asked of its GPUs its autoscaler was asked for."""
+    """What the cluster has in all, or will have. gpus_asked: GPUs that its autoscaler was asked for; node_cpus: CPUs of
+    each machine, where there are several."""
 
     cpus: int
     gpus: int
     gpus_asked: int = 0
+    node_cpus: tuple[int, ...] = ()
+
+    @property
+    def machines(self) -> list[int]:
+        """CPUs of each machine, the most first."""
+        return sorted(self.node_cpus or [self.cpus], reverse=True)
 
 
 def connect(address: str | None = None, gpus: int = 0) -> Resources:
@@ -60,7 +69,8 @@ def connect(address: str | None = None, gpus: int = 0) -> Resources:
     if gpus:
         request_resources(bundles=[{"GPU": 1}] * gpus)
         atexit.register(request_resources, bundles=[])  # or the machines would stay, and cost, after the job
-    return Resources(int(ray.cluster_resources().get("CPU", 0)), max(gpus, gpus_now()), gpus)
+    nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    return Resources(sum(nodes), max(gpus, gpus_now()), gpus, tuple(nodes))
 
 
 def keep_to_this_machine() -> None:
@@ -125,12 +135,23 @@ def share(resources: Resources, wanted: int | None, reserve_cpu: bool) -> Share:
                 f"{workers} workers need a GPU each, but the cluster has {resources.gpus}: "
                 "lower --num-workers (stage 1) or --num-actors (stage 2)"
             )
-        return Share(workers, 0, 1, max(1, resources.cpus // workers))
+        return Share(workers, 0, 1, _threads(resources, workers))
     workers = wanted or 1
     if workers > max(resources.cpus, 1):
         raise SettingsError(
             f"{workers} workers need a CPU each, but the cluster has {resources.cpus}: "
             "lower --num-workers (stage 1) or --num-actors (stage 2)"
         )
-    cpus = max(resources.cpus - reserve_cpu, 1) / workers
-    return Share(workers, round(cpus, 4) if cpus < 1 else int(cpus), 0, max(1, resources.cpus // workers))
+    return Share(workers, _cpus_each(resources, workers, int(reserve_cpu)), 0, _threads(resources, workers))
+
+
+def _cpus_each(resources: Resources, workers: int, reserved: int) -> float:
+    """The most CPUs that each of equal workers can have: a worker lies on one machine."""
+    free = resources.machines
+    free[0] = max(free[0] - reserved, 1)
+    sizes: Iterator[float] = chain(range(max(free), 1, -1), (1 / part for part in count(1)))
+    return next(round(cpus, 4) for cpus in sizes if sum(machine // cpus for machine in free) >= workers)
+
+
+def _threads(resources: Resources, workers: int) -> int:
+    return max(1, min(resources.machines[0], resources.cpus // workers))

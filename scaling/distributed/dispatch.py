@@ -7,7 +7,6 @@ to MAX_LOSSES. Commits are idempotent, so results are effectively once. A cohort
 
 from __future__ import annotations
 
-import errno
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator
@@ -19,9 +18,9 @@ import ray
 from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
 from tqdm import tqdm
 
-from scaling import files
 from scaling.distributed.interrupts import Interrupts
 from scaling.distributed.work import FITTED, Accounts, Cohorts, Counts, Fitted, Flight, Outcome, Piece
+from scaling.files import ADVICE
 from scaling.library.failures import RETRY, event
 
 START_ATTEMPTS = 2  # per actor, in a row, before a job that has no actor gives up
@@ -29,7 +28,6 @@ MAX_LOSSES = 5  # nodes lost, or writes failed, under a scene before that counts
 TICK_SECONDS = 1.0
 STAFF_SECONDS = 10.0  # so often the driver looks how many actors the cluster can hold
 DRAIN_SECONDS = 20.0  # less than what a spot machine or a pod gets to leave
-LASTING = files.FULL | {errno.EACCES, errno.EPERM, errno.EROFS}  # errors of a write that another try does not mend
 
 
 class Dispatcher:
@@ -191,7 +189,7 @@ class Dispatcher:
         if that may help, or the job's, which ends it."""
         ray.kill(flight.actor)
         cause = error.cause
-        passing = isinstance(cause, RayError) or (isinstance(cause, OSError) and cause.errno not in LASTING)
+        passing = isinstance(cause, RayError) or (isinstance(cause, OSError) and cause.errno not in ADVICE)
         if not passing or any(self.losses[i] >= MAX_LOSSES for i in (flight.piece.ids if flight.piece else [])):
             raise cause from error
         self._gone(flight, cause, counts, own_doing=False)

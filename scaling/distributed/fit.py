@@ -110,7 +110,7 @@ def _staff(resources: Resources, num_actors: int | None, num_batches: int) -> _S
     """One actor per GPU, as many as there are at the moment; on CPUs one per core, which wastes less than threads do,
     but no more than there are batches."""
     parts = share(resources, num_actors or resources.gpus or max(1, min(resources.cpus, num_batches)), reserve_cpu=True)
-    asked = {"num_cpus": parts.cpus, "num_gpus": parts.gpus}
+    asked = {"num_cpus": parts.cpus, "num_gpus": parts.gpus, "scheduling_strategy": "SPREAD"}
     if not parts.gpus:
         return _Staff(asked, lambda: parts.workers)
     return _Staff(asked, lambda: num_actors or max(resources.gpus_asked, gpus_now()))

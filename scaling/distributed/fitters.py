@@ -57,7 +57,8 @@ class Fitter:
         self.spec = SourceSpec(*job.spec)
         self.run = RunFolder(to_path(job.run))
         self.epoch = job.epoch
-        self.shared, self.shared_hash = load_shared(to_path(job.shared), self.device)
+        with pulse.Watchdog(self.settings.stage2.stall_seconds):  # nobody else would end a start that hangs
+            self.shared, self.shared_hash = load_shared(to_path(job.shared), self.device)
 
     def ready(self) -> bool:
         """Returns when the actor has started: its shared model is loaded."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from scaling.library.cohorts import cohort_folder
 from scaling.library.fitted_scenes import PLANES, SCHEMA
 from scaling.library.manifest import Manifest, manifest_bytes, read_manifest
 from scaling.library.parts import Part, is_part, order, read_part, read_scenes
@@ -115,6 +116,8 @@ class Library:
             if stage in stages:
                 total += part.num_bytes if part else path.stat().st_size
         if stage == 2:
-            total += sum(path.stat().st_size for path in (self.folder / "cohorts").rglob("*") if path.is_file())
+            for cohort in set(self.table()["cohort"].drop_null().to_pylist()):  # a stale driver's are nobody's
+                files = (path for path in cohort_folder(self.folder, cohort).rglob("*") if path.is_file())
+                total += sum(path.stat().st_size for path in files)
             total += manifest_bytes(self.folder)
         return total
