@@ -63,16 +63,21 @@ class Dispatcher:
         self.target = 1
 
     def run(self, batches: Iterator[pa.Table], total: int) -> Generator[Counts]:
-        """Fits every batch; yields the counts after each one that came back.
+        """Fits every batch; yields the counts when actors start, and after each batch that came back.
 
         Raises RuntimeError where no actor can start, or where scenes of `total` are left at the end; KeyboardInterrupt
         where the job was asked to stop, after the batches in flight, or DRAIN_SECONDS.
         """
+        if not total:
+            return
         counts = Counts(total)
         progress = tqdm(total=total, unit="scene", desc="stage 2")
         try:
             with Interrupts() as interrupts:
                 stop_at = float("inf")
+                self._staff()
+                yield counts
+                self._read(batches)  # while actors start
                 while counts.left:
                     self.accounts.check()
                     if interrupts.requested and stop_at == float("inf"):
@@ -153,13 +158,17 @@ class Dispatcher:
         self._kill_overdue(counts)
         return counts.left != before
 
+    def _read(self, batches: Iterator[pa.Table]) -> None:
+        """The next batch, if there is one, waits for an actor."""
+        rows = next(batches, None)
+        self.exhausted = rows is None
+        if rows is not None:
+            self.waiting.append(Piece(rows))
+
     def _give(self, actor: Any, batches: Iterator[pa.Table]) -> None:
         """The actor's next batch; without one it goes."""
         if not self.waiting and not self.exhausted:
-            rows = next(batches, None)
-            self.exhausted = rows is None
-            if rows is not None:
-                self.waiting.append(Piece(rows))
+            self._read(batches)
         if not self.waiting:
             ray.kill(actor)
             return

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import astuple, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import ray
@@ -24,16 +24,18 @@ from scaling.distributed.cluster import Resources, gpus_now, share
 from scaling.distributed.dispatch import Dispatcher
 from scaling.distributed.fitters import CohortFitter, FitJob, Fitter, SceneFitter, cohort_checkpoints
 from scaling.distributed.prepare import batches_of, bound_reading, scene_dataset
-from scaling.distributed.tracking import Tracker
 from scaling.distributed.work import Counts
 from scaling.library.ledger import Ledger, open_ledger
 from scaling.library.pictures import log_scene_pictures
 from scaling.library.run_folder import RunFolder, settings_hash
 from scaling.library.stored_models import StoredModels
 from scaling.library.summary import summarise
-from scaling.models.shared import load_shared
+from scaling.models.shared import read_hash
 from scaling.storage import AnyPath, uri_of
 from scaling.training.cohort import epochs_done
+
+if TYPE_CHECKING:
+    from scaling.distributed.tracking import Tracker
 
 PICTURED_SCENES = 8
 FITTERS: dict[str, type[Fitter]] = {"frozen": SceneFitter, "cohort": CohortFitter}
@@ -59,7 +61,7 @@ def fit_stage2(
     if num_actors:
         share(resources, num_actors, reserve_cpu=True)  # wrong use is told before anything is written
     with open_ledger(run) as ledger:
-        shared, shared_hash = load_shared(shared_folder)
+        shared_hash = read_hash(shared_folder)  # whether the tensors are of it is what every actor looks at
         ledger.check_shared(shared_hash)
         settled = set(run.library.ids())
         if not retry_failed:
@@ -72,29 +74,23 @@ def fit_stage2(
         if ledger.other_settings(settings_hash(settings)):
             print(f"warning: {run.path} holds scenes fitted with other stage-2 settings; they stay as they are")
         run.write_config("stage2", settings, job)
-        tracker = Tracker(run, "stage2")
-        tracker.log_settings(settings, job)
         print(f"stage 2: {len(todo)} scenes to fit, {len(scene_ids) - len(todo)} already done or given up", flush=True)
-        try:
-            if todo:
-                fit_job = FitJob(uri_of(run.path), folder, settings.model_dump(), astuple(spec), ledger.epoch)
-                batches = _batches(settings, spec, scene_ids, settled, size)
-                runs = fitter or FITTERS[settings.stage2.mode]
-                dispatcher = _dispatcher(ledger, fit_job, runs, staff, shared_hash, settings)
-                start, already = time.time(), len(run.library.ids(stage=2))
-                with closing(batches), closing(dispatcher.run(batches, len(todo))) as progress:
-                    for counts in progress:
-                        _track(tracker, counts, time.time() - start, already)
-            ledger.publish()
-            metrics = summarise(run)
-            tracker.log_summary(metrics)
-            for path in (run.metrics, run.path / "scenes.parquet"):
-                tracker.log_file(path)
-            _pictures(run, spec, scene_ids, tracker, StoredModels(run, known={shared_hash: shared}))
-        except BaseException as error:
-            tracker.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-            raise
-        tracker.end()
+        fit_job = FitJob(uri_of(run.path), folder, settings.model_dump(), astuple(spec), ledger.epoch)
+        runs = fitter or FITTERS[settings.stage2.mode]
+        dispatcher = _dispatcher(ledger, fit_job, runs, staff, shared_hash, settings)
+        batches = _batches(settings, spec, scene_ids, settled, size)
+        start, already = time.time(), len(run.library.ids(stage=2))
+        with closing(batches), closing(dispatcher.run(batches, len(todo))) as progress:
+            next(progress, None)  # the actors start meanwhile, for seconds
+            with _tracked(run, settings, job) as tracker:
+                for counts in progress:
+                    _track(tracker, counts, time.time() - start, already)
+                ledger.publish()
+                metrics = summarise(run)
+                tracker.log_summary(metrics)
+                for path in (run.metrics, run.path / "scenes.parquet"):
+                    tracker.log_file(path)
+                _pictures(run, spec, scene_ids, tracker)
         return metrics
 
 
@@ -178,12 +174,27 @@ class _CohortEpochs:
         return epochs_done(cohort_checkpoints(self.run, self.shared_hash, self.settings, ids))
 
 
+@contextmanager
+def _tracked(run: RunFolder, settings: Settings, job: dict[str, Any]) -> Iterator[Tracker]:
+    """The MLflow run of stage 2, which ends as the block does."""
+    from scaling.distributed.tracking import Tracker  # more than a second, which the actors need not wait for
+
+    tracker = Tracker(run, "stage2")
+    tracker.log_settings(settings, job)
+    try:
+        yield tracker
+    except BaseException as error:
+        tracker.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        raise
+    tracker.end()
+
+
 def _track(tracker: Tracker, counts: Counts, seconds: float, already: int) -> None:
     values = {"stage2/scenes_per_hour": 3600 * counts.done / seconds, "stage2/failed": float(counts.failed)}
     tracker.log_metrics({**values, "stage2/psnr": counts.mean_psnr}, step=already + counts.done)
 
 
-def _pictures(run: RunFolder, spec: SourceSpec, ids: list[str], tracker: Tracker, models: StoredModels) -> None:
+def _pictures(run: RunFolder, spec: SourceSpec, ids: list[str], tracker: Tracker) -> None:
     fitted = set(run.library.ids(stage=2))
     chosen = [scene_id for scene_id in ids if scene_id in fitted][:PICTURED_SCENES]
-    log_scene_pictures(run, spec.open(), chosen, "stage2", tracker.log_image, models)
+    log_scene_pictures(run, spec.open(), chosen, "stage2", tracker.log_image, StoredModels(run))

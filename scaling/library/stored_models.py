@@ -11,8 +11,7 @@ from scaling.library.checks import check_fits
 from scaling.library.cohorts import load_cohort
 from scaling.library.fitted_scenes import unpack_scene
 from scaling.library.run_folder import RunFolder
-from scaling.models.shared import SharedModel, load_shared
-from scaling.models.shared_files import read_text
+from scaling.models.shared import SharedModel, load_shared, read_hash
 from scaling.models.triplanes import SceneParams
 from scaling.storage import AnyPath
 
@@ -56,7 +55,7 @@ class StoredModels:
     def _folder(self, row: Mapping[str, Any]) -> AnyPath:
         folders = list(dict.fromkeys([self.run.shared_in_use(), self.run.shared]))
         for folder in folders:
-            if (folder / "hash.txt").is_file() and read_text(folder / "hash.txt").strip() == row["shared"]:
+            if (folder / "hash.txt").is_file() and read_hash(folder) == row["shared"]:
                 return folder
         looked = ", ".join(str(folder) for folder in folders)
         raise ValueError(

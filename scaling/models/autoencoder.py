@@ -9,10 +9,9 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
-from diffusers import AutoencoderKL
 from pydantic import BaseModel, Field, ValidationError
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -21,6 +20,9 @@ from scaling.config import Autoencoder as AutoencoderSettings
 from scaling.files import read_limited
 from scaling.models.precision import networks
 from scaling.parsing import parse_json
+
+if TYPE_CHECKING:  # two seconds of imports, for those who make one
+    from diffusers import AutoencoderKL
 
 MARGIN = 1e-4  # keeps atanh finite
 TARGET_STD = 0.11  # of s · z: s = 0.11 / std(z) keeps tanh near-linear over the latents' range
@@ -143,6 +145,8 @@ def build_autoencoder(settings: AutoencoderSettings, image_size: int) -> LatentA
     """
     if settings.pretrained is not None:
         return LatentAutoencoder(load_vae(settings), settings.latent_scale)
+    from diffusers import AutoencoderKL
+
     depth = len(settings.block_out_channels)
     vae = AutoencoderKL(
         sample_size=image_size,
@@ -183,6 +187,8 @@ def load_vae(settings: AutoencoderSettings) -> AutoencoderKL:
 
     Raises ValueError that names it where it cannot be loaded.
     """
+    from diffusers import AutoencoderKL
+
     source = str(settings.pretrained)
     where: dict[str, Any] = {"subfolder": settings.subfolder, "revision": settings.revision}
     try:

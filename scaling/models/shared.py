@@ -244,13 +244,18 @@ def read_config(folder: AnyPath) -> Settings:
         raise SharedModelError(f"{path}: {error}; {RESTORE}") from error
 
 
+def read_hash(folder: AnyPath) -> str:
+    """The hash that stage 1 gave the shared model in `folder`; `load_shared` holds its tensors against it."""
+    return read_text(folder / "hash.txt").strip()
+
+
 def load_shared(folder: AnyPath, device: torch.device | str = "cpu") -> tuple[SharedModel, str]:
     """The shared model in `folder`, frozen, and its hash.
 
     Raises SharedModelError naming the file where one is missing, of a newer format, or changed since it was saved.
     """
     model = _read(folder, read_config(folder))
-    saved = read_text(folder / "hash.txt").strip()
+    saved = read_hash(folder)
     found = model.content_hash()
     if saved != found:
         raise SharedModelError(

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from diffusers import AutoencoderKL
 from torch import Tensor
 
 from scaling.files import MAX_FILE_BYTES, read_limited
@@ -13,6 +12,9 @@ from scaling.models import tensor_files
 from scaling.models.autoencoder import check_vae_config
 from scaling.parsing import parse_json
 from scaling.storage import AnyPath
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
 
 RESTORE = "restore the file, or train the shared model again"
 MAX_JSON_BYTES = 1 << 20
@@ -48,6 +50,8 @@ def read_json(path: AnyPath) -> dict[str, Any]:
 
 def empty_vae(folder: AnyPath) -> AutoencoderKL:
     """An autoencoder as folder/config.json describes it, its weights not read yet."""
+    from diffusers import AutoencoderKL
+
     path = folder / "config.json"
     config = read_json(path)
     try:

@@ -8,7 +8,6 @@ import warnings
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.image import structural_similarity_index_measure
 
 
 def psnr(images: Tensor, truth: Tensor) -> Tensor:
@@ -19,6 +18,8 @@ def psnr(images: Tensor, truth: Tensor) -> Tensor:
 
 def ssim(images: Tensor, truth: Tensor) -> Tensor:
     """Structural similarity (Gaussian window 11, σ 1.5) of each image. [B, 3, H, W] twice → [B]."""
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
     values = structural_similarity_index_measure(images, truth, data_range=1.0, reduction="none")
     return values if isinstance(values, Tensor) else values[0]
 
