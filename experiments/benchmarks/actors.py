@@ -2,9 +2,9 @@
 
 python experiments/benchmarks/actors.py --scenes 32 --json FILE
 
-The same embedded cars are fitted with preset `quick` (fewer steps) by one and by two actors, in turn, twice.
+The same scenes of a store are fitted with preset `quick` (fewer steps) by one and by two actors, in turn, twice.
 efficiency: seconds of one actor over twice the seconds of two, from the first batch's start to the last one's commit;
-starting actors is not in it. Run it on an idle machine of two cores.
+starting actors is not in it, nor is drawing the cars: a store is read, as in a job. Run it on two idle cores.
 """
 
 import argparse
@@ -34,7 +34,8 @@ def make_parser() -> argparse.ArgumentParser:
 def main() -> int:
     arguments = make_parser().parse_args()
     from scaling.data.scene_source import SourceSpec
-    from scaling.data.synthetic import embedded_ids
+    from scaling.data.scene_store import StoreWriter
+    from scaling.data.synthetic import embedded_car, embedded_ids
     from scaling.distributed.cluster import connect
     from scaling.distributed.fit import fit_stage2
     from scaling.library.run_folder import RunFolder
@@ -46,13 +47,17 @@ def main() -> int:
     times.mkdir(parents=True)
     os.environ["SCALING_TIMES"] = str(times)  # before Ray starts: its workers inherit it
     SharedModel(chosen).save(out / "shared", ["none-of-them"])
+    ids = embedded_ids(arguments.scenes)
+    with StoreWriter(out / "store", "embedded cars") as writer:
+        for scene_id in ids:
+            writer.add(embedded_car(scene_id, chosen.data.image_size, chosen.data.embedded_views))
+    spec = SourceSpec.of(str(out / "store"), chosen.data)
     cluster = connect()
     seconds: dict[int, list[float]] = {1: [], 2: []}
     for turn in range(arguments.rounds):
         for actors in (1, 2):
             for old in times.iterdir():
                 old.unlink()
-            spec, ids = SourceSpec.of(None, chosen.data), embedded_ids(arguments.scenes)
             run = RunFolder(out / f"run-{turn}-{actors}")
             fit_stage2(run, out / "shared", chosen, spec, ids, cluster, actors, fitter=TimedFitter)
             found = read_times(times)
