@@ -101,6 +101,12 @@ class Renderer:
         like = rays.origins[..., 0]
         return torch.full_like(like, self.near), torch.full_like(like, self.far)
 
+    def hits(self, rays: Rays) -> Tensor:
+        """Which rays [..., R] have a part to sample: those that cross the box, or all between a fixed near and far."""
+        if self.near is None:
+            return box_near_far(rays, self.box_side)[2]
+        return torch.ones_like(rays.origins[..., 0], dtype=torch.bool)
+
     def query(self, planes: Tensor, field: Field, rays: Rays, depths: Tensor) -> tuple[Tensor, Tensor]:
         """Field at depths [S, R, D] → raw densities [S, R, D], colours [S, R, D, C]; plane features are summed."""
         points = rays.origins[..., None, :] + depths[..., None] * rays.directions[..., None, :]

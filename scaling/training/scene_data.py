@@ -11,7 +11,6 @@ from torch import Tensor
 from scaling.cameras import Rays
 from scaling.config import Phase
 from scaling.data.scenes import SceneViews
-from scaling.models.sampling import box_near_far
 from scaling.models.shared import SharedModel
 from scaling.training.losses import Batch
 
@@ -45,10 +44,7 @@ def prepare_scene(shared: SharedModel, views: SceneViews) -> TrainingScene:
     rays = shared.latent_rays(views.cam2world[train], views.intrinsics[train])
     rays = Rays(rays.origins.reshape(-1, 3), rays.directions.reshape(-1, 3)).to(shared.device)
     renderer = shared.renderer
-    if renderer.near is None:
-        hits = box_near_far(rays, renderer.box_side)[2].nonzero()[:, 0]
-    else:
-        hits = torch.arange(len(rays.origins), device=shared.device)
+    hits = renderer.hits(rays).nonzero()[:, 0]
     if not len(hits):
         raise ValueError(
             f"scene {views.scene_id}: no ray of its training views meets the box of side {renderer.box_side} around "

@@ -74,7 +74,7 @@ def _fit_group(
     for name in PHASES:
         phase: Stage2Phase = getattr(settings.stage2, name)
         if phase.num_epochs:
-            _run_phase(shared, name, phase, ready, params, settings.seed, on_step)
+            run_phase(shared, name, phase, ready, params, settings.seed, on_step)
     params = SceneParams(params.micro_planes.detach(), params.coefs.detach())
     if shared.device.type == "cuda":
         torch.cuda.synchronize(shared.device)
@@ -88,7 +88,7 @@ def start_params(shared: SharedModel, settings: Settings, scene_ids: Sequence[st
     return shared.start_params(len(scene_ids))
 
 
-def _run_phase(
+def run_phase(
     shared: SharedModel,
     name: str,
     phase: Stage2Phase,
@@ -97,6 +97,7 @@ def _run_phase(
     seed: int,
     on_step: Callable[[str, int, float], None] | None,
 ) -> None:
+    """Moves params (S scenes) in place through one phase, "latent" or "rgb"; see `fit_scenes` for on_step."""
     optimiser = _scene_optimiser(phase, params)
     steps_per_epoch = phase.steps_per_epoch or ready[0].num_views
     total = phase.num_epochs * steps_per_epoch

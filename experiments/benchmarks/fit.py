@@ -1,0 +1,348 @@
+"""The published method and ours side by side on the same scenes, one CPU thread: cost and quality of a scene.
+
+python experiments/benchmarks/fit.py --json FILE [--store STORE --train-scenes FILE --fit-scenes FILE]
+
+Both get one autoencoder, trained from scratch and kept under --out, and stage 1s of about the same CPU time. From the
+published stage-1 model both fit the same scenes, ours again and again between the epochs of the published one. Ours
+then goes on from its own stage-1 model, 2a and 2b apart. Stage 1s that are done are kept, so a killed call goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from scaling.command_line import read_preset, read_yaml, run_command
+from scaling.config import Settings, make_settings, merge
+from scaling.parsing import parse_json
+
+SCHEDULES = Path(__file__).with_name("fit.yaml")
+METHODS = ("paper", "default", "rgb_triplanes")
+REPEATS_AT = (10, 20, 30)  # epochs of the published 2a after which ours is fitted: side by side on a noisy machine
+POINTS = (*range(5, 100, 5), *range(100, 10_001, 50))  # steps at which our 2a is measured
+LEAST_RISE, LEAST_GAIN = 1.0, 0.2  # dB below which a ratio of times would say nothing
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--store", help="scene store (default: the embedded cars, 32 and 8 of them)")
+    parser.add_argument("--train-scenes", type=Path, help="ids of stage 1's scenes, one a line")
+    parser.add_argument("--fit-scenes", type=Path, help="ids of stage 2's scenes, one a line")
+    parser.add_argument("--out", type=Path, default=Path("runs/fit"), help="autoencoder and stage-1 models")
+    parser.add_argument("--json", type=Path, required=True, help="where the figures go")
+    return parser
+
+
+def method_settings(method: str, autoencoder: Path | None) -> Settings:
+    """A preset with its schedules of fit.yaml over it and, in latent space, the one autoencoder."""
+    schedules = read_yaml(SCHEDULES)
+    preset = "default" if method == "autoencoder" else method
+    values = merge(merge(read_preset(preset), schedules["everywhere"]), schedules[method])
+    if method == "autoencoder":
+        still = {phase: {"num_epochs": 0} for phase in ("warmup", "joint", "adapt")}
+        values = merge(values, {"stage1": still})
+    elif make_settings(values).representation.space == "latent":
+        values = merge(values, {"autoencoder": {"pretrained": str(autoencoder), "subfolder": None}})
+    return make_settings(values)
+
+
+def published_stage2(
+    shared: Any, settings: Settings, scenes: Sequence[Any], folder: str, between: Callable[[int], None]
+) -> dict[str, Any]:
+    """2a and 2b as published, over one cohort; between(epoch) is called after epochs of 2a, with the clock stopped."""
+    from measured import Clock, Curve, test_point
+
+    from scaling.training.cohort import Cohort
+
+    cohort = Cohort(shared, folder, scenes, settings)
+    curves = {"latent": Curve(), "rgb": Curve()}
+    clock = Clock()
+
+    def on_epoch(report: Any) -> None:
+        nonlocal clock
+        last = report.epoch == getattr(settings.stage2, report.phase).num_epochs
+        with clock.stopped():
+            if last or report.epoch % 5 == 0:
+                point = test_point(cohort.shared, scenes, cohort.table, report.epoch, clock.seconds)
+                curves[report.phase].points.append(point)
+                print(f"  {report.phase} {point}", flush=True)
+            if report.phase == "latent":
+                between(report.epoch)
+        if report.phase == "latent" and last:
+            clock = Clock()
+
+    start = test_point(cohort.shared, scenes, cohort.table, 0, 0.0)
+    clock = Clock()
+    cohort.go_on(on_epoch, None)
+    return {"start": start, **curves}
+
+
+def our_2a(shared: Any, settings: Settings, scenes: Sequence[Any]) -> tuple[Any, Any, Any, float]:
+    """→ the curve of 2a, the params at its end, the scenes made ready, and the CPU seconds that took (encoding)."""
+    from measured import Clock, Curve, every, test_point
+
+    from scaling.training.scene_data import encode_scene, prepare_scene
+    from scaling.training.stage2 import run_phase, start_params
+
+    clock = Clock()
+    ready = [prepare_scene(shared, views) for views in scenes]
+    for scene in ready:
+        encode_scene(shared, scene)
+    encoding = clock.seconds
+    params = start_params(shared, settings, [scene.scene_id for scene in ready])
+    curve = Curve([test_point(shared, scenes, params, 0, 0.0)])
+    clock = Clock()
+
+    def measure(step: int) -> None:
+        with clock.stopped():
+            curve.points.append(test_point(shared, scenes, params, step, clock.seconds))
+
+    phase = settings.stage2.latent
+    total = phase.num_epochs * (phase.steps_per_epoch or 0)
+    steps = sorted({total, *(step for step in POINTS if step < total)})
+    run_phase(shared, "latent", phase, ready, params, settings.seed, every(steps, measure))
+    return curve, params, ready, encoding
+
+
+def our_2b(shared: Any, settings: Settings, scenes: Sequence[Any], params: Any, ready: Any) -> Any:
+    """→ the curve of 2b, params moved in place. Its first point is the reading of 2a by the adapted decoder,
+    at the cost of one decoded batch."""
+    import torch
+    from measured import Clock, Curve, every, test_point
+
+    from scaling.training.stage2 import run_phase
+
+    clock = Clock()
+    with torch.no_grad():
+        size = (len(ready), shared.autoencoder.latent_channels, shared.latent_size, shared.latent_size)
+        shared.decode(torch.zeros(size))
+    one_batch = clock.seconds
+    curve = Curve([test_point(shared, scenes, params, 0, one_batch)])
+    phase = settings.stage2.rgb
+    clock = Clock()
+
+    def measure(step: int) -> None:
+        with clock.stopped():
+            curve.points.append(test_point(shared, scenes, params, step, clock.seconds + one_batch))
+
+    steps = [epoch * ready[0].num_views for epoch in range(1, phase.num_epochs + 1)]
+    if steps:
+        run_phase(shared, "rgb", phase, ready, params, settings.seed, every(steps, measure))
+    return curve
+
+
+def stored_bytes(params: Any, settings: Settings) -> float:
+    """Bytes a scene of its packed params, mean: what a row of the library holds beside ids and metrics."""
+    from scaling.library.fitted_scenes import pack_scene
+
+    packed = [pack_scene(params[row], settings.stage2.micro_dtype) for row in range(len(params.coefs))]
+    return sum(len(p.micro_planes) + 4 * len(p.micro_scale) + 4 * len(p.coefs) for p in packed) / len(packed)
+
+
+def same_model(folder: Path, settings: dict[str, Settings], scenes: Sequence[Any]) -> dict[str, Any]:
+    """Both from the published stage-1 model."""
+    from measured import render_as_default
+
+    from scaling.models.shared import load_shared
+
+    shared, name = load_shared(folder)
+    ours, _ = load_shared(folder)
+    render_as_default(ours, settings["default"].rendering.samples)
+    mine = make_settings(merge(shared.settings.model_dump(), {"stage2": settings["default"].stage2.model_dump()}))
+    curves = []
+
+    def between(epoch: int) -> None:
+        if epoch in REPEATS_AT:
+            curves.append(our_2a(ours, mine, scenes)[0])
+            print(f"  ours {curves[-1].end}", flush=True)
+
+    published = published_stage2(shared, settings["paper"], scenes, name, between)
+    target = published["latent"].end.latent
+    times = [curve.seconds_to("latent", target) for curve in curves]
+    rise = target - published["start"].latent
+    reached = [time for time in times if time is not None]
+    ratio = published["latent"].end.seconds / median(reached) if len(reached) == len(times) else None
+    return {
+        "speedup_2a": ratio if rise >= LEAST_RISE else None,
+        "paper_rise_2a_db": rise,
+        "paper_seconds_2a": published["latent"].end.seconds,
+        "default_seconds_2a": times,
+        "published": published,
+        "curves": curves,
+    }
+
+
+def own_model(folder: Path, settings: Settings, scenes: Sequence[Any]) -> dict[str, Any]:
+    """Ours, from its own stage-1 model."""
+    from measured import autoencoder_ceiling
+
+    from scaling.models.shared import load_shared
+
+    shared, _ = load_shared(folder)
+    curve, params, ready, encoding = our_2a(shared, settings, scenes)
+    aligned = our_2b(shared, settings, scenes, params, ready) if settings.representation.space == "latent" else curve
+    return {
+        "encode_seconds": encoding,
+        "latent": curve,
+        "rgb": aligned,
+        "views": ready[0].num_views,
+        "bytes_per_scene": stored_bytes(params, settings),
+        "autoencoder_psnr": autoencoder_ceiling(shared, scenes),
+    }
+
+
+def speedup_2b(published: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
+    """Both gains are over the method's own 2a, read by the decoder as it was before 2b."""
+    gain = published["rgb"].end.decoded - published["latent"].end.unadapted
+    time = ours["rgb"].seconds_to("decoded", ours["latent"].end.unadapted + gain)
+    ratio = published["rgb"].end.seconds / time if time is not None and gain >= LEAST_GAIN else None
+    return {
+        "speedup_2b": ratio,
+        "paper_gain_2b_db": gain,
+        "default_gain_2b_db": ours["rgb"].end.decoded - ours["latent"].end.unadapted,
+        "paper_seconds_2b": published["rgb"].end.seconds,
+        "default_seconds_2b": time,
+    }
+
+
+def sd_size(
+    published: dict[str, Any], ours: dict[str, Any], settings: dict[str, Settings], scenes: int
+) -> dict[str, Any]:
+    """A scene's whole stage 2 with an autoencoder of Stable Diffusion's size: measured seconds a view by counted
+    views. The epochs of the published 2b are those of the preset, and those that were run."""
+    from sd_size import sd_seconds_per_view
+
+    each, views = sd_seconds_per_view(), ours["views"]
+    epochs = {"published": make_settings(read_preset("paper")).stage2.rgb.num_epochs}
+    epochs["run"] = settings["paper"].stage2.rgb.num_epochs
+    mine = views * each["encode"] + ours["latent"].end.seconds / scenes
+    mine += views * settings["default"].stage2.rgb.num_epochs * each["frozen"]
+    theirs = {
+        name: views * (each["encode"] + count * each["tuned"]) + published["latent"].end.seconds / scenes
+        for name, count in epochs.items()
+    }
+    return {
+        "speedup_stage2_sd": theirs["published"] / mine,
+        "speedup_stage2_sd_epochs_run": theirs["run"] / mine,
+        "sd_seconds_per_view": each,
+        "sd_seconds_per_scene": {**theirs, "default": mine},
+        "decoder_passes_paper": 3 * views * epochs["published"],
+        "decoder_passes_default": 2 * views * settings["default"].stage2.rgb.num_epochs,
+    }
+
+
+def table_text(figures: dict[str, Any]) -> str:
+    """The headline keys, and a row for each method, as Markdown."""
+    keys = (
+        "speedup_2a", "speedup_2b", "speedup_stage2_sd", "psnr_gain_db", "bytes_per_scene", "decoder_passes_paper",
+        "decoder_passes_default",
+    )  # fmt: skip
+    lines = ["| figure | value |", "|---|---|"]
+    for key in keys:
+        value = figures[key]
+        lines.append(f"| {key} | {'null' if value is None else f'{value:,.2f}'} |")
+    lines += [
+        "",
+        "| method | test PSNR | autoencoder | stage 1, CPU-s | stage 2, CPU-s/scene | bytes/scene |",
+        "|---" * 6 + "|",
+    ]
+    for name in METHODS:
+        row = figures["methods"][name]
+        lines.append(
+            f"| {name} | {row['psnr']:.2f} | {row['autoencoder_psnr']:.2f} | {row['stage1_cpu_seconds']:.0f} "
+            f"| {row['cpu_seconds_per_scene']:.1f} | {row['bytes_per_scene']:,.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def methods_rows(
+    published: dict[str, Any],
+    own: dict[str, Any],
+    seconds: dict[str, float],
+    settings: dict[str, Settings],
+    scenes: int,
+) -> dict[str, Any]:
+    """Quality, CPU time and bytes of each method; own: those of `default` and `rgb_triplanes`."""
+    shape = settings["paper"].representation
+    planes = len(shape.plane_axes) * shape.micro_features * shape.resolution**2
+    fitting = published["latent"].end.seconds + published["rgb"].end.seconds
+    rows = {
+        "paper": {
+            "psnr": published["rgb"].end.decoded,
+            "autoencoder_psnr": own["default"]["autoencoder_psnr"],
+            "cpu_seconds_per_scene": (fitting + own["default"]["encode_seconds"]) / scenes,
+            "bytes_per_scene": 4 * (planes + shape.num_base_planes),
+        }
+    }
+    for name, run in own.items():
+        fitting = run["latent"].end.seconds + (run["rgb"].end.seconds if run["rgb"] is not run["latent"] else 0.0)
+        rows[name] = {
+            "psnr": run["rgb"].end.decoded,
+            "autoencoder_psnr": run["autoencoder_psnr"],
+            "cpu_seconds_per_scene": (fitting + run["encode_seconds"]) / scenes,
+            "bytes_per_scene": run["bytes_per_scene"],
+        }
+    return {name: {**row, "stage1_cpu_seconds": seconds[name]} for name, row in rows.items()}
+
+
+def plain(value: Any) -> Any:
+    """For JSON: points and curves."""
+    return asdict(value)
+
+
+def main() -> int:
+    arguments = make_parser().parse_args()
+
+    import torch
+    from variants import settings_key, train
+
+    from scaling.data.scene_source import SourceSpec, choose_ids
+    from scaling.data.scenes import views_from_row
+
+    torch.set_num_threads(1)
+    alone = method_settings("autoencoder", None)
+    spec = SourceSpec.of(arguments.store, alone.data)
+    train_ids = choose_ids(spec.open(), arguments.train_scenes, count=None if arguments.train_scenes else 32)
+    fit_ids = choose_ids(
+        spec.open(), arguments.fit_scenes, leave_out=train_ids, count=None if arguments.fit_scenes else 8
+    )
+
+    def stage1(settings: Settings) -> Path:
+        job = json.dumps([settings_key(settings), asdict(spec), train_ids])
+        folder = arguments.out / hashlib.sha256(job.encode()).hexdigest()[:12]
+        train(settings, spec, train_ids, folder)
+        return folder.absolute()
+
+    autoencoder = stage1(alone) / "autoencoder"
+    settings = {method: method_settings(method, autoencoder) for method in METHODS}
+    folders = {method: stage1(settings[method]) for method in METHODS}
+    seconds = {method: parse_json((folder / "seconds.json").read_bytes()) for method, folder in folders.items()}
+    scenes = [views_from_row(row, alone.data.image_size) for row in spec.open().rows(fit_ids)]
+    same = same_model(folders["paper"], settings, scenes)
+    own = {name: own_model(folders[name], settings[name], scenes) for name in ("default", "rgb_triplanes")}
+    rows = methods_rows(same["published"], own, seconds, settings, len(scenes))
+    figures = {
+        **{key: same[key] for key in ("speedup_2a", "paper_rise_2a_db", "paper_seconds_2a", "default_seconds_2a")},
+        **speedup_2b(same["published"], own["default"]),
+        **sd_size(same["published"], own["default"], settings, len(scenes)),
+        "psnr_gain_db": rows["default"]["psnr"] - rows["paper"]["psnr"],
+        "bytes_per_scene": rows["default"]["bytes_per_scene"],
+        "rgb_triplanes": rows["rgb_triplanes"],
+        "methods": rows,
+        "scenes": {"source": asdict(spec), "train": train_ids, "fit": fit_ids},
+        "curves": {"same_model": same, **own},
+    }
+    arguments.json.write_text(json.dumps(figures, indent=1, default=plain))
+    print(table_text(figures))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
