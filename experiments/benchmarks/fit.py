@@ -53,6 +53,21 @@ def method_settings(method: str, autoencoder: Path | None) -> Settings:
     return make_settings(values)
 
 
+def stage1_folder(out: Path, settings: Settings, spec: Any, ids: list[str]) -> Path:
+    """The folder under `out` that is named by the settings, the store and the scenes, trained if it is not yet."""
+    from variants import settings_key, train
+
+    job = json.dumps([settings_key(settings), asdict(spec), ids])
+    folder = out / hashlib.sha256(job.encode()).hexdigest()[:12]
+    train(settings, spec, ids, folder)
+    return folder.absolute()
+
+
+def autoencoder_folder(out: Path, spec: Any, ids: list[str]) -> Path:
+    """The one autoencoder, a diffusers folder."""
+    return stage1_folder(out, method_settings("autoencoder", None), spec, ids) / "autoencoder"
+
+
 def published_stage2(
     shared: Any, settings: Settings, scenes: Sequence[Any], folder: str, between: Callable[[int], None]
 ) -> dict[str, Any]:
@@ -301,7 +316,6 @@ def main() -> int:
     arguments = make_parser().parse_args()
 
     import torch
-    from variants import settings_key, train
 
     from scaling.data.scene_source import SourceSpec, choose_ids
     from scaling.data.scenes import views_from_row
@@ -314,15 +328,9 @@ def main() -> int:
         spec.open(), arguments.fit_scenes, leave_out=train_ids, count=None if arguments.fit_scenes else 8
     )
 
-    def stage1(settings: Settings) -> Path:
-        job = json.dumps([settings_key(settings), asdict(spec), train_ids])
-        folder = arguments.out / hashlib.sha256(job.encode()).hexdigest()[:12]
-        train(settings, spec, train_ids, folder)
-        return folder.absolute()
-
-    autoencoder = stage1(alone) / "autoencoder"
+    autoencoder = autoencoder_folder(arguments.out, spec, train_ids)
     settings = {method: method_settings(method, autoencoder) for method in METHODS}
-    folders = {method: stage1(settings[method]) for method in METHODS}
+    folders = {method: stage1_folder(arguments.out, settings[method], spec, train_ids) for method in METHODS}
     seconds = {method: parse_json((folder / "seconds.json").read_bytes()) for method, folder in folders.items()}
     scenes = [views_from_row(row, alone.data.image_size) for row in spec.open().rows(fit_ids)]
     same = same_model(folders["paper"], settings, scenes)
