@@ -89,6 +89,9 @@ class Rendering(Section):
     """Stratified samples a ray."""
     importance_samples: SizeOrZero = 0
     """Samples a ray drawn from the weights of a first pass; 0: one pass only."""
+    background: Literal["views", "white"] = "views"
+    """What a ray that meets nothing shows: for each latent pixel the mean of stage 1's views where they are white, or
+    (published) everywhere the latent of a white image; pixels themselves are white in RGB space."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Rendering:

@@ -296,7 +296,7 @@ def shared(tiny_settings) -> SharedModel:
     torch.manual_seed(0)
     shared = SharedModel(tiny_settings).requires_grad_(False)
     shared.autoencoder.latent_scale.fill_(0.2)
-    shared.update_background()
+    shared.background.copy_(derive_background(shared.autoencoder, tiny_settings.data.image_size, "cpu"))
     shared.coefs_mean.copy_(torch.tensor([0.3, -0.2]))
     next(shared.adapt_decoder().parameters()).add_(0.1)
     return shared
@@ -394,8 +394,16 @@ def test_a_newer_format_is_refused(shared, tmp_path):
     shared.save(tmp_path, [])
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "format_version": 99}))
-    with pytest.raises(SharedModelError, match=r"config\.json: format version 99, this program reads up to 1"):
+    with pytest.raises(SharedModelError, match=r"config\.json: format version 99, this program reads up to 2"):
         load_shared(tmp_path)
+
+
+def test_a_model_of_format_1_has_one_background(shared, tmp_path):
+    values = shared.settings.model_dump()
+    del values["rendering"]["background"]
+    (tmp_path / "hash.txt").write_text("0\n")
+    (tmp_path / "config.json").write_text(json.dumps({"format_version": 1, "settings": values}))
+    assert read_config(tmp_path).rendering.background == "white"
 
 
 def test_stage_2_takes_its_representation_from_the_shared_model(shared, tmp_path):

@@ -50,7 +50,7 @@ def quadrature(depths: Tensor, raw_densities: Tensor, colours: Tensor) -> tuple[
 def composite(colours: Tensor, opacity: Tensor, background: Tensor) -> Tensor:
     """Colours over the background (both in [0, 1]), mapped to [−1, 1]: 2 (Σ w c + (1 − Σ w) b) − 1.
 
-    colours [..., R, C], opacity [..., R], background [C].
+    colours [..., R, C], opacity [..., R], background [C] or [..., R, C].
     """
     return 2 * (colours + (1 - opacity[..., None]) * background) - 1
 
@@ -74,7 +74,8 @@ class Renderer:
     def __call__(
         self, planes: Tensor, field: Field, rays: Rays, background: Tensor, uniforms: Tensor | None = None
     ) -> RenderOutput:
-        """planes [S, P, F, K, K], rays [S, R], background [C] and uniforms [S, R, uniforms_per_ray] in [0, 1].
+        """planes [S, P, F, K, K], rays [S, R], background [C] or [S, R, C], and uniforms
+        [S, R, uniforms_per_ray], both in [0, 1].
 
         Without uniforms every sample lies in the middle of its stratum: the same picture each time.
         """

@@ -16,7 +16,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from scaling.cameras import Rays, pixel_rays
-from scaling.config import Settings, SettingsError, flatten, make_settings
+from scaling.config import Settings, SettingsError, flatten, make_settings, merge
 from scaling.files import replace_file
 from scaling.models.autoencoder import (
     IdentityAutoencoder,
@@ -24,7 +24,6 @@ from scaling.models.autoencoder import (
     LatentAutoencoder,
     LatentDecoder,
     build_autoencoder,
-    derive_background,
 )
 from scaling.models.field import Field
 from scaling.models.precision import set_precision
@@ -33,7 +32,7 @@ from scaling.models.shared_files import RESTORE, SharedModelError, empty_vae, re
 from scaling.models.triplanes import SceneParams, fuse_planes
 from scaling.storage import AnyPath
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1: one background for all pixels
 FILES = {  # where tensors of these names are stored, without the prefix; all others are in planes.safetensors
     "autoencoder.vae.": "autoencoder/diffusion_pytorch_model.safetensors",
     "decoder.": "decoder/model.safetensors",
@@ -77,7 +76,9 @@ class SharedModel(nn.Module):
             tuple(shape.plane_axes), shape.box_side, settings.rendering.near, settings.rendering.far,
             settings.rendering.samples, settings.rendering.importance_samples,
         )  # fmt: skip
-        self.register_buffer("background", torch.ones(autoencoder.latent_channels))
+        each_pixel = settings.rendering.background == "views" and shape.space == "latent"
+        pixels = (self.latent_size**2,) if each_pixel else ()
+        self.register_buffer("background", torch.ones(*pixels, autoencoder.latent_channels))
         for name, size in (("coefs_mean", shape.num_base_planes), ("coefs_std", shape.num_base_planes)):
             self.register_buffer(name, torch.zeros(size))
         for name in ("micro_mean", "micro_std"):
@@ -119,19 +120,29 @@ class SharedModel(nn.Module):
             self.adapt_decoder()
         self.load_state_dict(tensors)
 
-    def update_background(self) -> None:
-        """Derives the background [C] again from the autoencoder as it stands (see `derive_background`)."""
-        background = derive_background(self.autoencoder, self.settings.data.image_size, self.device)
-        self.background.copy_(background)
+    def background_of(self, num_rays: int, pixels: Tensor | None) -> Tensor:
+        """What rays through `pixels` [S, R] of a latent image show where they meet nothing; None: of whole views, in
+        order. → [C], or [S, R, C] ([R, C] of whole views); in [0, 1]."""
+        if self.background.dim() == 1:
+            return self.background
+        if pixels is not None:
+            return self.background[pixels]
+        return self.background.repeat(num_rays // len(self.background), 1)
 
     def latent_rays(self, cam2world: Tensor, intrinsics: Tensor) -> Rays:
         """Rays of latent images: [..., 4, 4], [..., 3, 3] → Rays [..., h · w]."""
         return pixel_rays(cam2world, intrinsics, self.latent_size, self.latent_size)
 
-    def render(self, params: SceneParams, rays: Rays, uniforms: Tensor | None = None) -> RenderOutput:
-        """Rays [S, R] of S scenes → colours [S, R, C] in [−1, 1] (normalised latents), depth, opacity."""
+    def render(
+        self, params: SceneParams, rays: Rays, uniforms: Tensor | None = None, pixels: Tensor | None = None
+    ) -> RenderOutput:
+        """Rays [S, R] of S scenes → colours [S, R, C] in [−1, 1] (normalised latents), depth, opacity.
+
+        pixels [S, R]: which of a latent image's h · w they go through; None: R rays of whole views, in order.
+        """
         planes = fuse_planes(params.micro_planes, params.coefs, self.base_planes)
-        return self.renderer(planes, self.field, rays, self.background, uniforms)
+        background = self.background_of(rays.origins.shape[1], pixels)
+        return self.renderer(planes, self.field, rays, background, uniforms)
 
     def as_latents(self, colours: Tensor) -> Tensor:
         """Colours of whole views [B, h · w, C] → latents [B, C, h, w]."""
@@ -238,6 +249,8 @@ def read_config(folder: AnyPath) -> Settings:
         raise SharedModelError(
             f"{path}: format version {version}, this program reads up to {FORMAT_VERSION}: update it"
         )
+    if version == 1 and isinstance(values.get("rendering"), dict):
+        values = merge(values, {"rendering": {"background": "white"}})
     try:
         return make_settings(values)
     except SettingsError as error:

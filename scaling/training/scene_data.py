@@ -79,7 +79,7 @@ def make_batch(shared: SharedModel, phase: Phase, items: Sequence[Item]) -> Batc
     """
     loss = phase.loss
     device = shared.device
-    images = noise = latents = uniforms = rays = None
+    images = noise = latents = uniforms = rays = pixels = None
     if loss.rgb or phase.encodes_views:
         images = torch.stack([item.scene.float_images([item.view])[0] for item in items if item.view is not None])
     if phase.encodes_views:
@@ -93,9 +93,11 @@ def make_batch(shared: SharedModel, phase: Phase, items: Sequence[Item]) -> Batc
         )
         numbers = (rays.origins.shape[1], shared.renderer.uniforms_per_ray)
         uniforms = torch.stack([torch.rand(numbers, generator=item.generator) for item in items]).to(device)
+        if phase.rays_per_item:
+            pixels = torch.stack([pick % shared.latent_size**2 for pick in picks if isinstance(pick, Tensor)])
         if loss.latent and not phase.encodes_views:
             latents = torch.stack([_latents(item.scene)[pick] for item, pick in zip(items, picks)])
-    return Batch(rays, uniforms, latents, images, noise)
+    return Batch(rays, pixels, uniforms, latents, images, noise)
 
 
 def _latents(scene: TrainingScene) -> Tensor:

@@ -14,8 +14,9 @@ import torch
 
 from scaling.config import Phase, Settings, SettingsError
 from scaling.data.scenes import SceneViews
-from scaling.models.autoencoder import TARGET_STD, LatentAutoencoder
+from scaling.models.autoencoder import TARGET_STD, LatentAutoencoder, derive_background
 from scaling.models.shared import SharedModel
+from scaling.training.background import measure_background
 from scaling.training.checkpoint import load_checkpoint, load_optimisers, save_checkpoint
 from scaling.training.evaluate import evaluate_scene
 from scaling.training.phases import EpochReport, Phases, PhaseStep
@@ -78,9 +79,9 @@ class Stage1(Phases):
         first_on_latents = next((p for p in self.phases if p != "autoencoder"), None)
         if name == first_on_latents and not self.epoch:
             self._derive_scale()
-            self.shared.update_background()
+            self._update_background()
         if name == "adapt":
-            self.shared.update_background()
+            self._update_background()
             self.shared.adapt_decoder()
         if phase.loss.latent and not phase.encodes_views:
             for scene in self.scenes:
@@ -100,9 +101,18 @@ class Stage1(Phases):
             std = (squares / count - (total / count) ** 2) ** 0.5
             autoencoder.latent_scale.fill_(TARGET_STD / std)
 
+    def _update_background(self) -> None:
+        """Derives the background again from the autoencoder as it stands."""
+        shared = self.shared
+        if shared.background.dim() == 1:
+            background = derive_background(shared.autoencoder, self.settings.data.image_size, shared.device)
+        else:
+            background = measure_background(shared, self.scenes, self.workers)
+        shared.background.copy_(background)
+
     def _finish(self) -> None:
         """Derives the background for stage 2 and gathers the statistics that its scenes start from."""
-        self.shared.update_background()
+        self._update_background()
         coefs, micro = self.table.coefs, self.table.micro_planes
         ones = torch.tensor([float(len(coefs)), float(micro.numel())], device=self.shared.device)
         num_scenes, num_texels = self.workers.sum(ones).tolist()
