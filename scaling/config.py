@@ -149,6 +149,8 @@ class Rates(Section):
     """Micro planes of each scene."""
     coefs: Rate = 0.0
     """Coefficients of each scene."""
+    student: Rate = 0.0
+    """The student, a small decoder."""
 
 
 class LossWeights(Section):
@@ -160,6 +162,8 @@ class LossWeights(Section):
     """Decoded renders against images."""
     autoencoder: Rate = 0.0
     """Decoded encodings against images."""
+    student: Rate = 0.0
+    """The student against the decoder, on rendered latents: its images, and their differences."""
 
 
 class Phase(Section):
@@ -195,12 +199,12 @@ class Phase(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Phase:
-        if self.rays_per_item is not None and (self.loss.rgb or self.encodes_views):
+        if self.rays_per_item is not None and (self.loss.rgb or self.loss.student or self.encodes_views):
             raise ValueError(
-                "rays_per_item must be null where loss.rgb, loss.autoencoder or lr.encoder use whole views"
+                "rays_per_item must be null where loss.rgb, loss.autoencoder, loss.student or lr.encoder use views"
             )
-        if self.num_epochs and not (self.loss.latent or self.loss.rgb or self.loss.autoencoder):
-            raise ValueError("loss: one of latent, rgb, autoencoder must be above 0 in a phase that runs")
+        if self.num_epochs and not any(self.loss.model_dump().values()):
+            raise ValueError("loss: one of latent, rgb, autoencoder, student must be above 0 in a phase that runs")
         return self
 
 
@@ -217,11 +221,16 @@ class Stage2Phase(Phase):
 
     items_per_step: Positive | None = None
     """Mode cohort: items (whole views, or scenes where rays_per_item is set) in a step; null: as many as scenes."""
+    through: Literal["student", "decoder"] = "student"
+    """Mode frozen: what loss.rgb decodes with; the decoder too where the shared model has no student. Mode cohort: the
+    decoder."""
 
     @model_validator(mode="after")
     def _moves_scenes(self) -> Stage2Phase:
         if self.lr.encoder or self.loss.autoencoder:
             raise ValueError("stage 2 never moves the encoder: lr.encoder and loss.autoencoder must be 0")
+        if self.lr.student or self.loss.student:
+            raise ValueError("stage 2 never moves the student: lr.student and loss.student must be 0")
         if self.num_epochs and not (self.lr.micro_planes or self.lr.coefs):
             raise ValueError("lr: micro_planes or coefs must be above 0, or nothing of a scene moves")
         return self
@@ -269,6 +278,19 @@ class Stage1(Section):
         lr_cosine_to=0.05,
     )
     """Phase 1c (ours): a copy of the decoder learns to read rendered latents; stage 2 decodes with it."""
+    distil: Stage1Phase = Stage1Phase(
+        num_epochs=5,
+        steps_per_epoch=100,
+        items_per_step=8,
+        loss=LossWeights(student=1.0),
+        lr=Rates(student=2e-3),
+        lr_cosine_to=0.02,
+    )
+    """Phase 1d (ours): a small student learns that decoder on rendered latents; stage 2 moves scenes through it."""
+    student_width: Size = 96
+    """Features of the student, whose convolutions keep the latents' resolution."""
+    student_blocks: Annotated[int, Field(ge=0, le=64)] = 2
+    """Residual blocks of the student, two convolutions each."""
     num_buckets: Positive = 4
     """Scene buckets that every batch draws from equally; workers share them, so there are at most as many."""
     dense_adam: bool = False
@@ -277,7 +299,7 @@ class Stage1(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Stage1:
-        for name in ("autoencoder", "warmup", "joint", "adapt"):
+        for name in ("autoencoder", "warmup", "joint", "adapt", "distil"):
             items = getattr(self, name).items_per_step
             if items % self.num_buckets:
                 raise ValueError(f"{name}.items_per_step ({items}) must be a multiple of num_buckets")
@@ -285,6 +307,14 @@ class Stage1(Section):
         others = lr.encoder or lr.field or lr.base_planes or lr.micro_planes or lr.coefs
         if self.adapt.num_epochs and (loss.latent or loss.autoencoder or others or not lr.decoder):
             raise ValueError("adapt moves the decoder alone, by loss.rgb alone: every other rate and loss must be 0")
+        for name in ("autoencoder", "warmup", "joint", "adapt"):
+            phase = getattr(self, name)
+            if phase.loss.student or phase.lr.student:
+                raise ValueError(f"{name}: only distil trains the student: loss.student and lr.student must be 0")
+        loss_alone = self.distil.loss == LossWeights(student=self.distil.loss.student)
+        lr_alone = self.distil.lr == Rates(student=self.distil.lr.student)
+        if self.distil.num_epochs and not (loss_alone and lr_alone and self.distil.lr.student):
+            raise ValueError("distil moves the student alone, by loss.student: every other rate and loss must be 0")
         return self
 
 
@@ -351,7 +381,7 @@ class Settings(Section):
     @model_validator(mode="after")
     def _consistent(self) -> Settings:
         if self.representation.space == "rgb":
-            for key in ("stage1.joint", "stage1.adapt", "stage2.rgb"):
+            for key in ("stage1.joint", "stage1.adapt", "stage1.distil", "stage2.rgb"):
                 section, name = key.split(".")
                 if getattr(getattr(self, section), name).num_epochs:
                     raise ValueError(f"{key}.num_epochs must be 0: representation.space is rgb, which has no decoder")
@@ -402,6 +432,12 @@ def make_settings(values: dict[str, Any]) -> Settings:
         return Settings.model_validate(merge(Settings().model_dump(), values))
     except ValidationError as error:
         raise SettingsError(_describe(error)) from None
+
+
+def as_noted(values: dict[str, Any]) -> dict[str, Any]:
+    """Settings that an older program noted, as nested plain values; what it did not know of stands as it then was."""
+    before = {"rendering": {"background": "white"}, "stage1": {"distil": {"num_epochs": 0}}}
+    return merge(before, values)
 
 
 def with_stage2(settings: Settings, mode: str | None, cohort_size: int | None) -> Settings:

@@ -36,6 +36,9 @@ TINY: dict[str, Any] = {
         "warmup": {"num_epochs": 2, "steps_per_epoch": 3, "items_per_step": 4, "rays_per_item": 16},
         "joint": {"num_epochs": 2, "steps_per_epoch": 2, "items_per_step": 4},
         "adapt": {"num_epochs": 1, "steps_per_epoch": 2, "items_per_step": 4},
+        "distil": {"num_epochs": 1, "steps_per_epoch": 2, "items_per_step": 4},
+        "student_width": 8,
+        "student_blocks": 1,
         "num_buckets": 2,
     },
     "stage2": {

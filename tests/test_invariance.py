@@ -26,7 +26,7 @@ from scaling.training.workers import Workers
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-# Epochs of one step, so that reports are of steps: 52 in all, through all four phases. Four buckets, so that two
+# Epochs of one step, so that reports are of steps: 58 in all, through all five phases. Four buckets, so that two
 # workers have equal shares and three have not.
 STEPS = {
     "stage1": {
@@ -35,9 +35,10 @@ STEPS = {
         "warmup": {"num_epochs": 24, "steps_per_epoch": 1},
         "joint": {"num_epochs": 12, "steps_per_epoch": 1},
         "adapt": {"num_epochs": 6, "steps_per_epoch": 1},
+        "distil": {"num_epochs": 6, "steps_per_epoch": 1},
     }
 }
-NUM_STEPS = 52
+NUM_STEPS = 58
 
 
 @dataclasses.dataclass

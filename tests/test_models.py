@@ -26,6 +26,7 @@ from scaling.models.field import Field
 from scaling.models.renderer import Renderer, composite, quadrature
 from scaling.models.sampling import box_near_far, stratified_depths
 from scaling.models.shared import SharedModel, SharedModelError, load_shared, read_config, read_scene_ids, settings_on
+from scaling.models.student import Student
 from scaling.models.triplanes import fuse_planes, mix_base_planes, sample_planes, total_variation
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -288,6 +289,20 @@ def test_an_adapted_decoder_is_a_copy(tiny_settings):
     close(shared.autoencoder.decode(latents), before)
 
 
+def test_a_student_keeps_the_place_of_every_pixel():
+    """Pixels change only around a latent that changes, and come out where the decoder puts them."""
+    torch.manual_seed(0)
+    student = Student(channels=4, shrink=4, width=8, num_blocks=1, precision="float32").requires_grad_(False)
+    latents = torch.zeros(2, 4, 16, 16)
+    latents[1, :, 2, 12] = 1.0
+    first, second = student(latents)
+    assert first.shape == (3, 64, 64) and first.min() >= 0 and first.max() <= 1
+    moved = (first != second).any(0).nonzero()
+    low, high = moved.min(0).values.tolist(), moved.max(0).values.tolist()
+    # Four convolutions of 3 x 3: four latents to each side of row 2, column 12, as far as the image goes.
+    assert low == [0, 32] and high == [27, 63]
+
+
 # ---------------------------------------------------------------------- shared model
 
 
@@ -299,6 +314,7 @@ def shared(tiny_settings) -> SharedModel:
     shared.background.copy_(derive_background(shared.autoencoder, tiny_settings.data.image_size, "cpu"))
     shared.coefs_mean.copy_(torch.tensor([0.3, -0.2]))
     next(shared.adapt_decoder().parameters()).add_(0.1)
+    shared.add_student()
     return shared
 
 
@@ -318,6 +334,8 @@ def test_a_shared_model_survives_disk(shared, tmp_path):
     assert loaded.settings == shared.settings
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
     assert torch.equal(picture(loaded), picture(shared))
+    latents = torch.rand(1, 4, 8, 8) - 0.5
+    assert torch.equal(loaded.student(latents), shared.student(latents))
     close(loaded.start_params(3).coefs, [[0.3, -0.2]] * 3)
     assert loaded.start_params(3).micro_planes.shape == (3, 3, 2, 4, 4)
     kinds = {path.suffix for path in folder.rglob("*") if path.is_file()}
@@ -336,7 +354,7 @@ def test_the_hash_follows_every_tensor(shared):
 def test_a_shared_model_in_rgb_space(tiny_values, tmp_path):
     values = {
         "representation": {"space": "rgb"},
-        "stage1": {"joint": {"num_epochs": 0}, "adapt": {"num_epochs": 0}},
+        "stage1": {"joint": {"num_epochs": 0}, "adapt": {"num_epochs": 0}, "distil": {"num_epochs": 0}},
         "stage2": {"rgb": {"num_epochs": 0}},
     }
     shared = SharedModel(make_settings(merge(tiny_values, values))).requires_grad_(False)
@@ -346,9 +364,16 @@ def test_a_shared_model_in_rgb_space(tiny_values, tmp_path):
     assert torch.equal(picture(load_shared(tmp_path)[0]), picture(shared))
     with pytest.raises(SettingsError, match="no decoder to adapt"):
         shared.adapt_decoder()
+    with pytest.raises(SettingsError, match="no decoder to distil"):
+        shared.add_student()
+    # Format 1 knew of no student: its settings in RGB space must not be read with the default's.
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["settings"]["stage1"]["distil"]
+    (tmp_path / "config.json").write_text(json.dumps({**config, "format_version": 1}))
+    assert read_config(tmp_path).stage1.distil.num_epochs == 0
 
 
-@pytest.mark.parametrize("file", ["planes.safetensors", "decoder/model.safetensors"])
+@pytest.mark.parametrize("file", ["planes.safetensors", "decoder/model.safetensors", "student/model.safetensors"])
 def test_a_changed_tensor_is_noticed(shared, tmp_path, file):
     from safetensors.torch import load_file, save_file
 
@@ -375,9 +400,10 @@ def test_a_damaged_shared_model_is_named(shared, tmp_path, file, damage):
     assert str(tmp_path) in str(error.value)
 
 
-def test_a_missing_adapted_decoder_is_noticed(shared, tmp_path):
+@pytest.mark.parametrize("part", ["decoder", "student"])
+def test_a_missing_part_is_noticed(shared, tmp_path, part):
     shared.save(tmp_path, [])
-    shutil.rmtree(tmp_path / "decoder")
+    shutil.rmtree(tmp_path / part)
     with pytest.raises(SharedModelError, match="were changed"):
         load_shared(tmp_path)
 

@@ -34,7 +34,8 @@ def two_steps(preset: str, autoencoder: str) -> Settings:
         values = merge(values, {"autoencoder": {"pretrained": autoencoder}})
     full = make_settings(values)
     short: dict[str, Any] = {"data": {"embedded_views": 6}, "stage1": {}, "stage2": {}}
-    for stage, names in (("stage1", ("autoencoder", "warmup", "joint", "adapt")), ("stage2", ("latent", "rgb"))):
+    phases = {"stage1": ("autoencoder", "warmup", "joint", "adapt", "distil"), "stage2": ("latent", "rgb")}
+    for stage, names in phases.items():
         for name in names:
             phase = getattr(getattr(full, stage), name)
             if phase.num_epochs:
@@ -99,7 +100,8 @@ def test_paper_is_the_published_method():
     assert (warmup.num_epochs, warmup.items_per_step, joint.num_epochs, joint.items_per_step) == (50, 128, 50, 8)
     assert (warmup.tv_weight, joint.tv_weight) == (1e-4 * 128, 1e-4 * 8)
     assert joint.lr.model_dump() == {
-        "encoder": 1e-4, "decoder": 1e-4, "field": 1e-4, "base_planes": 1e-2, "micro_planes": 1e-4, "coefs": 1e-2
+        "encoder": 1e-4, "decoder": 1e-4, "field": 1e-4, "base_planes": 1e-2, "micro_planes": 1e-4, "coefs": 1e-2,
+        "student": 0.0,
     }  # fmt: skip
     latent, rgb = paper.stage2.latent, paper.stage2.rgb
     assert (latent.num_epochs, latent.items_per_step, latent.lr_decay) == (30, 32, 0.94157)

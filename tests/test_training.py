@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from pathlib import Path
@@ -17,7 +18,7 @@ from scaling.models.shared import SharedModel, load_shared
 from scaling.models.triplanes import SceneParams
 from scaling.training.background import measure_background
 from scaling.training.checkpoint import read_progress
-from scaling.training.evaluate import evaluate_scene
+from scaling.training.evaluate import evaluate_scene, render_views
 from scaling.training.losses import pixel_error, weighted
 from scaling.training.metrics import psnr, ssim
 from scaling.training.optim import RowAdam, check_ownership, lr_factor, shared_optimiser
@@ -252,16 +253,18 @@ def finished(tiny_values, tiny_scenes, tmp_path_factory) -> Finished:
 
 def test_all_phases_run_and_report(finished):
     assert [(report.phase, report.epoch) for report in finished.reports] == [
-        ("autoencoder", 1), ("warmup", 1), ("warmup", 2), ("joint", 1), ("joint", 2), ("adapt", 1)
+        ("autoencoder", 1), ("warmup", 1), ("warmup", 2), ("joint", 1), ("joint", 2), ("adapt", 1),
+        ("distil", 1),
     ]  # fmt: skip
-    assert [report.epochs_done for report in finished.reports] == [1, 2, 3, 4, 5, 6]
-    assert {report.epochs_total for report in finished.reports} == {6}
+    assert [report.epochs_done for report in finished.reports] == [1, 2, 3, 4, 5, 6, 7]
+    assert {report.epochs_total for report in finished.reports} == {7}
     kinds = {report.phase: set(report.losses) for report in finished.reports}
     assert kinds == {
         "autoencoder": {"autoencoder", "kl"},
         "warmup": {"latent"},
         "joint": {"autoencoder", "kl", "latent", "rgb"},
         "adapt": {"rgb"},
+        "distil": {"student"},
     }
     assert all(math.isfinite(loss) for losses in finished.losses for loss in losses.values())
 
@@ -273,6 +276,7 @@ def test_all_phases_run_and_report(finished):
         (3, {"field", "base_planes", "micro_planes", "coefs"}),
         (4, {"encoder", "decoder", "field", "base_planes", "micro_planes", "coefs"}),
         (6, {"adapted decoder"}),
+        (7, {"student"}),
     ],
 )
 def test_a_phase_moves_what_its_rates_name(finished, epoch, expected):
@@ -285,6 +289,7 @@ def test_a_phase_moves_what_its_rates_name(finished, epoch, expected):
 
     after, before = finished.tensors[epoch], finished.tensors[epoch - 1]
     # Phase 1c's decoder starts as the autoencoder's, which stands at its place before the phase.
+    before = before | dict.fromkeys((name for name in after if name.startswith("student.")), torch.zeros(()))
     before = before | {f"decoder.{k.removeprefix('autoencoder.vae.')}": v for k, v in before.items()} | before
     names = set(dict(finished.run.shared.named_parameters())) | {"micro_planes", "coefs"}
     moved = {part(name) for name in names & set(after) if not torch.equal(after[name], before[name])}
@@ -320,7 +325,7 @@ def test_evaluation_of_stage_1(finished):
     assert all(math.isfinite(scene[name]) for scene in metrics.values() for name in scene.keys() - {"lpips"})
 
 
-@pytest.mark.parametrize("epoch", range(6))
+@pytest.mark.parametrize("epoch", range(7))
 def test_a_resumed_run_ends_where_the_whole_one_did(finished, tiny_values, tiny_scenes, epoch):
     again = make_run(tiny_values, tiny_scenes)
     reports: list[EpochReport] = []
@@ -400,6 +405,54 @@ def test_both_phases_of_a_fit_take_their_steps(shared, tiny_values, tiny_scenes)
     assert not torch.equal(latent_only.coefs, both.coefs)
 
 
+@pytest.mark.parametrize("through", ["student", "decoder"])
+def test_scenes_move_through_the_student_or_the_decoder(shared, tiny_values, tiny_scenes, through):
+    """And never through the other; without a student through the decoder."""
+    shared = copy.deepcopy(shared)
+    settings = make_settings(merge(tiny_values, {"stage2": {"rgb": {"through": through}}}))
+    called: list[str] = []
+    for name in ("student", "decoder"):
+        getattr(shared, name).register_forward_pre_hook(lambda module, args, name=name: called.append(name))
+    fit_scenes(shared, tiny_scenes[:1], settings)
+    assert called == [through] * 4, "one view of the scene a step"
+    shared.student = None
+    fit_scenes(shared, tiny_scenes[:1], settings)
+    assert called[4:] == ["decoder"] * 4
+
+
+class KnownDecoder(nn.Module):
+    """Stands for an adapted decoder; of a kind that a student can learn in seconds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        weight = torch.randn(12, 4, 3, 3, generator=torch.Generator().manual_seed(0))
+        self.register_buffer("weight", weight)
+
+    def forward(self, latents: torch.Tensor, latent_scale: torch.Tensor) -> torch.Tensor:
+        pixels = nn.functional.conv2d(latents, self.weight, padding=1)
+        return torch.sigmoid(nn.functional.pixel_shuffle(pixels, 2))
+
+
+def test_a_student_learns_the_decoder_and_its_gradient(tiny_values, tiny_scenes):
+    """What it is for: an image's error must move rendered latents as it would through the decoder."""
+    short = {name: {"num_epochs": 1} for name in ("warmup", "joint")}
+    distil = {"num_epochs": 2, "steps_per_epoch": 100, "lr": {"student": 1e-2}}
+    values = merge(tiny_values, {"stage1": {**short, "adapt": {"num_epochs": 0}, "distil": distil}})
+    run = make_run(values, tiny_scenes)
+    run.shared.decoder = KnownDecoder()
+    reports: list[EpochReport] = []
+    run.run(reports.append)
+    losses = [report.losses["student"] for report in reports if report.phase == "distil"]
+    assert losses[1] < 0.3 * losses[0]
+    scene = tiny_scenes[0]
+    latents = render_views(run.shared, run.table[:1], scene.cam2world, scene.intrinsics)["latents"].requires_grad_()
+    wanted, found = (
+        torch.autograd.grad((decode(latents) - scene.images).square().mean(), latents)[0].flatten()
+        for decode in (run.shared.decode, run.shared.student)
+    )
+    assert nn.functional.cosine_similarity(wanted, found, dim=0) > 0.9
+
+
 def test_metrics_of_a_fitted_scene(shared, tiny_scenes):
     views = tiny_scenes[0]
     metrics = evaluate_scene(shared, shared.start_params(1), views)
@@ -422,6 +475,7 @@ def test_rgb_space_learns_in_both_stages(tiny_values, tiny_scenes):
             "warmup": {"num_epochs": 4, "steps_per_epoch": 25, "rays_per_item": 64},
             "joint": {"num_epochs": 0},
             "adapt": {"num_epochs": 0},
+            "distil": {"num_epochs": 0},
         },
         "stage2": {"latent": {"steps_per_epoch": 150, "rays_per_item": 64}, "rgb": {"num_epochs": 0}},
     }
@@ -481,7 +535,8 @@ def test_a_joint_phase_without_autoencoder_loss_still_moves_the_encoder(tiny_val
     """The latent loss reaches the encoder through its target."""
     loss = {"latent": 1.0, "rgb": 0.0, "autoencoder": 0.0}
     joint = {"num_epochs": 1, "loss": loss, "lr": {"decoder": 0.0}}
-    settings = make_settings(merge(tiny_values, {"stage1": {"joint": joint, "adapt": {"num_epochs": 0}}}))
+    left_out = {name: {"num_epochs": 0} for name in ("adapt", "distil")}
+    settings = make_settings(merge(tiny_values, {"stage1": {"joint": joint, **left_out}}))
     encoders: list[torch.Tensor] = []
     run = Stage1(settings, [views.scene_id for views in tiny_scenes], tiny_scenes)
     run.run(lambda report: encoders.append(run.shared.autoencoder.halves()[0][0].detach().clone()))

@@ -158,7 +158,7 @@ def main() -> int:
     job = {"source": asdict(spec), "train": train_ids, "fit": fit_ids, "schedules": SCHEDULES.read_text()}
     check_out(arguments.out, job)
     alone = row_settings("default", "frozen", "autoencoder", None)
-    still = {phase: {"num_epochs": 0} for phase in ("warmup", "joint", "adapt")}
+    still = {phase: {"num_epochs": 0} for phase in ("warmup", "joint", "adapt", "distil")}
     train(make_settings(merge(alone.model_dump(), {"stage1": still})), spec, train_ids, arguments.out / "autoencoder")
     autoencoder = (arguments.out / "autoencoder" / "autoencoder").absolute()
     for name in arguments.rows:

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from scaling.config import Settings, SettingsError, flatten, merge
+from scaling.config import Settings, SettingsError, as_noted, flatten, merge
 from scaling.files import read_limited, replace_file
 from scaling.library.failures import RETRY, read_failures
 from scaling.library.library import Library
@@ -89,8 +89,8 @@ class RunFolder:
             return
         before, now = (
             flatten({k: v for k, v in values.items() if k not in ignore})
-            # Over the defaults: a key that is younger than the run has the value that it had then, its default.
-            for values in (merge(Settings().model_dump(), noted["settings"]), settings.model_dump())
+            # Over the defaults: a key that is younger than the run has the value that it had then: its default, mostly.
+            for values in (merge(Settings().model_dump(), as_noted(noted["settings"])), settings.model_dump())
         )
         changed = [f"{key} = {now.get(key)} (was {before.get(key)})" for key in now if now[key] != before.get(key)]
         if noted["job"].get("scenes_hash") != job["scenes_hash"]:

@@ -16,7 +16,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from scaling.cameras import Rays, pixel_rays
-from scaling.config import Settings, SettingsError, flatten, make_settings, merge
+from scaling.config import Settings, SettingsError, as_noted, flatten, make_settings
 from scaling.files import replace_file
 from scaling.models.autoencoder import (
     IdentityAutoencoder,
@@ -29,13 +29,15 @@ from scaling.models.field import Field
 from scaling.models.precision import set_precision
 from scaling.models.renderer import Renderer, RenderOutput
 from scaling.models.shared_files import RESTORE, SharedModelError, empty_vae, read_json, read_tensors, read_text
+from scaling.models.student import Student
 from scaling.models.triplanes import SceneParams, fuse_planes
 from scaling.storage import AnyPath
 
-FORMAT_VERSION = 2  # 1: one background for all pixels
+FORMAT_VERSION = 2  # 1: one background for all pixels, no student
 FILES = {  # where tensors of these names are stored, without the prefix; all others are in planes.safetensors
     "autoencoder.vae.": "autoencoder/diffusion_pytorch_model.safetensors",
     "decoder.": "decoder/model.safetensors",
+    "student.": "student/model.safetensors",
 }
 
 
@@ -64,6 +66,7 @@ class SharedModel(nn.Module):
                 "by which the autoencoder shrinks an image's side"
             )
         self.decoder: LatentDecoder | None = None  # adapted to rendered latents; see adapt_decoder
+        self.student: Student | None = None  # distilled from what `decode` uses; see add_student
         num_planes = len(shape.plane_axes)
         self.micro_shape = (num_planes, shape.micro_features, shape.resolution, shape.resolution)
         base = torch.randn(shape.num_base_planes, num_planes, shape.macro_features, *self.micro_shape[2:])
@@ -111,13 +114,31 @@ class SharedModel(nn.Module):
             self.decoder = self.autoencoder.copy_decoder().to(self.device)
         return self.decoder
 
+    def add_student(self) -> Student:
+        """Gives the model a small decoder for stage 2 to fit through (see student.py), with random weights at first.
+
+        SettingsError in RGB space, which has no decoder to learn from.
+        """
+        if not isinstance(self.autoencoder, LatentAutoencoder):
+            raise SettingsError("stage1.distil: RGB space has no decoder to distil; set stage1.distil.num_epochs to 0")
+        if self.student is None:
+            sizes = self.settings.stage1
+            self.student = Student(
+                self.autoencoder.latent_channels, self.autoencoder.shrink, sizes.student_width, sizes.student_blocks,
+                self.settings.precision,
+            ).to(self.device)  # fmt: skip
+        return self.student
+
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Loads a whole state, by name as `state_dict` gives it, with the adapted decoder if it holds one.
+        """Loads a whole state, by name as `state_dict` gives it, with the adapted decoder and the student if it holds
+        them.
 
         RuntimeError where names or shapes differ.
         """
         if any(name.startswith("decoder.") for name in tensors):
             self.adapt_decoder()
+        if any(name.startswith("student.") for name in tensors):
+            self.add_student()
         self.load_state_dict(tensors)
 
     def background_of(self, num_rays: int, pixels: Tensor | None) -> Tensor:
@@ -249,10 +270,8 @@ def read_config(folder: AnyPath) -> Settings:
         raise SharedModelError(
             f"{path}: format version {version}, this program reads up to {FORMAT_VERSION}: update it"
         )
-    if version == 1 and isinstance(values.get("rendering"), dict):
-        values = merge(values, {"rendering": {"background": "white"}})
     try:
-        return make_settings(values)
+        return make_settings(as_noted(values))
     except SettingsError as error:
         raise SharedModelError(f"{path}: {error}; {RESTORE}") from error
 
@@ -300,4 +319,6 @@ def _described(folder: AnyPath, settings: Settings) -> SharedModel:
         raise SharedModelError(f"{folder}/config.json: no model can be made of it ({why}); {RESTORE}") from error
     if (folder / "decoder").is_dir():
         model.adapt_decoder()
+    if (folder / "student").is_dir():
+        model.add_student()
     return model

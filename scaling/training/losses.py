@@ -1,7 +1,9 @@
-"""The three losses of the paper, per item of a batch: latent, RGB, autoencoder (all mean squared errors)."""
+"""The three losses of the paper, per item of a batch: latent, RGB, autoencoder (all mean squared errors); and the
+student's."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -41,12 +43,17 @@ def pixel_error(images: Tensor, truth: Tensor) -> Tensor:
 
 
 def item_losses(
-    shared: SharedModel, weights: LossWeights, batch: Batch, params: SceneParams | None
+    shared: SharedModel,
+    weights: LossWeights,
+    batch: Batch,
+    params: SceneParams | None,
+    decode: Callable[[Tensor], Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """The unweighted losses that `weights` asks for, each [B]. params: rows of the items' scenes, in their order.
 
     latent ‖E(x) − z̃‖², rgb ‖x − D(z̃)‖², autoencoder ‖x − D(E(x))‖² with its divergence kl, of an image x (in [−1, 1])
-    and its rendered latents z̃; each a mean over values. Where views are encoded, `latent` moves E too.
+    and its rendered latents z̃; each a mean over values; student: see `student_error`. Where views are encoded, `latent`
+    moves E too. decode: D of `rgb`, latents [B, C, h, w] → images [B, 3, H, W] in [0, 1]; None: the shared model's.
     """
     losses: dict[str, Tensor] = {}
     encoded: Tensor | None = None
@@ -56,7 +63,7 @@ def item_losses(
     if weights.autoencoder:
         assert encoded is not None and batch.images is not None
         losses["autoencoder"] = pixel_error(shared.autoencoder.decode(encoded), batch.images)
-    if weights.latent or weights.rgb:
+    if weights.latent or weights.rgb or weights.student:
         assert batch.rays is not None and params is not None
         colours = shared.render(params, batch.rays, batch.uniforms, batch.pixels).colours
         if weights.latent:
@@ -65,8 +72,26 @@ def item_losses(
             losses["latent"] = per_item(colours - target)
         if weights.rgb:
             assert batch.images is not None
-            losses["rgb"] = pixel_error(shared.decode(shared.as_latents(colours)), batch.images)
+            losses["rgb"] = pixel_error((decode or shared.decode)(shared.as_latents(colours)), batch.images)
+        if weights.student:
+            assert batch.images is not None
+            losses["student"] = student_error(shared, shared.as_latents(colours), batch.images)
     return losses
+
+
+def student_error(shared: SharedModel, latents: Tensor, images: Tensor) -> Tensor:
+    """How far the student S is from the decoder D on rendered latents z̃ [B, C, h, w] of images [B, 3, H, W]. → [B].
+
+    ‖S(z̃) − D(z̃)‖² + ‖(S(z) − S(z̃)) − (D(z) − D(z̃))‖², with RGB in [−1, 1] and z on the line from z̃ to the encoded
+    image: the way on which stage 2 moves scenes, so that the student's gradient is right along it. D stands still.
+    """
+    assert shared.student is not None
+    with torch.no_grad():
+        latents = latents.detach()
+        towards = latents + (shared.autoencoder.encode(images) - latents)
+        wanted, wanted_there = shared.decode(torch.cat([latents, towards])).chunk(2)
+    found, found_there = shared.student(torch.cat([latents, towards])).chunk(2)
+    return pixel_error(found, wanted) + pixel_error(found_there - found, wanted_there - wanted)
 
 
 def variation(shared: SharedModel, params: SceneParams) -> Tensor:
@@ -77,6 +102,6 @@ def variation(shared: SharedModel, params: SceneParams) -> Tensor:
 
 def weighted(losses: dict[str, Tensor], weights: LossWeights, kl_weight: float = 0.0) -> Tensor:
     """Weighted sum of item losses, [B]."""
-    factors = {"latent": weights.latent, "rgb": weights.rgb, "autoencoder": weights.autoencoder, "kl": kl_weight}
+    factors = {**weights.model_dump(), "kl": kl_weight}
     terms = [factors[name] * loss for name, loss in losses.items() if factors[name]]
     return torch.stack(terms).sum(0)

@@ -61,7 +61,8 @@ def shared_parts(shared: SharedModel) -> dict[str, list[nn.Parameter]]:
     if shared.decoder is not None:
         decoder = list(shared.decoder.parameters())
     base = [shared.base_planes] if shared.base_planes.numel() else []
-    return {"encoder": encoder, "decoder": decoder, "field": list(shared.field.parameters()), "base_planes": base}
+    parts = {"encoder": encoder, "decoder": decoder, "field": list(shared.field.parameters()), "base_planes": base}
+    return parts | {"student": list(shared.student.parameters()) if shared.student is not None else []}
 
 
 def shared_optimiser(shared: SharedModel, rates: Rates) -> torch.optim.Adam | None:

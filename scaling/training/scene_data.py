@@ -80,12 +80,12 @@ def make_batch(shared: SharedModel, phase: Phase, items: Sequence[Item]) -> Batc
     loss = phase.loss
     device = shared.device
     images = noise = latents = uniforms = rays = pixels = None
-    if loss.rgb or phase.encodes_views:
+    if loss.rgb or loss.student or phase.encodes_views:
         images = torch.stack([item.scene.float_images([item.view])[0] for item in items if item.view is not None])
     if phase.encodes_views:
         size = (shared.autoencoder.latent_channels, shared.latent_size, shared.latent_size)
         noise = torch.stack([torch.randn(size, generator=item.generator) for item in items]).to(device)
-    if loss.latent or loss.rgb:
+    if loss.latent or loss.rgb or loss.student:
         picks = [_pick_rays(item, phase.rays_per_item, shared.latent_size**2) for item in items]
         rays = Rays(
             torch.stack([item.scene.rays.origins[pick] for item, pick in zip(items, picks)]),

@@ -1,8 +1,9 @@
 """Stage 1: trains the shared model on the first scenes, one worker's view of it.
 
 Phases: `autoencoder` (0, from scratch only), `warmup` (1a, on cached latents), `joint` (1b, everything), `adapt`
-(1c, a copy of the decoder learns rendered latents). The shared model's gradients are averaged over workers; a
-scene's micro planes and coefs belong to the worker that owns its bucket and are never synchronised.
+(1c, a copy of the decoder learns rendered latents), `distil` (1d, a small student learns that decoder). The shared
+model's gradients are averaged over workers; a scene's micro planes and coefs belong to the worker that owns its bucket
+and are never synchronised.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from scaling.training.scene_data import encode_scene, prepare_scene
 from scaling.training.streams import stream
 from scaling.training.workers import Workers
 
-PHASES = ("autoencoder", "warmup", "joint", "adapt")
+PHASES = ("autoencoder", "warmup", "joint", "adapt", "distil")
 
 
 def active_phases(settings: Settings) -> list[str]:
@@ -83,6 +84,10 @@ class Stage1(Phases):
         if name == "adapt":
             self._update_background()
             self.shared.adapt_decoder()
+        if name == "distil" and self.shared.student is None:
+            with torch.random.fork_rng(devices=[]):  # the same weights whatever was drawn before, as after a resume
+                torch.manual_seed(stream(self.settings.seed, "student").initial_seed())
+                self.shared.add_student()
         if phase.loss.latent and not phase.encodes_views:
             for scene in self.scenes:
                 encode_scene(self.shared, scene)

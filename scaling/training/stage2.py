@@ -1,7 +1,8 @@
 """Stage 2, mode frozen: fits scenes on top of the shared model as it is. Scenes of a batch share its cost only.
 
-2a fits micro planes and coefs to the encoded training views (cached once); 2b moves them through the decoder
-towards the training images. Loss: the sum over scenes of each scene's own mean, so that no scene touches another.
+2a fits micro planes and coefs to the encoded training views (cached once); 2b moves them through the decoder, or its
+small student, towards the training images. Loss: the sum over scenes of each scene's own mean, so that no scene touches
+another.
 """
 
 from __future__ import annotations
@@ -99,6 +100,7 @@ def run_phase(
 ) -> None:
     """Moves params (S scenes) in place through one phase, "latent" or "rgb"; see `fit_scenes` for on_step."""
     optimiser = _scene_optimiser(phase, params)
+    decode = shared.student if phase.through == "student" else None  # without one: the decoder
     steps_per_epoch = phase.steps_per_epoch or ready[0].num_views
     total = phase.num_epochs * steps_per_epoch
     streams = [stream(seed, name, scene.scene_id) for scene in ready]
@@ -113,7 +115,7 @@ def run_phase(
                 for scene, order, g in zip(ready, orders, streams)
             ]
             batch = make_batch(shared, phase, items)
-            loss = weighted(item_losses(shared, phase.loss, batch, params), phase.loss).sum()
+            loss = weighted(item_losses(shared, phase.loss, batch, params, decode), phase.loss).sum()
             if phase.tv_weight:
                 loss = loss + phase.tv_weight * variation(shared, params)
             optimiser.zero_grad(set_to_none=True)
