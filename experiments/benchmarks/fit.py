@@ -46,7 +46,7 @@ def method_settings(method: str, autoencoder: Path | None) -> Settings:
     preset = "default" if method == "autoencoder" else method
     values = merge(merge(read_preset(preset), schedules["everywhere"]), schedules[method])
     if method == "autoencoder":
-        still = {phase: {"num_epochs": 0} for phase in ("warmup", "joint", "adapt")}
+        still = {phase: {"num_epochs": 0} for phase in ("warmup", "joint", "adapt", "distil")}
         values = merge(values, {"stage1": still})
     elif make_settings(values).representation.space == "latent":
         values = merge(values, {"autoencoder": {"pretrained": str(autoencoder), "subfolder": None}})

@@ -36,7 +36,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def warmup_only(settings: Settings, **schedule: Any) -> Settings:
     """The settings with phase 1a alone."""
-    stage1: dict[str, Any] = {phase: {"num_epochs": 0} for phase in ("joint", "adapt")}
+    stage1: dict[str, Any] = {phase: {"num_epochs": 0} for phase in ("joint", "adapt", "distil")}
     return make_settings(merge(settings.model_dump(), {"stage1": {**stage1, "warmup": schedule}}))
 
 
