@@ -58,8 +58,9 @@ class Representation(Section):
     """K: side of a plane in texels."""
     plane_axes: Annotated[list[PlaneAxes], Field(min_length=1, max_length=6)] = ["xy", "xz", "yz"]
     """World axes along the width and height of each plane."""
-    box_side: AboveZero = 1.05
-    """Side of the cube around the origin that the planes span, world units."""
+    box_side: AboveZero | None = None
+    """Side of the cube around the origin that the planes span, world units; null: the cuboid around stage 1's objects,
+    and its cells that any of them fills, as their views show them before a white background."""
     field_width: Size = 64
     """Hidden units of the field, the small network from features to density and colours."""
     micro_std: Rate = 0.0
@@ -436,7 +437,11 @@ def make_settings(values: dict[str, Any]) -> Settings:
 
 def as_noted(values: dict[str, Any]) -> dict[str, Any]:
     """Settings that an older program noted, as nested plain values; what it did not know of stands as it then was."""
-    before = {"rendering": {"background": "white"}, "stage1": {"distil": {"num_epochs": 0}}}
+    before = {
+        "representation": {"box_side": 1.05},
+        "rendering": {"background": "white"},
+        "stage1": {"distil": {"num_epochs": 0}},
+    }
     return merge(before, values)
 
 

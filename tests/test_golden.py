@@ -9,6 +9,7 @@ from torch import Tensor
 
 from scaling.cameras import Rays, look_at_origin, pixel_rays
 from scaling.models.autoencoder import denormalise, normalise
+from scaling.models.box import Box
 from scaling.models.field import Field
 from scaling.models.renderer import Renderer, composite, quadrature
 from scaling.models.sampling import importance_depths
@@ -36,7 +37,7 @@ def test_cameras_and_rays(golden):
 
 @pytest.mark.parametrize("side", ["2", "1.5"])
 def test_plane_features(golden, side):
-    ours = sample_planes(golden["point_planes"], golden["points"], PUBLISHED_AXES, float(side))
+    ours = sample_planes(golden["point_planes"], golden["points"] * (2 / float(side)), PUBLISHED_AXES)
     close(ours, golden[f"point_features_box{side}"])
 
 
@@ -64,7 +65,7 @@ def test_end_to_end_with_gradients(golden):
     planes = golden["render_planes"].requires_grad_()
     # Published depths are linspace + half a step of a 48-sample ladder that includes both ends.
     step = (2.1 - 0.5) / 47
-    renderer = Renderer(PUBLISHED_AXES, 2.0, 0.5, 0.5 + 48 * step, samples=48, importance_samples=48)
+    renderer = Renderer(PUBLISHED_AXES, Box(2.0), 0.5, 0.5 + 48 * step, samples=48, importance_samples=48)
     rays = pixel_rays(golden["render_cam2world"], golden["render_intrinsics"], 16, 16)
     out = renderer(planes, field, Rays(rays.origins, rays.directions), golden["render_bg"])
     close(out.colours.transpose(1, 2), golden["render_image"])

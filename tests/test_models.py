@@ -22,9 +22,10 @@ from scaling.models.autoencoder import (
     derive_background,
     normalise,
 )
+from scaling.models.box import Box
 from scaling.models.field import Field
 from scaling.models.renderer import Renderer, composite, quadrature
-from scaling.models.sampling import box_near_far, stratified_depths
+from scaling.models.sampling import stratified_depths
 from scaling.models.shared import SharedModel, SharedModelError, load_shared, read_config, read_scene_ids, settings_on
 from scaling.models.student import Student
 from scaling.models.triplanes import fuse_planes, mix_base_planes, sample_planes, total_variation
@@ -41,34 +42,33 @@ def close(ours: Tensor, by_hand) -> None:
 # ---------------------------------------------------------------------- planes
 
 
-def coordinate_planes(num_planes: int, resolution: int, box_side: float) -> Tensor:
+def coordinate_planes(num_planes: int, resolution: int) -> Tensor:
     """Planes whose two features are a texel centre's own coordinates along width and height. [1, P, 2, K, K]"""
-    centres = ((torch.arange(resolution) + 0.5) / resolution - 0.5) * box_side
+    centres = ((torch.arange(resolution) + 0.5) / resolution - 0.5) * 2
     along_height, along_width = torch.meshgrid(centres, centres, indexing="ij")
     return torch.stack([along_width, along_height]).expand(1, num_planes, 2, resolution, resolution)
 
 
-@pytest.mark.parametrize("box_side", [1.0, 3.0])
-def test_each_plane_sees_its_own_axes(box_side):
+def test_each_plane_sees_its_own_axes():
     points = torch.tensor([[[0.1, 0.2, -0.3], [-0.35, 0.0, 0.25]]])
-    sampled = sample_planes(coordinate_planes(3, 4, box_side), points, AXES, box_side)
+    sampled = sample_planes(coordinate_planes(3, 4), points, AXES)
     by_hand = [[[0.1, 0.2], [-0.35, 0.0]], [[0.1, -0.3], [-0.35, 0.25]], [[0.2, -0.3], [0.0, 0.25]]]
     close(sampled[0], by_hand)
 
 
 def test_a_repeated_plane_reads_the_axes_the_other_way_round():
-    sampled = sample_planes(coordinate_planes(2, 4, 2.0), torch.tensor([[[0.1, 0.2, 0.3]]]), ("xz", "zx"), 2.0)
+    sampled = sample_planes(coordinate_planes(2, 4), torch.tensor([[[0.1, 0.2, 0.3]]]), ("xz", "zx"))
     close(sampled[0, :, 0], [[0.1, 0.3], [0.3, 0.1]])
 
 
 def test_planes_are_zero_outside_the_box():
-    sampled = sample_planes(torch.ones(1, 3, 1, 4, 4), torch.tensor([[[2.0, 0.0, 0.0]]]), AXES, 1.0)
+    sampled = sample_planes(torch.ones(1, 3, 1, 4, 4), torch.tensor([[[4.0, 0.0, 0.0]]]), AXES)
     close(sampled[0, :, 0, 0], [0.0, 0.0, 1.0])
 
 
 def test_planes_without_axes_are_refused():
     with pytest.raises(ValueError, match="2 planes, but axes for 3"):
-        sample_planes(torch.ones(1, 2, 1, 4, 4), torch.zeros(1, 1, 3), AXES, 1.0)
+        sample_planes(torch.ones(1, 2, 1, 4, 4), torch.zeros(1, 1, 3), AXES)
 
 
 def test_fusion_of_two_base_planes():
@@ -115,7 +115,7 @@ def ray(origin, direction) -> Rays:
     ],
 )
 def test_box_near_and_far(origin, direction, near, far):
-    ours = box_near_far(ray(origin, direction), 1.0)
+    ours = Box(1.0).span(ray(origin, direction))
     close(torch.cat(ours[:2]), [near, far])
     assert ours[2].all()
 
@@ -124,7 +124,7 @@ def test_box_near_and_far(origin, direction, near, far):
     ("origin", "direction"), [([-2, 1, 0], [1, 0, 0]), ([2, 0, 0], [1, 0, 0]), ([-2, 0, 0], [1, 1, 0])]
 )
 def test_a_ray_that_misses_the_box_has_no_length(origin, direction):
-    near, far, hit = box_near_far(ray(origin, direction), 1.0)
+    near, far, hit = Box(1.0).span(ray(origin, direction))
     assert not hit.any() and near == far
 
 
@@ -176,7 +176,7 @@ def test_a_ray_beside_the_box_shows_the_background():
     planes = torch.randn(1, 3, 2, 4, 4, requires_grad=True)
     rays = ray([-2, 1, 0], [1, 0, 0])
     background = torch.tensor([0.1, 0.5, 0.9])
-    renderer = Renderer(AXES, 1.0, None, None, samples=4, importance_samples=4)
+    renderer = Renderer(AXES, Box(1.0), None, None, samples=4, importance_samples=4)
     out = renderer(planes, Field(2, 8, 3), Rays(rays.origins[None], rays.directions[None]), background)
     close(out.colours.detach()[0, 0], 2 * background - 1)
     (out.colours.sum() + out.depth.sum()).backward()

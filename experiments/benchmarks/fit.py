@@ -161,15 +161,17 @@ def stored_bytes(params: Any, settings: Settings) -> float:
     return sum(len(p.micro_planes) + 4 * len(p.micro_scale) + 4 * len(p.coefs) for p in packed) / len(packed)
 
 
-def same_model(folder: Path, settings: dict[str, Settings], scenes: Sequence[Any]) -> dict[str, Any]:
-    """Both from the published stage-1 model."""
+def same_model(
+    folder: Path, settings: dict[str, Settings], train: Sequence[Any], scenes: Sequence[Any]
+) -> dict[str, Any]:
+    """Both from the published stage-1 model, which was trained on `train`."""
     from measured import render_as_default
 
     from scaling.models.shared import load_shared
 
     shared, name = load_shared(folder)
     ours, _ = load_shared(folder)
-    render_as_default(ours, settings["default"].rendering.samples)
+    render_as_default(ours, settings["default"].rendering.samples, train)
     mine = make_settings(merge(shared.settings.model_dump(), {"stage2": settings["default"].stage2.model_dump()}))
     curves = []
 
@@ -332,8 +334,10 @@ def main() -> int:
     settings = {method: method_settings(method, autoencoder) for method in METHODS}
     folders = {method: stage1_folder(arguments.out, settings[method], spec, train_ids) for method in METHODS}
     seconds = {method: parse_json((folder / "seconds.json").read_bytes()) for method, folder in folders.items()}
-    scenes = [views_from_row(row, alone.data.image_size) for row in spec.open().rows(fit_ids)]
-    same = same_model(folders["paper"], settings, scenes)
+    scenes, train = (
+        [views_from_row(row, alone.data.image_size) for row in spec.open().rows(ids)] for ids in (fit_ids, train_ids)
+    )
+    same = same_model(folders["paper"], settings, train, scenes)
     own = {name: own_model(folders[name], settings[name], scenes) for name in ("default", "rgb_triplanes")}
     rows = methods_rows(same["published"], own, seconds, settings, len(scenes))
     figures = {

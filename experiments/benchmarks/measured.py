@@ -10,13 +10,16 @@ from typing import Any
 
 import torch
 
+from scaling.cameras import Rays
 from scaling.data.scenes import SceneViews
+from scaling.models.box import Box
 from scaling.models.renderer import Renderer
-from scaling.models.sampling import box_near_far
 from scaling.models.shared import SharedModel
 from scaling.models.triplanes import SceneParams
 from scaling.training.evaluate import render_views
 from scaling.training.metrics import psnr
+from scaling.training.space import measure_box
+from scaling.training.workers import Workers
 
 
 class Clock:
@@ -98,24 +101,23 @@ def autoencoder_ceiling(shared: SharedModel, scenes: Sequence[SceneViews]) -> fl
 
 
 class TightRenderer(Renderer):
-    """Samples along a ray inside a tighter box than the one that the planes span: our sampling on a published model."""
+    """Samples along a ray inside another box than the one that the planes span: our sampling on a published model."""
 
-    bounds = 1.05
+    def __init__(self, old: Renderer, bounds: Box, samples: int) -> None:
+        super().__init__(old.plane_axes, old.box, None, None, samples)
+        self.bounds = bounds
 
-    def near_far(self, rays: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """Where the ray crosses the tighter box."""
-        near, far, _ = box_near_far(rays, self.bounds)
-        return near, far
-
-    def hits(self, rays: Any) -> torch.Tensor:
-        """The rays that cross the tighter box."""
-        return box_near_far(rays, self.bounds)[2]
+    def span(self, rays: Rays) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Where the ray crosses what the other box holds."""
+        return self.bounds.span(rays)
 
 
-def render_as_default(shared: SharedModel, samples: int) -> SharedModel:
-    """A published model, sampled as `default` samples; its planes still span their box. In place."""
-    old = shared.renderer
-    shared.renderer = TightRenderer(old.plane_axes, old.box_side, None, None, samples)
+def render_as_default(shared: SharedModel, samples: int, scenes: Sequence[SceneViews]) -> SharedModel:
+    """A published model, sampled as `default` samples, where the objects of `scenes` are; its planes still span their
+    box. In place."""
+    bounds = Box(None)
+    measure_box(bounds, scenes, Workers())
+    shared.renderer = TightRenderer(shared.renderer, bounds, samples)
     return shared
 
 

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from scaling.cameras import Rays
+from scaling.models.box import Box
 from scaling.models.field import Field
-from scaling.models.sampling import box_near_far, importance_depths, stratified_depths
+from scaling.models.sampling import importance_depths, stratified_depths
 from scaling.models.triplanes import sample_planes
 
 
@@ -55,38 +56,52 @@ def composite(colours: Tensor, opacity: Tensor, background: Tensor) -> Tensor:
     return 2 * (colours + (1 - opacity[..., None]) * background) - 1
 
 
-@dataclass(frozen=True)
-class Renderer:
-    """How planes become colours; no parameters of its own. near and far None: where a ray crosses the box."""
+class Renderer(nn.Module):
+    """How planes become colours; it has no parameters. near and far None: where a ray crosses what the box holds."""
 
-    plane_axes: Sequence[str]
-    box_side: float
-    near: float | None
-    far: float | None
-    samples: int
-    importance_samples: int = 0
+    def __init__(
+        self,
+        plane_axes: Sequence[str],
+        box: Box,
+        near: float | None,
+        far: float | None,
+        samples: int,
+        importance_samples: int = 0,
+    ) -> None:
+        super().__init__()
+        self.plane_axes = tuple(plane_axes)
+        self.box = box
+        self.near, self.far = near, far
+        self.samples, self.importance_samples = samples, importance_samples
 
     @property
     def uniforms_per_ray(self) -> int:
         """Random numbers in [0, 1) that one ray takes: jitter of the strata, then importance samples."""
         return self.samples + self.importance_samples
 
-    def __call__(
-        self, planes: Tensor, field: Field, rays: Rays, background: Tensor, uniforms: Tensor | None = None
+    def forward(
+        self,
+        planes: Tensor,
+        field: Field,
+        rays: Rays,
+        background: Tensor,
+        uniforms: Tensor | None = None,
+        span: tuple[Tensor, Tensor] | None = None,
     ) -> RenderOutput:
         """planes [S, P, F, K, K], rays [S, R], background [C] or [S, R, C], and uniforms
-        [S, R, uniforms_per_ray], both in [0, 1].
+        [S, R, uniforms_per_ray], both in [0, 1]; span: the rays' near and far [S, R] where they are known already.
 
         Without uniforms every sample lies in the middle of its stratum: the same picture each time.
         """
-        near, far = self.near_far(rays)
+        near, far = self.span(rays)[:2] if span is None else span
+        inside = self.box.into(rays)
         jitter = None if uniforms is None else uniforms[..., : self.samples]
         depths = stratified_depths(near, far, self.samples, jitter)
-        raw, colours = self.query(planes, field, rays, depths)
+        raw, colours = self.query(planes, field, inside, depths)
         if self.importance_samples:
             *_, weights = quadrature(depths, raw, colours)
             fine = importance_depths(depths, weights, self._importance_uniforms(depths, uniforms))
-            fine_raw, fine_colours = self.query(planes, field, rays, fine)
+            fine_raw, fine_colours = self.query(planes, field, inside, fine)
             depths, order = torch.cat([depths, fine], -1).sort(-1)
             raw = torch.cat([raw, fine_raw], -1).gather(-1, order)
             colours = torch.cat([colours, fine_colours], -2)
@@ -94,24 +109,19 @@ class Renderer:
         out, depth, opacity, _ = quadrature(depths, raw, colours)
         return RenderOutput(composite(out, opacity, background), depth, opacity)
 
-    def near_far(self, rays: Rays) -> tuple[Tensor, Tensor]:
-        """Ends of the sampled part of each ray: distances [S, R], [S, R], world units."""
+    def span(self, rays: Rays) -> tuple[Tensor, Tensor, Tensor]:
+        """The part of each ray that is sampled: near and far [..., R], world units, and whether there is any [..., R]
+        (bool): of what crosses the box, or of all rays between a fixed near and far."""
         if self.near is None or self.far is None:
-            near, far, _ = box_near_far(rays, self.box_side)
-            return near, far
+            return self.box.span(rays)
         like = rays.origins[..., 0]
-        return torch.full_like(like, self.near), torch.full_like(like, self.far)
+        return torch.full_like(like, self.near), torch.full_like(like, self.far), torch.ones_like(like).bool()
 
-    def hits(self, rays: Rays) -> Tensor:
-        """Which rays [..., R] have a part to sample: those that cross the box, or all between a fixed near and far."""
-        if self.near is None:
-            return box_near_far(rays, self.box_side)[2]
-        return torch.ones_like(rays.origins[..., 0], dtype=torch.bool)
-
-    def query(self, planes: Tensor, field: Field, rays: Rays, depths: Tensor) -> tuple[Tensor, Tensor]:
-        """Field at depths [S, R, D] → raw densities [S, R, D], colours [S, R, D, C]; plane features are summed."""
-        points = rays.origins[..., None, :] + depths[..., None] * rays.directions[..., None, :]
-        features = sample_planes(planes, points.flatten(1, 2), self.plane_axes, self.box_side).sum(1)
+    def query(self, planes: Tensor, field: Field, inside: Rays, depths: Tensor) -> tuple[Tensor, Tensor]:
+        """Field at depths [S, R, D] of rays in the box's coordinates → raw densities [S, R, D], colours [S, R, D, C];
+        plane features are summed."""
+        points = inside.origins[..., None, :] + depths[..., None] * inside.directions[..., None, :]
+        features = sample_planes(planes, points.flatten(1, 2), self.plane_axes).sum(1)
         raw, colours = field(features)
         return raw[..., 0].unflatten(1, depths.shape[1:]), colours.unflatten(1, depths.shape[1:])
 

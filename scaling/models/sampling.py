@@ -1,26 +1,10 @@
-"""Where along a ray to sample: the part inside the box, stratified depths, and importance sampling."""
+"""Where along a ray to sample: stratified depths, and importance sampling."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-from scaling.cameras import Rays
-
-
-def box_near_far(rays: Rays, box_side: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Distances at which rays enter and leave the cube of side box_side around the origin (slab method).
-
-    → near [..., R], far [..., R], hit [..., R] (bool). A ray that misses has near = far, so no length to fill.
-    """
-    safe = torch.where(rays.directions.abs() < 1e-9, torch.full_like(rays.directions, 1e-9), rays.directions)
-    first = (-box_side / 2 - rays.origins) / safe
-    second = (box_side / 2 - rays.origins) / safe
-    near = torch.minimum(first, second).amax(-1).clamp(min=0.0)
-    far = torch.maximum(first, second).amin(-1)
-    hit = far > near
-    return near, torch.where(hit, far, near), hit
 
 
 def stratified_depths(near: Tensor, far: Tensor, samples: int, jitter: Tensor | None = None) -> Tensor:

@@ -25,6 +25,7 @@ from scaling.models.autoencoder import (
     LatentDecoder,
     build_autoencoder,
 )
+from scaling.models.box import Box
 from scaling.models.field import Field
 from scaling.models.precision import set_precision
 from scaling.models.renderer import Renderer, RenderOutput
@@ -33,7 +34,7 @@ from scaling.models.student import Student
 from scaling.models.triplanes import SceneParams, fuse_planes
 from scaling.storage import AnyPath
 
-FORMAT_VERSION = 2  # 1: one background for all pixels, no student
+FORMAT_VERSION = 2  # 1: one background for all pixels, a cube, no student
 FILES = {  # where tensors of these names are stored, without the prefix; all others are in planes.safetensors
     "autoencoder.vae.": "autoencoder/diffusion_pytorch_model.safetensors",
     "decoder.": "decoder/model.safetensors",
@@ -76,7 +77,7 @@ class SharedModel(nn.Module):
         if isinstance(autoencoder, LatentAutoencoder):
             autoencoder.precision = settings.precision
         self.renderer = Renderer(
-            tuple(shape.plane_axes), shape.box_side, settings.rendering.near, settings.rendering.far,
+            tuple(shape.plane_axes), Box(shape.box_side), settings.rendering.near, settings.rendering.far,
             settings.rendering.samples, settings.rendering.importance_samples,
         )  # fmt: skip
         each_pixel = settings.rendering.background == "views" and shape.space == "latent"
@@ -155,15 +156,21 @@ class SharedModel(nn.Module):
         return pixel_rays(cam2world, intrinsics, self.latent_size, self.latent_size)
 
     def render(
-        self, params: SceneParams, rays: Rays, uniforms: Tensor | None = None, pixels: Tensor | None = None
+        self,
+        params: SceneParams,
+        rays: Rays,
+        uniforms: Tensor | None = None,
+        pixels: Tensor | None = None,
+        span: tuple[Tensor, Tensor] | None = None,
     ) -> RenderOutput:
         """Rays [S, R] of S scenes → colours [S, R, C] in [−1, 1] (normalised latents), depth, opacity.
 
-        pixels [S, R]: which of a latent image's h · w they go through; None: R rays of whole views, in order.
+        pixels [S, R]: which of a latent image's h · w they go through; None: R rays of whole views, in order. span: the
+        rays' near and far, where they are known already.
         """
         planes = fuse_planes(params.micro_planes, params.coefs, self.base_planes)
         background = self.background_of(rays.origins.shape[1], pixels)
-        return self.renderer(planes, self.field, rays, background, uniforms)
+        return self.renderer(planes, self.field, rays, background, uniforms, span)
 
     def as_latents(self, colours: Tensor) -> Tensor:
         """Colours of whole views [B, h · w, C] → latents [B, C, h, w]."""

@@ -58,25 +58,25 @@ def fuse_planes(micro_planes: Tensor, coefs: Tensor, base_planes: Tensor) -> Ten
     return torch.cat([micro_planes, macro_planes], dim=2) if micro_planes.shape[2] else macro_planes
 
 
-def project(points: Tensor, plane_axes: Sequence[str], box_side: float) -> Tensor:
-    """Points on each plane. points [S, N, 3], world units → [S, P, N, 2] in [−1, 1] inside the box.
+def project(points: Tensor, plane_axes: Sequence[str]) -> Tensor:
+    """Points on each plane. points [S, N, 3], [−1, 1] inside the box → [S, P, N, 2].
 
     The first axis of a plane runs along its width, the second along its height.
     """
     columns = [AXES[axis] for axes in plane_axes for axis in axes]
-    flat = points[..., columns] * (2.0 / box_side)
-    return flat.unflatten(-1, (len(plane_axes), 2)).movedim(-2, 1)
+    return points[..., columns].unflatten(-1, (len(plane_axes), 2)).movedim(-2, 1)
 
 
-def sample_planes(planes: Tensor, points: Tensor, plane_axes: Sequence[str], box_side: float) -> Tensor:
+def sample_planes(planes: Tensor, points: Tensor, plane_axes: Sequence[str]) -> Tensor:
     """Bilinear samples of every plane at the points' projections; zero outside the box.
 
-    planes [S, P, F, K, K], points [S, N, 3] → [S, P, N, F]. ValueError unless every plane has its axes.
+    planes [S, P, F, K, K], points [S, N, 3], [−1, 1] inside the box → [S, P, N, F]. ValueError unless every plane has
+    its axes.
     """
     num_scenes, num_planes = planes.shape[:2]
     if num_planes != len(plane_axes):
         raise ValueError(f"{num_planes} planes, but axes for {len(plane_axes)}: {list(plane_axes)}")
-    grid = project(points, plane_axes, box_side).flatten(0, 1)[:, None]
+    grid = project(points, plane_axes).flatten(0, 1)[:, None]
     sampled = F.grid_sample(planes.flatten(0, 1), grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     return sampled[:, :, 0].transpose(1, 2).unflatten(0, (num_scenes, num_planes))
 

@@ -19,12 +19,14 @@ ENCODE_CHUNK = 32
 
 @dataclass
 class TrainingScene:
-    """images uint8 [V, 3, H, W] (a quarter of the memory of floats); rays [V · h · w]; hits: indices of the rays that
-    cross the box; latents [V · h · w, C] in [−1, 1] once encoded."""
+    """images uint8 [V, 3, H, W] (a quarter of the memory of floats); rays [V · h · w], their near and far, and hits:
+    indices of those that have a part to sample; latents [V · h · w, C] in [−1, 1] once encoded."""
 
     scene_id: str
     images: Tensor
     rays: Rays
+    near: Tensor
+    far: Tensor
     hits: Tensor
     latents: Tensor | None = None
 
@@ -43,14 +45,14 @@ def prepare_scene(shared: SharedModel, views: SceneViews) -> TrainingScene:
     images = (views.images[train] * 255).round().to(torch.uint8).to(shared.device)
     rays = shared.latent_rays(views.cam2world[train], views.intrinsics[train])
     rays = Rays(rays.origins.reshape(-1, 3), rays.directions.reshape(-1, 3)).to(shared.device)
-    renderer = shared.renderer
-    hits = renderer.hits(rays).nonzero()[:, 0]
+    near, far, hit = shared.renderer.span(rays)
+    hits = hit.nonzero()[:, 0]
     if not len(hits):
         raise ValueError(
-            f"scene {views.scene_id}: no ray of its training views meets the box of side {renderer.box_side} around "
-            "the origin: check the poses' axes (OpenCV, camera-to-world) and scale"
+            f"scene {views.scene_id}: no ray of its training views meets {shared.renderer.box}: check the poses' axes "
+            "(OpenCV, camera-to-world) and scale"
         )
-    return TrainingScene(views.scene_id, images, rays, hits)
+    return TrainingScene(views.scene_id, images, rays, near, far, hits)
 
 
 @torch.no_grad()
@@ -79,7 +81,7 @@ def make_batch(shared: SharedModel, phase: Phase, items: Sequence[Item]) -> Batc
     """
     loss = phase.loss
     device = shared.device
-    images = noise = latents = uniforms = rays = pixels = None
+    images = noise = latents = uniforms = rays = span = pixels = None
     if loss.rgb or loss.student or phase.encodes_views:
         images = torch.stack([item.scene.float_images([item.view])[0] for item in items if item.view is not None])
     if phase.encodes_views:
@@ -91,13 +93,17 @@ def make_batch(shared: SharedModel, phase: Phase, items: Sequence[Item]) -> Batc
             torch.stack([item.scene.rays.origins[pick] for item, pick in zip(items, picks)]),
             torch.stack([item.scene.rays.directions[pick] for item, pick in zip(items, picks)]),
         )
+        span = (
+            torch.stack([item.scene.near[pick] for item, pick in zip(items, picks)]),
+            torch.stack([item.scene.far[pick] for item, pick in zip(items, picks)]),
+        )
         numbers = (rays.origins.shape[1], shared.renderer.uniforms_per_ray)
         uniforms = torch.stack([torch.rand(numbers, generator=item.generator) for item in items]).to(device)
         if phase.rays_per_item:
             pixels = torch.stack([pick % shared.latent_size**2 for pick in picks if isinstance(pick, Tensor)])
         if loss.latent and not phase.encodes_views:
             latents = torch.stack([_latents(item.scene)[pick] for item, pick in zip(items, picks)])
-    return Batch(rays, pixels, uniforms, latents, images, noise)
+    return Batch(rays, span, pixels, uniforms, latents, images, noise)
 
 
 def _latents(scene: TrainingScene) -> Tensor:

@@ -23,6 +23,7 @@ from scaling.training.evaluate import evaluate_scene
 from scaling.training.phases import EpochReport, Phases, PhaseStep
 from scaling.training.sampler import bucket_of
 from scaling.training.scene_data import encode_scene, prepare_scene
+from scaling.training.space import measure_box
 from scaling.training.streams import stream
 from scaling.training.workers import Workers
 
@@ -47,6 +48,7 @@ class Stage1(Phases):
         shared = SharedModel(settings).to(workers.device)
         self.scene_ids = list(scene_ids)
         self.views = list(scenes)
+        measure_box(shared.renderer.box, self.views, workers)
         super().__init__(
             settings,
             shared,

@@ -1,0 +1,79 @@
+"""The part of space that planes span: a cuboid, and which of its cells objects ever fill."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from scaling.cameras import Rays
+
+CELLS = 48  # a side, whatever the cuboid's proportions
+STEPS = 64  # cells that a ray's way through the box is looked up in; its part of a cell is then about as long as one
+
+
+class Box(nn.Module):
+    """side: of a cube around the origin, world units; None: a cuboid and its cells, measured in training/space.py and
+    stored with the shared model. Until they are measured, it is a cube of side 1.6, and full."""
+
+    corners: Tensor
+    filled: Tensor
+
+    def __init__(self, side: float | None) -> None:
+        super().__init__()
+        self.side = side
+        if side is None:
+            self.register_buffer("corners", torch.tensor([[-0.8] * 3, [0.8] * 3]))
+            self.register_buffer("filled", torch.ones(CELLS, CELLS, CELLS, dtype=torch.bool))
+
+    def __str__(self) -> str:
+        if self.side is not None:
+            return f"the box of side {self.side:g} around the origin"
+        low, high = ([round(number, 2) for number in corner] for corner in self.corners.tolist())
+        return f"the box from {low} to {high}, where stage 1's objects are"
+
+    def into(self, rays: Rays) -> Rays:
+        """The same rays in the box's coordinates, [−1, 1] inside; distances along them stay world units."""
+        if self.side is not None:
+            return Rays(rays.origins * (2 / self.side), rays.directions * (2 / self.side))
+        low, high = self.corners
+        half = (high - low) / 2
+        return Rays((rays.origins - (low + high) / 2) / half, rays.directions / half)
+
+    def span(self, rays: Rays) -> tuple[Tensor, Tensor, Tensor]:
+        """Distances at which rays enter and leave what is filled: near [..., R], far [..., R], hit [..., R] (bool).
+
+        A ray that meets nothing has near = far, so no length to sample.
+        """
+        inside = self.into(rays)
+        near, far, hit = _slabs(inside)
+        if self.side is not None:
+            return near, far, hit
+        # The middles of STEPS parts of the way through the cuboid.
+        place = (torch.arange(STEPS, device=near.device) + 0.5) / STEPS
+        depths = near[..., None] + (far - near)[..., None] * place
+        points = inside.origins[..., None, :] + depths[..., None] * inside.directions[..., None, :]
+        full = self.filled.flatten()[cell_numbers(points)] & hit[..., None]
+        hit = full.any(-1)
+        order = torch.arange(STEPS, device=near.device)
+        first = torch.where(full, order, STEPS).amin(-1)
+        last = torch.where(full, order, -1).amax(-1)
+        length = (far - near) / STEPS
+        start = near + length * first
+        return torch.where(hit, start, near), torch.where(hit, near + length * (last + 1), near), hit
+
+
+def cell_numbers(points: Tensor) -> Tensor:
+    """The cell of `filled`, flattened, that each point lies in. points [..., 3] in [−1, 1] → [...], whole numbers."""
+    x, y, z = ((points + 1) * (CELLS / 2)).long().clamp(0, CELLS - 1).unbind(-1)
+    return (x * CELLS + y) * CELLS + z
+
+
+def _slabs(rays: Rays) -> tuple[Tensor, Tensor, Tensor]:
+    """Where rays in the box's coordinates cross the cube from −1 to 1: near, far, hit."""
+    safe = torch.where(rays.directions.abs() < 1e-9, torch.full_like(rays.directions, 1e-9), rays.directions)
+    first = (-1 - rays.origins) / safe
+    second = (1 - rays.origins) / safe
+    near = torch.minimum(first, second).amax(-1).clamp(min=0.0)
+    far = torch.maximum(first, second).amin(-1)
+    hit = far > near
+    return near, torch.where(hit, far, near), hit

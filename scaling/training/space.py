@@ -1,0 +1,78 @@
+"""Where the objects of stage 1's scenes are: the box that planes span, and its cells that any of them fills.
+
+What a view shows as white is empty all along its rays; what no view carves away may be filled (the visual hull). Planes
+that span nothing else spend no texel on empty space, and rays are sampled where something can be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import max_pool2d, max_pool3d
+
+from scaling.data.scenes import SceneViews
+from scaling.models.box import CELLS, Box
+from scaling.training.workers import Workers
+
+SEARCHED = torch.tensor([[-0.8] * 3, [0.8] * 3])  # what cameras at distance 1.3 see of the world (method: 0.5 to 2.1)
+MARGIN = 0.04  # world units around the hulls: about half a latent pixel, which shows an edge that is beside it
+WHITE = 254 / 255  # what files that were compressed or resized still show of a white background
+
+
+@torch.no_grad()
+def measure_box(box: Box, scenes: Sequence[SceneViews], workers: Workers) -> None:
+    """Sets the corners and cells of a `box` that is to be measured, in place; any other stays as it is.
+
+    Twice the same: over all that is searched, for the corners, then inside of them. Where the background is not white
+    nothing can be carved, and the box is all that the views see. Every worker must call it.
+    """
+    if box.side is not None:
+        return
+    filled = _filled(SEARCHED, scenes, workers)
+    if filled.any():
+        cell = (SEARCHED[1] - SEARCHED[0]) / CELLS
+        at = filled.nonzero()
+        low, high = at.amin(0), at.amax(0) + 1
+        box.corners.copy_(torch.stack([SEARCHED[0] + low * cell - MARGIN, SEARCHED[0] + high * cell + MARGIN]))
+        corners = box.corners.cpu()
+        box.filled.copy_(_widened(_filled(corners, scenes, workers), MARGIN / ((corners[1] - corners[0]) / CELLS)))
+
+
+def _filled(corners: Tensor, scenes: Sequence[SceneViews], workers: Workers) -> Tensor:
+    """Cells [CELLS, CELLS, CELLS] between the corners that some scene's hull fills."""
+    axes = [low + (high - low) * (torch.arange(CELLS) + 0.5) / CELLS for low, high in corners.T.tolist()]
+    points = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).view(-1, 3)
+    counts = torch.zeros(len(points))
+    for views in scenes:
+        counts += _hull(points, views)
+    counts = workers.sum(counts.to(workers.device)).cpu()
+    return (counts > 0).view(CELLS, CELLS, CELLS)
+
+
+def _hull(points: Tensor, views: SceneViews) -> Tensor:
+    """Which points [N, 3] every training view that sees them shows as something, where at least half of them do. [N]"""
+    train = list(views.train_views)
+    seen = torch.zeros(len(points))
+    shown = torch.zeros(len(points))
+    shades = (views.images[train].amin(1) < WHITE).float()
+    shades = max_pool2d(shades, 3, stride=1, padding=1)  # an edge may fall between two pixels
+    height, width = shades.shape[1:]
+    for view, shade in zip(train, shades):
+        world2cam = torch.linalg.inv(views.cam2world[view])
+        in_camera = points @ world2cam[:3, :3].T + world2cam[:3, 3]
+        projected = in_camera @ views.intrinsics[view].T
+        place = projected[:, :2] / projected[:, 2:]
+        inside = (in_camera[:, 2] > 0) & (place >= 0).all(1) & (place < 1).all(1)
+        column, row = (place[inside] * torch.tensor([width, height])).long().T
+        seen += inside
+        shown[inside] += shade[row, column]
+    return ((seen >= len(train) / 2) & (shown == seen)).float()
+
+
+def _widened(filled: Tensor, cells: Tensor) -> Tensor:
+    """The filled cells and those up to `cells` [3] from them along each axis."""
+    reach = cells.ceil().int().tolist()
+    wide = max_pool3d(filled.float()[None], tuple(2 * r + 1 for r in reach), stride=1, padding=tuple(reach))
+    return wide[0] > 0
