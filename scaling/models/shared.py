@@ -170,7 +170,31 @@ class SharedModel(nn.Module):
         """
         planes = fuse_planes(params.micro_planes, params.coefs, self.base_planes)
         background = self.background_of(rays.origins.shape[1], pixels)
-        return self.renderer(planes, self.field, rays, background, uniforms, span)
+        span = self.renderer.span(rays)[:2] if span is None else span
+        if pixels is not None:  # chosen among those that meet something
+            return self.renderer(planes, self.field, rays, background, uniforms, span)
+        return self._render_hits(planes, rays, background, uniforms, span)
+
+    def _render_hits(
+        self, planes: Tensor, rays: Rays, background: Tensor, uniforms: Tensor | None, span: tuple[Tensor, Tensor]
+    ) -> RenderOutput:
+        """Samples none of the rays that meet nothing, but for those that fill up a scene's number to the largest."""
+        near, far = span
+        hit = far > near
+        most = int(hit.sum(1).max())
+        order = hit.byte().argsort(dim=1, descending=True, stable=True)[:, :most]
+        scene = torch.arange(len(order), device=order.device)[:, None]
+        background = background.expand(*near.shape, -1)
+        found = self.renderer(
+            planes, self.field, rays[scene, order], background[scene, order],
+            None if uniforms is None else uniforms[scene, order], (near[scene, order], far[scene, order]),
+        )  # fmt: skip
+        place = (scene, order)
+        return RenderOutput(
+            (2 * background - 1).index_put(place, found.colours),
+            far.index_put(place, found.depth),
+            torch.zeros_like(far).index_put(place, found.opacity),
+        )
 
     def as_latents(self, colours: Tensor) -> Tensor:
         """Colours of whole views [B, h · w, C] → latents [B, C, h, w]."""

@@ -8,7 +8,7 @@ another.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -19,8 +19,9 @@ from scaling.config import Settings, Stage2Phase
 from scaling.data.scenes import SceneViews
 from scaling.models.shared import SharedModel
 from scaling.models.triplanes import SceneParams
-from scaling.training.losses import item_losses, variation, weighted
+from scaling.training.losses import Batch, item_losses, variation, weighted
 from scaling.training.optim import BETAS, EPSILON, check_ownership, lr_factor
+from scaling.training.ray_table import RayTable
 from scaling.training.scene_data import Item, TrainingScene, encode_scene, make_batch, prepare_scene
 from scaling.training.streams import stream
 
@@ -104,26 +105,38 @@ def run_phase(
     steps_per_epoch = phase.steps_per_epoch or ready[0].num_views
     total = phase.num_epochs * steps_per_epoch
     streams = [stream(seed, name, scene.scene_id) for scene in ready]
-    for epoch in range(phase.num_epochs):
-        orders = [torch.randperm(scene.num_views, generator=g).tolist() for scene, g in zip(ready, streams)]
-        for step in range(steps_per_epoch):
-            done = epoch * steps_per_epoch + step
-            for group in optimiser.param_groups:
-                group["lr"] = group["base_lr"] * lr_factor(phase, epoch, done / total)
-            items = [
-                Item(scene, None if phase.rays_per_item else order[step % len(order)], g)
-                for scene, order, g in zip(ready, orders, streams)
-            ]
-            batch = make_batch(shared, phase, items)
-            loss = weighted(item_losses(shared, phase.loss, batch, params, decode), phase.loss).sum()
-            if phase.tv_weight:
-                loss = loss + phase.tv_weight * variation(shared, params)
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            optimiser.step()
-            pulse.beat()
-            if on_step is not None:
-                on_step(name, done, loss.item() / len(ready))
+    if phase.rays_per_item:
+        batches = RayTable(shared, ready).batches(streams, phase.rays_per_item, total)
+    else:
+        batches = _view_batches(shared, phase, ready, streams, total)
+    for done, batch in enumerate(batches):
+        for group in optimiser.param_groups:
+            group["lr"] = group["base_lr"] * lr_factor(phase, done // steps_per_epoch, done / total)
+        loss = weighted(item_losses(shared, phase.loss, batch, params, decode), phase.loss).sum()
+        if phase.tv_weight:
+            loss = loss + phase.tv_weight * variation(shared, params)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
+        pulse.beat()
+        if on_step is not None:
+            on_step(name, done, loss.item() / len(ready))
+
+
+def _view_batches(
+    shared: SharedModel,
+    phase: Stage2Phase,
+    ready: Sequence[TrainingScene],
+    streams: Sequence[torch.Generator],
+    steps: int,
+) -> Iterator[Batch]:
+    """A whole view of every scene a step; each goes through its views in an order of its own, again and again."""
+    num_views = ready[0].num_views
+    for step in range(steps):
+        if step % num_views == 0:
+            orders = [torch.randperm(num_views, generator=generator).tolist() for generator in streams]
+        chosen = [order[step % num_views] for order in orders]
+        yield make_batch(shared, phase, [Item(*item) for item in zip(ready, chosen, streams)])
 
 
 def _scene_optimiser(phase: Stage2Phase, params: SceneParams) -> torch.optim.Adam:

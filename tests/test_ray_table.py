@@ -1,0 +1,70 @@
+"""The table of rays against the scenes that it was made of."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from scaling.models.shared import SharedModel
+from scaling.training.ray_table import STEPS_PER_DRAW, RayTable
+from scaling.training.scene_data import TrainingScene, encode_scene, prepare_scene
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def shared(tiny_settings) -> SharedModel:
+    torch.manual_seed(0)
+    return SharedModel(tiny_settings).requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def scenes(shared, tiny_scenes) -> list[TrainingScene]:
+    """Two scenes with different numbers of rays that meet something."""
+    ready = [prepare_scene(shared, views) for views in tiny_scenes[:2]]
+    for scene in ready:
+        encode_scene(shared, scene)
+    ready[1].hits = ready[1].hits[5:25:2]
+    return ready
+
+
+def test_a_batch_is_what_the_scenes_hold(shared, scenes):
+    table = RayTable(shared, scenes)
+    uniforms = torch.rand(2, 7, 1 + shared.renderer.uniforms_per_ray)
+    uniforms[1, :3, 0] = torch.tensor([0.0, 0.35, 1 - 2**-24])  # of ten rays: the first, the fourth, the last
+    batch = table.batch(uniforms)
+    for row, scene in enumerate(scenes):
+        at = scene.hits[(uniforms[row, :, 0] * len(scene.hits)).long().clamp(max=len(scene.hits) - 1)]
+        if row == 1:
+            assert at[:3].tolist() == scene.hits[[0, 3, 9]].tolist()
+        torch.testing.assert_close(batch.rays.origins[row], scene.rays.origins[at], rtol=0, atol=0)
+        torch.testing.assert_close(batch.rays.directions[row], scene.rays.directions[at], rtol=0, atol=0)
+        torch.testing.assert_close(batch.latents[row], scene.latents[at], rtol=0, atol=0)
+        torch.testing.assert_close(
+            torch.stack([ends[row] for ends in batch.span]), torch.stack([scene.near[at], scene.far[at]])
+        )
+        assert batch.pixels[row].tolist() == (at % shared.latent_size**2).tolist()
+    assert torch.equal(batch.uniforms, uniforms[..., 1:])
+
+
+def test_what_a_scene_gets_depends_on_its_stream_alone(shared, scenes):
+    steps = STEPS_PER_DRAW + 2
+    alone = [
+        list(RayTable(shared, [scene]).batches([torch.Generator().manual_seed(i)], 3, steps))
+        for i, scene in enumerate(scenes)
+    ]
+    together = list(RayTable(shared, scenes).batches([torch.Generator().manual_seed(i) for i in range(2)], 3, steps))
+    assert len(together) == steps
+    for step in (0, 1, STEPS_PER_DRAW, steps - 1):
+        for row in range(2):
+            assert torch.equal(together[step].latents[row], alone[row][step].latents[0])
+            assert torch.equal(together[step].uniforms[row], alone[row][step].uniforms[0])
+    assert not torch.equal(together[0].uniforms, together[1].uniforms)
+
+
+def test_a_scene_that_was_not_encoded_is_named(shared, scenes):
+    bare = dataclasses.replace(scenes[0], latents=None)
+    with pytest.raises(RuntimeError, match=f"scene {bare.scene_id} was not encoded"):
+        RayTable(shared, [bare])
