@@ -18,7 +18,7 @@ import pytest
 import torch
 from tiny_run import train_shared
 
-from scaling.command_line import run_command
+from scaling.command_line import read_preset, run_command
 from scaling.config import make_settings, merge
 from scaling.data.latent_cache import SCHEMA, LatentCache
 from scaling.data.latents import pack_latents
@@ -28,6 +28,7 @@ from scaling.data.scenes import SceneError, SceneViews, views_from_row
 from scaling.data.synthetic import embedded_car, embedded_ids
 from scaling.distributed.latents import EncodeJob, Encoder, cache_latents
 from scaling.distributed.prepare import holds, read_rows
+from scaling.files import replace_file
 from scaling.models.shared import SharedModel, load_shared
 from scaling.storage import to_path
 from scaling.training import scene_data
@@ -243,7 +244,7 @@ def test_an_interrupted_job_goes_on(ray_6_cpus_4_gpus, mine, tiny_settings, caps
     assert holds(store, "cars") and not holds(store, "vans") and not holds(str(mine / "none"), "cars")
 
 
-def test_a_store_in_an_object_store(s3_keys, s3_server, made, tiny_settings, monkeypatch):
+def test_a_store_in_an_object_store(s3_server, made, tiny_settings):
     uri = f"s3://runs/latents{s3_server}"
     make_store(uri)
     spec = SourceSpec.of(uri, tiny_settings.data)
@@ -270,10 +271,11 @@ def test_a_store_in_an_object_store(s3_keys, s3_server, made, tiny_settings, mon
         (["--latents", "--shared", "RGB"], "a shared model of RGB space encodes nothing"),
     ],
 )
-def test_wrong_use(tmp_path, tiny_settings, monkeypatch, capsys, flags, told):
+def test_wrong_use(tmp_path, monkeypatch, capsys, flags, told):
     if "RGB" in flags:
-        rgb = make_settings(merge(tiny_settings.model_dump(), {"representation": {"space": "rgb"}}))
-        SharedModel(rgb).save(tmp_path / "rgb", ["car-00000"])
+        config = {"format_version": 2, "settings": read_preset("rgb_triplanes")}
+        replace_file(tmp_path / "rgb" / "config.json", json.dumps(config).encode())
+        replace_file(tmp_path / "rgb" / "hash.txt", b"0" * 64)
     given = [flag.replace("RGB", str(tmp_path / "rgb")) for flag in flags]
     monkeypatch.setattr(sys, "argv", [str(PREPARE), "--store", str(tmp_path / "store"), *given])
     main = runpy.run_path(str(PREPARE))["main"]
