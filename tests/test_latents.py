@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import runpy
 import shutil
 import sys
@@ -26,7 +27,8 @@ from scaling.data.scene_source import SourceSpec
 from scaling.data.scene_store import SceneStore, StoreWriter
 from scaling.data.scenes import SceneError, SceneViews, views_from_row
 from scaling.data.synthetic import embedded_car, embedded_ids
-from scaling.distributed.latents import EncodeJob, Encoder, cache_latents
+from scaling.distributed import latents
+from scaling.distributed.latents import Encoded, EncodeJob, Encoder, cache_latents
 from scaling.distributed.prepare import holds, read_rows
 from scaling.files import replace_file
 from scaling.models.shared import SharedModel, load_shared
@@ -225,8 +227,18 @@ def test_a_damaged_note_is_named(mine, tiny_settings, text):
 
 
 @pytest.mark.filterwarnings("default")
-def test_an_interrupted_job_goes_on(ray_6_cpus_4_gpus, mine, tiny_settings, capsys):
-    """It keeps what is whole, makes again what is torn, and a complete cache is left alone."""
+def test_an_interrupted_job_goes_on(ray_6_cpus_4_gpus, mine, tiny_settings, capsys, monkeypatch):
+    """It keeps what is whole, makes again what is torn, though an actor dies; a complete cache is left alone."""
+
+    class MortalEncoder(Encoder):  # a local class travels by value: Ray's workers know no module of the tests
+        def encode(self, number: int) -> Encoded:
+            died = Path(self.job.shared) / "died"
+            if not died.exists():
+                died.touch()
+                os._exit(1)
+            return super().encode(number)
+
+    monkeypatch.setattr(latents, "Encoder", MortalEncoder)
     folder, torn = part_of(mine).parent, part_of(mine, 1)
     whole = torn.read_bytes()
     assert spec_of(mine, tiny_settings).latents
@@ -236,7 +248,7 @@ def test_an_interrupted_job_goes_on(ray_6_cpus_4_gpus, mine, tiny_settings, caps
     assert spec_of(mine, tiny_settings).latents is None, "an incomplete one is not used"
     store, model = str(mine / "store"), mine / "shared"
     assert cache_latents(store, model, ray_6_cpus_4_gpus).num_scenes == 17
-    assert torn.read_bytes() == whole and part_of(mine).stat().st_mtime_ns == kept
+    assert (model / "died").exists() and torn.read_bytes() == whole and part_of(mine).stat().st_mtime_ns == kept
     assert spec_of(mine, tiny_settings).latents
     written = torn.stat().st_mtime_ns
     assert cache_latents(store, model, ray_6_cpus_4_gpus).num_scenes == 17

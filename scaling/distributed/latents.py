@@ -1,13 +1,13 @@
 """Caches the encoder's mean latents of every view of a store, once, so that stage 2 need not encode them.
 
 Ray actors hold the shared model and make one part of the cache after another. A part is written whole or not at all,
-and is the same whoever makes it, so Ray itself may start an actor that died and its part again.
+and is the same whoever makes it: one whose actor died is simply made again.
 """
 
 from __future__ import annotations
 
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
@@ -34,7 +34,7 @@ from scaling.training.scene_data import as_bytes, encode_images
 
 DECODED_AHEAD = 2  # scenes that are decoded while the device encodes another one
 TOLD = 5  # scenes that were left out
-TRIES = 3  # of an actor and of a part, when their process or their node dies
+TRIES = 5  # at a part, when its actor's process or node dies
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,6 @@ class Encoder:
 
     def encode(self, number: int) -> Encoded:
         """Encodes and writes a part of the cache. OSError names the file where it cannot be written."""
-        if not hasattr(self, "cache"):  # Ray started this actor again
-            self.ready()
         with pulse.Watchdog(self.shared.settings.stage2.stall_seconds):
             rows, done = [], Encoded()
             for scene_id, views in _decoded(read_rows(self.source, self.cache.ids(number)), self.job.spec[1]):
@@ -154,8 +152,8 @@ def cache_latents(store: str, shared_folder: AnyPath, resources: Resources) -> E
             progress.update(part.num_scenes + len(part.left_out))
             progress.set_postfix(left_out=len(total.left_out))
     if not total.num_scenes:
-        why = next(iter(total.left_out.values()), "no scene is there")
-        raise ValueError(f"{store}: no scene could be read, so no latents are cached; the first: {why}")
+        why = next(iter(total.left_out.values()), f"remove {cache.folder} to try them again")
+        raise ValueError(f"{store}: no scene could be read, so no latents are cached; {why}")
     cache.finish(total.num_scenes)
     print(f"the latents of {total.num_scenes} of {len(cache.store)} scenes are cached in {cache.folder}")
     for why in list(total.left_out.values())[:TOLD]:
@@ -164,38 +162,55 @@ def cache_latents(store: str, shared_folder: AnyPath, resources: Resources) -> E
 
 
 def _encode(shared: str, spec: SourceSpec, numbers: Sequence[int], resources: Resources) -> Generator[Encoded]:
-    """Makes parts on as many actors as stage 2 would have; one part in flight on each. A part waits for an actor that
-    is up: one that the cluster has no room for holds up nobody."""
-    if not numbers:
-        return
-    parts = share_for_actors(resources, None, len(numbers))
+    """Makes parts on as many actors as stage 2 would have, one part in flight on each; an actor that dies is replaced.
+
+    A part waits for an actor that is up: one that the cluster has no room for holds up nobody.
+    """
+    each = share_for_actors(resources, None, len(numbers))
     actor = ray.remote(Encoder).options(
-        num_cpus=parts.cpus, num_gpus=parts.gpus, scheduling_strategy="SPREAD",
-        max_restarts=TRIES, max_task_retries=TRIES,
-    )  # fmt: skip
-    job = EncodeJob(shared, astuple(spec), parts.threads)
-    actors: list[Any] = [actor.remote(job) for _ in range(min(parts.workers, len(numbers)))]
+        num_cpus=each.cpus, num_gpus=each.gpus, scheduling_strategy="SPREAD", max_restarts=0, max_task_retries=0
+    )
+    job = EncodeJob(shared, astuple(spec), each.threads)
+    todo, left, deaths = deque(numbers), len(numbers), Counter[int | None]()
+    calls: dict[Any, tuple[Any, int | None]] = {}  # in flight: the actor, and its part (None while it starts)
+
+    def start() -> None:
+        made: Any = actor.remote(job)
+        calls[made.ready.remote()] = (made, None)
+
     try:
-        calls, todo, left = {each.ready.remote(): each for each in actors}, deque(numbers), len(numbers)
+        for _ in range(min(each.workers, len(numbers))):
+            start()
         while left:
             [done], _ = ray.wait(list(calls), num_returns=1)
-            free, part = calls.pop(done), _result(done)
+            free, number = calls.pop(done)
+            try:
+                part = ray.get(done)
+            except RayError as error:
+                ray.kill(free)
+                deaths[number] += 1
+                _check_passing(error, deaths[number])
+                todo.extend([] if number is None else [number])
+                start()
+                continue
             if part is not None:
                 left -= 1
                 yield part
             if todo:
-                calls[free.encode.remote(todo.popleft())] = free
+                number = todo.popleft()
+                calls[free.encode.remote(number)] = (free, number)
+            else:
+                ray.kill(free)
     finally:
-        for each in actors:
-            ray.kill(each)
+        for busy, _ in calls.values():
+            ray.kill(busy)
 
 
-def _result(call: Any) -> Any:
-    """What an actor returned; what it raised, without Ray's pages about it."""
-    try:
-        return ray.get(call)
-    except RayError as error:
-        if isinstance(error, RayTaskError) and not isinstance(error.cause, RayError):
-            raise error.cause from error
+def _check_passing(error: RayError, times: int) -> None:
+    """Raises what an actor raised, without Ray's pages about it, or RuntimeError where actors died TRIES times over the
+    same part, or before they had started."""
+    if isinstance(error, RayTaskError) and not isinstance(error.cause, RayError):
+        raise error.cause from error
+    if times == TRIES:
         why = next(iter(str(error).splitlines()), type(error).__name__)
-        raise RuntimeError(f"an actor that encodes died again and again ({why}); the same command goes on") from error
+        raise RuntimeError(f"an actor that encodes died {times} times ({why}); the same command goes on") from error
