@@ -1,28 +1,55 @@
-"""Reads posed images into a scene store: python experiments/prepare.py --source DIR --store STORE"""
+"""Reads posed images into a scene store: python experiments/prepare.py --source DIR --store STORE
 
+With --latents --shared DIR it also caches what the shared model's encoder makes of them, which stage 2 then takes;
+without --source it does so for a store that exists.
+"""
+
+import argparse
 import sys
 
-from scaling.command_line import command_parser, parse_without_settings, run_command
+from scaling.command_line import command_parser, location, parse_without_settings, run_command
 
 
-def main() -> int:
+def add_flags() -> argparse.ArgumentParser:
     parser = command_parser(__doc__, "address")
-    parser.add_argument("--source", required=True, help="folder of scenes, or a .zip file of one")
+    parser.add_argument("--source", help="folder of scenes, or a .zip file of one")
     parser.add_argument("--store", required=True, help="scene store to write: a folder or a file-system URI")
     parser.add_argument("--layout", choices=("auto", "srn", "transforms"), default="auto", help="layout of the source")
     parser.add_argument("--category", help="only the scenes of this category")
-    parser.add_argument("--latents", action="store_true", help="also cache latents (not built yet)")
-    parser.add_argument("--shared", help="shared model whose encoder makes the latents")
+    parser.add_argument("--latents", action="store_true", help="also cache the latents of all views, for stage 2")
+    parser.add_argument("--shared", type=location, help="folder of the shared model whose encoder makes the latents")
+    return parser
+
+
+def parse() -> argparse.Namespace:
+    parser = add_flags()
     arguments = parse_without_settings(parser)
-    if arguments.latents or arguments.shared:
-        parser.error("--latents and --shared are not built yet: stage 2 encodes views itself")
+    if arguments.latents != (arguments.shared is not None):
+        parser.error("--latents and --shared DIR go together: the shared model in DIR makes the latents")
+    if not (arguments.source or arguments.latents):
+        parser.error("nothing to do: give --source DIR to write a store, or --latents --shared DIR for one that exists")
+    if not arguments.source and (arguments.category or arguments.layout != "auto"):
+        parser.error("--layout and --category say how --source is read; latents are cached of all scenes of a store")
+    return arguments
 
+
+def main() -> int:
+    arguments = parse()
     from scaling.distributed.cluster import connect
-    from scaling.distributed.prepare import prepare
+    from scaling.distributed.latents import cache_latents, check_encodes
+    from scaling.distributed.prepare import holds, prepare
 
-    connect(arguments.address)
-    stored, rejected = prepare(arguments.source, arguments.store, arguments.layout, arguments.category)
-    print(f"{stored} scenes in {arguments.store}, {rejected} rejected ({arguments.store}/rejects.parquet says why)")
+    store = arguments.store
+    if arguments.latents:
+        check_encodes(arguments.shared)  # before the source is read
+    resources = connect(arguments.address)
+    if arguments.latents and arguments.source and holds(store, arguments.source):
+        print(f"{store} holds a scene store of {arguments.source} already; it stays as it is")
+    elif arguments.source:
+        stored, rejected = prepare(arguments.source, store, arguments.layout, arguments.category)
+        print(f"{stored} scenes in {store}, {rejected} rejected ({store}/rejects.parquet says why)")
+    if arguments.latents:
+        cache_latents(store, arguments.shared, resources)
     return 0
 
 

@@ -22,6 +22,7 @@ from scaling.data.scenes import views_from_row
 from scaling.data.synthetic import embedded_car, embedded_ids, embedded_scene
 from scaling.distributed.cluster import Resources, share
 from scaling.distributed.fit import fit_stage2
+from scaling.distributed.latents import cache_latents
 from scaling.distributed.prepare import prepare
 from scaling.distributed.tracking import tracking_uri
 from scaling.distributed.train import train_stage1
@@ -92,7 +93,7 @@ def leave_torn_checkpoint(run: RunFolder) -> None:
 
 def test_both_stages_end_to_end(ray_6_cpus_4_gpus, tmp_path, tiny_values):
     """Stage 1 with two workers, of which one is killed, beside a torn checkpoint; stage 2 with two actors and a scene
-    that cannot be decoded; and both again."""
+    that cannot be decoded, on cached latents; and both again."""
     settings = make_settings(tiny_values)
     image_size, num_views = settings.data.image_size, settings.data.embedded_views
     with StoreWriter(tmp_path / "store", "test") as writer:
@@ -114,7 +115,7 @@ def test_both_stages_end_to_end(ray_6_cpus_4_gpus, tmp_path, tiny_values):
     assert re.search(r"worker \d: its process or node is gone; goes on from the last checkpoint\n", told)
     assert re.search(r"worker group of 2 restarts at epoch \d", told)
     kept = sorted(path.name for path in (run.checkpoints / "stage1").glob("*-*"))
-    assert [name[:5] for name in kept] == ["00006", "done-"]
+    assert [name[:5] for name in kept] == ["00007", "done-"]
     stage1 = Stage1(settings, first, [embedded_scene(i, settings.data.image_size, num_views) for i in first])
     stage1.run(lambda report: None)
     faulted = load_shared(run.shared)[0].state_dict()
@@ -124,8 +125,12 @@ def test_both_stages_end_to_end(ray_6_cpus_4_gpus, tmp_path, tiny_values):
     assert read_scene_ids(run.shared) == first
     content_hash = load_shared(run.shared)[1]
 
+    cached = cache_latents(str(tmp_path / "store"), run.shared, ray_6_cpus_4_gpus)
+    assert cached.num_scenes == 7 and list(cached.left_out) == ["car-00006"]
     rest = choose_ids(spec.open(), None, leave_out=first)
-    metrics = fit_stage2(run, run.shared, settings, spec, rest, ray_6_cpus_4_gpus, num_actors=2)
+    with log.open("w") as file, redirect_stdout(file):
+        metrics = fit_stage2(run, run.shared, settings, spec, rest, ray_6_cpus_4_gpus, num_actors=2)
+    assert f"cached latents are used ({tmp_path}/store/latents/{content_hash[:12]}" in log.read_text()
     assert (metrics["num_scenes"], metrics["num_failed"]) == (3, 1)
     assert list(run.given_up()) == ["car-00006"]
     assert {row["shared"] for row in run.library.scenes()} == {content_hash}

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from scaling.config import Data
+from scaling.data.latent_cache import LatentCache, is_hash
 from scaling.data.scene_store import SceneStore
 from scaling.data.synthetic import embedded_car, embedded_ids
 from scaling.files import read_limited
@@ -52,20 +53,31 @@ class EmbeddedCars:
 
 
 class StoredScenes(SceneStore):
-    """A scene store that knows its name."""
+    """A scene store that knows its name. latents: the hash of the shared model whose cached latents its rows carry."""
+
+    def __init__(self, uri: str | Path, latents: str | None = None) -> None:
+        super().__init__(uri)
+        self.cache = LatentCache(self, latents) if latents else None
 
     @property
     def name(self) -> str:
         return self.uri
 
+    def rows(self, ids: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+        """As a store's; with `latents` and `latent_shape`, where cached latents are used."""
+        rows = super().rows(ids)
+        return self.cache.add_to(rows) if self.cache else rows
+
 
 @dataclass(frozen=True)
 class SourceSpec:
-    """Names a source in plain values that travel between processes. store None: the embedded cars."""
+    """Names a source in plain values that travel between processes. store None: the embedded cars; latents: as
+    `StoredScenes` takes them."""
 
     store: str | None
     image_size: int
     num_views: int
+    latents: str | None = None
 
     @classmethod
     def of(cls, store: str | None, data: Data) -> SourceSpec:
@@ -73,11 +85,19 @@ class SourceSpec:
         local = store is not None and "://" not in store
         return cls(str(Path(store).absolute()) if local and store else store, data.image_size, data.embedded_views)
 
+    def with_latents(self, shared_hash: str) -> SourceSpec:
+        """The same source; its rows carry latents, if they are cached for this shared model. ValueError where the
+        cache is damaged."""
+        if self.store is None or not is_hash(shared_hash):
+            return self
+        cached = LatentCache(SceneStore(self.store), shared_hash).num_scenes()
+        return replace(self, latents=shared_hash) if cached else self
+
     def open(self) -> SceneSource:
         """Raises FileNotFoundError or ValueError where the store cannot be used."""
         if self.store is None:
             return EmbeddedCars(self.image_size, self.num_views)
-        return StoredScenes(self.store)
+        return StoredScenes(self.store, self.latents)
 
 
 def read_ids(path: Path) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -162,6 +163,7 @@ class SceneStore:
             )
         with self.filesystem.open_input_stream(f"{self.path}/store.json") as stream:
             text = stream.read(MAX_INFO_BYTES)
+        self.digest = hashlib.sha256(text).hexdigest()  # another one for a store that is prepared anew
         try:
             self.info: dict[str, Any] = parse_json(text)
             version, self.num_scenes = int(self.info["format_version"]), int(self.info["num_scenes"])

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from scaling.data.latents import REMEDY, unpack_latents
 from scaling.data.png import decode_png, png_size, read_png
 from scaling.data.resize import pad_intrinsics, pad_to_square, resize_square
 from scaling.scene_ids import check_scene_id
@@ -56,7 +57,8 @@ class SceneViews:
     """The views of one scene.
 
     images: [V, 3, H, W] float32 in [0, 1]; cam2world: [V, 4, 4], OpenCV axes; intrinsics: [V, 3, 3], normalised
-    by the image size; test_views: indices of the views that are never trained on.
+    by the image size; test_views: indices of the views that are never trained on; latents: float16 [V, C, h, w] in
+    [−1, 1], where the encoder of the shared model in use has made them before.
     """
 
     scene_id: str
@@ -65,6 +67,7 @@ class SceneViews:
     cam2world: Tensor
     intrinsics: Tensor
     test_views: tuple[int, ...]
+    latents: Tensor | None = None
 
     @property
     def train_views(self) -> tuple[int, ...]:
@@ -179,7 +182,7 @@ def views_from_row(row: Mapping[str, Any], image_size: int) -> SceneViews:
     """Decodes a store's row into views of image_size × image_size pixels.
 
     Other images are resized and those that are not square padded with white; intrinsics follow (see resize.py).
-    SceneError where images are damaged or not of the row's height and width.
+    SceneError where images are damaged or not of the row's height and width, or cached latents do not fit them.
     """
     _check_row(row)
     height, width = int(row["height"]), int(row["width"])
@@ -200,7 +203,17 @@ def views_from_row(row: Mapping[str, Any], image_size: int) -> SceneViews:
         cam2world=torch.tensor(np.asarray(row["cam2world"], dtype=np.float32)).reshape(-1, 4, 4),
         intrinsics=pad_intrinsics(intrinsics, width, height),
         test_views=tuple(int(view) for view in row["test_views"]),
+        latents=_cached_latents(row),
     )
+
+
+def _cached_latents(row: Mapping[str, Any]) -> Tensor | None:
+    if row.get("latents") is None:
+        return None
+    try:
+        return unpack_latents(row["latents"], row["latent_shape"], len(row["views"]))
+    except ValueError as error:
+        raise _row_error(row, "cached latents", f"{error}; {REMEDY}") from error
 
 
 def _check_row(row: Mapping[str, Any]) -> None:

@@ -145,6 +145,13 @@ def share(resources: Resources, wanted: int | None, reserve_cpu: bool) -> Share:
     return Share(workers, _cpus_each(resources, workers, int(reserve_cpu)), 0, _threads(resources, workers))
 
 
+def share_for_actors(resources: Resources, wanted: int | None, num_tasks: int) -> Share:
+    """One actor per GPU; on CPUs one per core, which wastes less than threads do, but no more than there are tasks.
+    Raises SettingsError as `share` does."""
+    workers = wanted or resources.gpus or max(1, min(resources.cpus, num_tasks))
+    return share(resources, workers, reserve_cpu=True)
+
+
 def _cpus_each(resources: Resources, workers: int, reserved: int) -> float:
     """The most CPUs that each of equal workers can have: a worker lies on one machine."""
     free = resources.machines

@@ -20,7 +20,7 @@ import ray
 
 from scaling.config import Settings
 from scaling.data.scene_source import EMBEDDED, SourceSpec
-from scaling.distributed.cluster import Resources, gpus_now, share
+from scaling.distributed.cluster import Resources, gpus_now, share, share_for_actors
 from scaling.distributed.dispatch import Dispatcher
 from scaling.distributed.fitters import CohortFitter, FitJob, Fitter, SceneFitter, cohort_checkpoints
 from scaling.distributed.prepare import batches_of, bound_reading, scene_dataset
@@ -75,10 +75,13 @@ def fit_stage2(
             print(f"warning: {run.path} holds scenes fitted with other stage-2 settings; they stay as they are")
         run.write_config("stage2", settings, job)
         print(f"stage 2: {len(todo)} scenes to fit, {len(scene_ids) - len(todo)} already done or given up", flush=True)
-        fit_job = FitJob(uri_of(run.path), folder, settings.model_dump(), astuple(spec), ledger.epoch)
+        rows = spec.with_latents(shared_hash)
+        if rows.latents:
+            print(f"stage 2: cached latents are used ({spec.store}/latents/{shared_hash[:12]}…)", flush=True)
+        fit_job = FitJob(uri_of(run.path), folder, settings.model_dump(), astuple(rows), ledger.epoch)
         runs = fitter or FITTERS[settings.stage2.mode]
         dispatcher = _dispatcher(ledger, fit_job, runs, staff, shared_hash, settings)
-        batches = _batches(settings, spec, scene_ids, settled, size)
+        batches = _batches(settings, rows, scene_ids, settled, size)
         start, already = time.time(), len(run.library.ids(stage=2))
         with closing(batches), closing(dispatcher.run(batches, len(todo))) as progress:
             next(progress, None)  # the actors start meanwhile, for seconds
@@ -103,9 +106,8 @@ class _Staff:
 
 
 def _staff(resources: Resources, num_actors: int | None, num_batches: int) -> _Staff:
-    """One actor per GPU, as many as there are at the moment; on CPUs one per core, which wastes less than threads do,
-    but no more than there are batches."""
-    parts = share(resources, num_actors or resources.gpus or max(1, min(resources.cpus, num_batches)), reserve_cpu=True)
+    """On GPUs as many as there are at the moment."""
+    parts = share_for_actors(resources, num_actors, num_batches)
     asked = {"num_cpus": parts.cpus, "num_gpus": parts.gpus, "scheduling_strategy": "SPREAD"}
     if not parts.gpus:
         return _Staff(asked, lambda: parts.workers)

@@ -42,7 +42,7 @@ class FitJob:
     run: str
     shared: str
     settings: dict[str, Any]
-    spec: tuple[str | None, int, int]
+    spec: tuple[str | None, int, int, str | None]
     epoch: int = 0
 
 

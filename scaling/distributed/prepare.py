@@ -14,8 +14,9 @@ import ray
 from ray.data import DataContext, Dataset
 from tqdm import tqdm
 
+from scaling.data.latent_cache import ROW_FIELDS
 from scaling.data.scene_source import SceneSource, SourceSpec
-from scaling.data.scene_store import REJECTS_SCHEMA, SCHEMA, StoreWriter
+from scaling.data.scene_store import REJECTS_SCHEMA, SCHEMA, SceneStore, StoreWriter
 from scaling.data.scenes import SceneError, SceneRef
 from scaling.data.sources import list_scenes, read_scene
 
@@ -67,19 +68,22 @@ class _ReadRows:
         self.spec = spec
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
-        source, ids = _opened(self.spec), block["scene_id"].to_pylist()
-        try:
-            rows = list(source.rows(ids))
-        except (OSError, ValueError):  # something in the block is damaged: find out what
-            rows = [_read_one(source, scene_id) for scene_id in ids]
-        for row in rows:
-            yield pa.Table.from_pylist([row], schema=SCHEMA.append(pa.field("error", pa.string())))
+        for row in read_rows(_opened(self.spec), block["scene_id"].to_pylist()):
+            yield pa.Table.from_pylist([row], schema=pa.schema([*SCHEMA, *ROW_FIELDS, ("error", pa.string())]))
 
 
 @lru_cache(maxsize=1)
 def _opened(spec: SourceSpec) -> SceneSource:
     """A source, opened once in each reading process: a store's index takes a second per 20,000 scenes."""
     return spec.open()
+
+
+def read_rows(source: SceneSource, ids: list[str]) -> list[dict[str, Any]]:
+    """Rows of scenes. One that cannot be read has `error` set, and nothing else but its id."""
+    try:
+        return list(source.rows(ids))
+    except (OSError, ValueError):  # something in them is damaged: find out what
+        return [_read_one(source, scene_id) for scene_id in ids]
 
 
 def _read_one(source: SceneSource, scene_id: str) -> dict[str, Any]:
@@ -110,6 +114,14 @@ def write_rows(writer: StoreWriter, rows: pa.Table) -> None:
             writer.add(row)
         else:
             writer.reject(**rejected)
+
+
+def holds(store: str, source: str) -> bool:
+    """Whether `store` is a complete scene store that was made of `source`, as named then."""
+    try:
+        return SceneStore(store).info.get("source") == source
+    except FileNotFoundError:
+        return False
 
 
 def prepare(source: str, store: str, layout: str = "auto", category: str | None = None) -> tuple[int, int]:

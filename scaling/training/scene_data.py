@@ -10,7 +10,8 @@ from torch import Tensor
 
 from scaling.cameras import Rays
 from scaling.config import Phase
-from scaling.data.scenes import SceneViews
+from scaling.data.latents import REMEDY
+from scaling.data.scenes import SceneError, SceneViews
 from scaling.models.shared import SharedModel
 from scaling.training.losses import Batch
 
@@ -23,7 +24,8 @@ ENCODE_CHUNK_ELSEWHERE = 64
 @dataclass
 class TrainingScene:
     """images uint8 [V, 3, H, W] (a quarter of the memory of floats); rays [V · h · w], their near and far, and hits:
-    indices of those that have a part to sample; latents [V · h · w, C] in [−1, 1] once encoded."""
+    indices of those that have a part to sample; latents [V · h · w, C] in [−1, 1] once encoded; cached [V, C, h, w]:
+    latents made before, by the encoder as it stands now."""
 
     scene_id: str
     images: Tensor
@@ -32,6 +34,7 @@ class TrainingScene:
     far: Tensor
     hits: Tensor
     latents: Tensor | None = None
+    cached: Tensor | None = None
 
     @property
     def num_views(self) -> int:
@@ -43,9 +46,10 @@ class TrainingScene:
 
 
 def prepare_scene(shared: SharedModel, views: SceneViews) -> TrainingScene:
-    """The training views of a scene on the shared model's device. ValueError where none of their rays meets the box."""
+    """The training views of a scene on the shared model's device. ValueError where none of their rays meets the box,
+    SceneError (a ValueError) where its cached latents are not of the model's size."""
     train = list(views.train_views)
-    images = (views.images[train] * 255).round().to(torch.uint8).to(shared.device)
+    images = as_bytes(views.images[train]).to(shared.device)
     rays = shared.latent_rays(views.cam2world[train], views.intrinsics[train])
     rays = Rays(rays.origins.reshape(-1, 3), rays.directions.reshape(-1, 3)).to(shared.device)
     near, far, hit = shared.renderer.span(rays)
@@ -55,18 +59,37 @@ def prepare_scene(shared: SharedModel, views: SceneViews) -> TrainingScene:
             f"scene {views.scene_id}: no ray of its training views meets {shared.renderer.box}: check the poses' axes "
             "(OpenCV, camera-to-world) and scale"
         )
-    return TrainingScene(views.scene_id, images, rays, near, far, hits)
+    cached = None if views.latents is None else _of_size(shared, views.scene_id, views.latents)[train]
+    return TrainingScene(views.scene_id, images, rays, near, far, hits, cached=cached)
+
+
+def as_bytes(images: Tensor) -> Tensor:
+    """Images in [0, 1] as uint8, any shape."""
+    return (images * 255).round().to(torch.uint8)
+
+
+def _of_size(shared: SharedModel, scene_id: str, latents: Tensor) -> Tensor:
+    found, needed = list(latents.shape[1:]), [shared.autoencoder.latent_channels, *[shared.latent_size] * 2]
+    if found != needed:
+        raise SceneError(scene_id, "cached latents", f"of shape {found}, the shared model's are {needed}; {REMEDY}")
+    return latents
+
+
+def encode_scene(shared: SharedModel, scene: TrainingScene) -> None:
+    """Sets the scene's mean latents, [V · h · w, C] in [−1, 1]; those that were cached are taken as they are."""
+    cached = scene.cached
+    latents = encode_images(shared, scene.images) if cached is None else cached.to(shared.device).float()
+    scene.latents = latents.permute(0, 2, 3, 1).flatten(0, 2)
 
 
 @torch.no_grad()
-def encode_scene(shared: SharedModel, scene: TrainingScene) -> None:
-    """Caches the scene's mean latents, [V · h · w, C] in [−1, 1]."""
-    at_once = ENCODE_CHUNK.get(shared.device.type, ENCODE_CHUNK_ELSEWHERE)
+def encode_images(shared: SharedModel, images: Tensor) -> Tensor:
+    """uint8 [V, 3, H, W] on the model's device → mean latents [V, C, h, w] in [−1, 1]."""
     chunks = []
-    for start in range(0, scene.num_views, at_once):
-        images = scene.float_images(slice(start, start + at_once))
-        chunks.append(shared.autoencoder.encode(images.contiguous(memory_format=torch.channels_last)))
-    scene.latents = torch.cat(chunks).permute(0, 2, 3, 1).flatten(0, 2)
+    for chunk in images.split(ENCODE_CHUNK.get(shared.device.type, ENCODE_CHUNK_ELSEWHERE)):
+        pixels = (chunk.float() / 255).contiguous(memory_format=torch.channels_last)
+        chunks.append(shared.autoencoder.encode(pixels))
+    return torch.cat(chunks)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,153 @@
+"""Cached latents of a store's scenes: STORE/latents/HASH/latents-*.parquet, and latents.json, which is written last.
+
+HASH names the shared model whose encoder made them. Part k holds the scenes 16 k to 16 k + 15 of the store, in order,
+save those that could not be read: a scene's part is found without opening others, and parts can be made in any order.
+Every part names its shared model and its store, as a store that was prepared anew in the same place is another one.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from scaling.arrow_files import TableError, open_table, read_columns
+from scaling.data.latents import REMEDY
+from scaling.data.scene_store import SceneStore
+from scaling.files import read_limited, replace_file
+from scaling.parsing import parse_json
+from scaling.storage import AnyPath, ObjectPath, file_of
+
+FORMAT_VERSION = 1
+SCENES_PER_PART = 16  # also the size of its row group: what is read to get one scene
+MAX_INFO_BYTES = 1 << 20
+SCHEMA = pa.schema([("scene_id", pa.string()), ("shape", pa.list_(pa.int32())), ("latents", pa.large_binary())])
+ROW_FIELDS = (pa.field("latent_shape", pa.list_(pa.int32())), pa.field("latents", pa.large_binary()))  # of store rows
+
+_HASH = re.compile(r"[0-9a-f]{64}")
+
+
+def is_hash(text: str) -> bool:
+    """Whether it can be the hash of a shared model, which becomes the name of a folder."""
+    return bool(_HASH.fullmatch(text))
+
+
+class LatentCache:
+    """The latents of one store under one shared model. ValueError where `shared_hash` is no SHA-256."""
+
+    def __init__(self, store: SceneStore, shared_hash: str) -> None:
+        if not is_hash(shared_hash):
+            raise ValueError(f"{shared_hash!r:.80} is no hash of a shared model")
+        local = isinstance(store.filesystem, fs.LocalFileSystem)
+        root: AnyPath = Path(store.path) if local else ObjectPath.of(store.uri)
+        self.store = store
+        self.folder = root / "latents" / shared_hash
+        self._marks = {b"shared": shared_hash.encode(), b"store": store.digest.encode()}
+        self._held: tuple[int, dict[str, dict[str, Any]]] | None = None  # the part that was read last
+
+    @cached_property
+    def _ids(self) -> list[str]:
+        return self.store.ids()
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        return {scene_id: place for place, scene_id in enumerate(self._ids)}
+
+    @property
+    def num_parts(self) -> int:
+        return -(-len(self.store) // SCENES_PER_PART)
+
+    def path(self, number: int) -> AnyPath:
+        """The file of a part."""
+        return self.folder / f"latents-{number:05d}.parquet"
+
+    def ids(self, number: int) -> list[str]:
+        """The scenes of the store that belong to a part."""
+        return self._ids[number * SCENES_PER_PART : (number + 1) * SCENES_PER_PART]
+
+    def num_scenes(self) -> int | None:
+        """How many scenes a complete cache holds. None where there is none, or only one of a store that was here
+        before. ValueError names latents.json where it is damaged or of a newer version."""
+        path = self.folder / "latents.json"
+        try:
+            info = parse_json(read_limited(path, MAX_INFO_BYTES))
+            version, shared, store = int(info["format_version"]), str(info["shared"]), str(info["store"])
+            count = int(info["num_scenes"])
+        except FileNotFoundError:
+            return None
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{path} is damaged ({error!r:.200}); {REMEDY}") from error
+        if version > FORMAT_VERSION:
+            raise ValueError(f"{path}: format version {version}, this program reads up to {FORMAT_VERSION}: update it")
+        return count if {b"shared": shared.encode(), b"store": store.encode()} == self._marks else None
+
+    def whole_parts(self) -> dict[int, int]:
+        """Parts that an interrupted job left, and the number of scenes in each. Others are to be written (again)."""
+        whole = {}
+        for number in range(self.num_parts):
+            try:
+                whole[number] = len(self._table(number, ["scene_id"]))
+            except ValueError:  # missing, torn or of another store
+                continue
+        return whole
+
+    def write(self, number: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Writes a part whole or not at all; rows of SCHEMA, in the store's order. OSError names the file."""
+        table = pa.Table.from_pylist(list(rows), schema=SCHEMA.with_metadata(self._marks))
+        sink = pa.BufferOutputStream()
+        pq.write_table(
+            table, sink, compression="none", use_dictionary=False, write_statistics=["scene_id"],
+            write_page_checksum=True, row_group_size=SCENES_PER_PART,
+        )  # fmt: skip
+        replace_file(self.path(number), sink.getvalue().to_pybytes())
+
+    def begin(self) -> None:
+        """What latents.json says of a store that was here before no longer holds."""
+        (self.folder / "latents.json").unlink(missing_ok=True)
+
+    def finish(self, num_scenes: int) -> None:
+        """Marks the cache complete."""
+        marks = {key.decode(): value.decode() for key, value in self._marks.items()}
+        info = {"format_version": FORMAT_VERSION, **marks, "num_scenes": num_scenes}
+        replace_file(self.folder / "latents.json", json.dumps(info, indent=1).encode() + b"\n")
+
+    def add_to(self, rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """Store rows with two more columns, `latents` and `latent_shape`: None where the scene has none.
+
+        One part is in memory at a time. ValueError names a part that is missing or damaged.
+        """
+        for row in rows:
+            number = self._places[row["scene_id"]] // SCENES_PER_PART
+            if self._held is None or self._held[0] != number:
+                self._held = None  # before the next one is read: two would take twice the memory
+                held = self._table(number, SCHEMA.names).to_pylist()
+                self._held = number, {found["scene_id"]: found for found in held}
+            found = self._held[1].get(row["scene_id"], {"latents": None, "shape": None})
+            yield {**row, "latents": found["latents"], "latent_shape": found["shape"]}
+
+    def _table(self, number: int, columns: Sequence[str]) -> pa.Table:
+        """Columns of a part, scene_id among them. ValueError names the part where it is not this cache's."""
+        path = self.path(number)
+        try:
+            with open_table(*file_of(path)) as file:
+                marks = file.schema_arrow.metadata or {}
+                if any(marks.get(key) != value for key, value in self._marks.items()):
+                    raise TableError("it is of another shared model, or of a store that was here before")
+                if file.metadata.num_rows > SCENES_PER_PART:
+                    raise TableError(f"it has {file.metadata.num_rows} scenes; a part has {SCENES_PER_PART} at most")
+                table = read_columns(file, pa.schema([SCHEMA.field(name) for name in columns]))
+                left = iter(self.ids(number))
+                if not all(scene_id in left for scene_id in table["scene_id"].to_pylist()):
+                    raise TableError("it holds other scenes than this part of the store, or in another order")
+                return table
+        except FileNotFoundError:
+            raise ValueError(f"{path}: this part of the cached latents is missing; {REMEDY}") from None
+        except TableError as error:
+            raise ValueError(f"{path}: not a readable part of cached latents ({error}); {REMEDY}") from error
