@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from stopwatch import median_ms
+from stopwatch import wall_seconds
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
@@ -25,7 +25,7 @@ class Work:
 
 
 class _Traffic(TorchDispatchMode):
-    """Sums the bytes of all tensors that go into and come out of operations, those that only look at memory left out."""
+    """Sums the bytes of all tensors that go into and come out of operations, save those that only look at memory."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,8 +59,13 @@ def ceilings(device: torch.device, side: int, copied: int) -> dict[str, float]:
     for name in ("float32", "bfloat16"):
         left = torch.randn(side, side, device=device, dtype=getattr(torch, name))
         out = torch.empty_like(left)
-        found[name] = 2 * side**3 / (median_ms(lambda: torch.mm(left, left, out=out), device, 5) / 1000)  # noqa: B023
+        found[name] = 2 * side**3 / _least_seconds(lambda: torch.mm(left, left, out=out), device)  # noqa: B023
     source = torch.zeros(copied, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    found["copy"] = 2 * copied / (median_ms(lambda: target.copy_(source), device, 5) / 1000)
+    found["copy"] = 2 * copied / _least_seconds(lambda: target.copy_(source), device)
     return found
+
+
+def _least_seconds(action: Callable[[], Any], device: torch.device) -> float:
+    """The best of some times, as a limit is asked for; on the wall, as what is held against it."""
+    return min(wall_seconds(action, device) for _ in range(8))

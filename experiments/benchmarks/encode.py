@@ -19,7 +19,7 @@ from typing import Any
 from scaling.command_line import positive_int, run_command
 
 IMAGE_SIZE = 128
-PNG_VIEWS = 40
+PNG_VIEWS = 8
 
 
 def make_parser() -> argparse.ArgumentParser:

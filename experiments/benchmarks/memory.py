@@ -4,8 +4,8 @@ python experiments/benchmarks/memory.py --json FILE
 
 Each is done with a small and a large number of scenes, in a process of its own; bytes a scene are the difference of the
 peaks over that of the numbers. The peak is this process's resident memory, and on a GPU what torch has allocated there.
-Every phase is there, in a few steps: their number does not change the peak. A scene's decoded views, which its caller
-holds, are in it; of them bytes_of_views tells.
+Every phase is there, with a single step: their number does not change the peak. A scene's decoded views, which its
+caller holds, are in it; bytes_of_views tells how much they are.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from scaling.command_line import positive_int, run_command
 from scaling.parsing import parse_json
 
 NUMBERS = {"fit": (8, 72), "stage1": (32, 96)}
-STEPS = {"num_epochs": 1, "steps_per_epoch": 2}
+STEPS = {"num_epochs": 1, "steps_per_epoch": 1}
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -56,8 +56,8 @@ def stage1(num_scenes: int, num_views: int, device: Any) -> int:
     from scaling.training.stage1 import PHASES, Stage1
     from scaling.training.workers import Workers
 
-    steps: dict[str, Any] = {phase: {**STEPS, "items_per_step": 4} for phase in PHASES}
-    steps["warmup"] = STEPS
+    steps: dict[str, Any] = {phase: {**STEPS, "items_per_step": 1} for phase in PHASES}
+    steps |= {"warmup": STEPS, "num_buckets": 1}
     settings = preset_settings("default", stage1=steps)
     scenes = random_scenes(num_scenes, settings, num_views)
     Stage1(settings, [scene.scene_id for scene in scenes], scenes, Workers(device=device)).run(lambda report: None)

@@ -24,7 +24,7 @@ from scaling.config import Settings, make_settings, merge
 
 TABLES = ("layouts", "parts", "scenes", "store")
 LAYOUT_SIZES = ((8, 32, 24), (64, 32, 24), (8, 20, 12), (64, 20, 12))  # scenes, K, samples a ray
-EPOCHS, EPOCH_STEPS = 4, 5  # of stage 1; the first epoch is not counted
+EPOCHS = 4  # of stage 1; the first is not counted
 STORE_PICTURES = {"data": {"image_size": 32}}  # a step on cached latents sees no pictures, and these are soon encoded
 
 
@@ -35,6 +35,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch", type=positive_int, default=16, help="scenes of a batch whose step is taken apart")
     parser.add_argument("--scenes", type=positive_int, nargs="+", default=[1, 4, 16, 64], help="scenes in a batch")
     parser.add_argument("--store", type=positive_int, nargs="+", default=[32, 256, 1024], help="scenes of stage 1")
+    parser.add_argument("--views", type=positive_int, help="views of a scene (default: as an embedded car has)")
     parser.add_argument("--repeats", type=positive_int, default=10, help="times that each thing is measured")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--json", type=Path, required=True, help="where the figures go")
@@ -64,28 +65,27 @@ def kinds(shared: Any) -> dict[str, tuple[str, Any]]:
     return {"2a": ("latent", latent), **through}
 
 
-def parts_rows(shared: Any, num_scenes: int, repeats: int) -> list[dict[str, Any]]:
+def parts_rows(shared: Any, ready: list[Any], repeats: int) -> list[dict[str, Any]]:
     """ms of each part of each kind of step, and its share."""
     from step_parts import latent_parts, rgb_parts
 
     rows: list[dict[str, Any]] = []
     for kind, (name, phase) in kinds(shared).items():
-        parts = (latent_parts if name == "latent" else rgb_parts)(shared, phase, num_scenes, repeats)
+        parts = (latent_parts if name == "latent" else rgb_parts)(shared, phase, ready, repeats)
         total = sum(parts.values())
         found = {**parts, "all parts": total}
         rows += [
-            {"step": kind, "scenes": num_scenes, "part": part, "ms": ms, "percent": 100 * ms / total}
+            {"step": kind, "scenes": len(ready), "part": part, "ms": ms, "percent": 100 * ms / total}
             for part, ms in found.items()
         ]
     return rows
 
 
-def scenes_rows(shared: Any, numbers: list[int], largest: int, repeats: int) -> list[dict[str, Any]]:
+def scenes_rows(shared: Any, ready: list[Any], numbers: list[int], largest: int, repeats: int) -> list[dict[str, Any]]:
     """ms of whole steps, and of a scene in them; through the decoder up to a batch of `largest`, as it takes long."""
     from step_parts import whole_step
-    from workload import ready_scenes
 
-    ready, rows = ready_scenes(shared, max(numbers)), []
+    rows: list[dict[str, Any]] = []
     for scenes in numbers:
         for kind, (name, phase) in kinds(shared).items():
             if kind == "2b, decoder" and scenes > largest:
@@ -95,20 +95,21 @@ def scenes_rows(shared: Any, numbers: list[int], largest: int, repeats: int) -> 
     return rows
 
 
-def store_rows(settings: Settings, numbers: list[int], device: Any) -> list[dict[str, Any]]:
+def store_rows(settings: Settings, numbers: list[int], repeats: int, device: Any) -> list[dict[str, Any]]:
     """ms a step of stage 1's warmup."""
+    steps = -(-repeats // 3)
     return [
         {
             "scenes": scenes, "batch": settings.stage1.warmup.items_per_step,
-            "rows_ms": warmup_ms(settings, scenes, False, device),
-            "dense_ms": warmup_ms(settings, scenes, True, device),
+            "rows_ms": warmup_ms(settings, scenes, False, steps, device),
+            "dense_ms": warmup_ms(settings, scenes, True, steps, device),
         }
         for scenes in numbers
     ]  # fmt: skip
 
 
-def warmup_ms(settings: Settings, num_scenes: int, dense: bool, device: Any) -> float:
-    """One step of warmup, mean over the epochs but the first."""
+def warmup_ms(settings: Settings, num_scenes: int, dense: bool, steps: int, device: Any) -> float:
+    """One step of warmup, mean over the epochs but the first; steps: of an epoch."""
     from stopwatch import now
     from workload import random_scenes
 
@@ -117,31 +118,33 @@ def warmup_ms(settings: Settings, num_scenes: int, dense: bool, device: Any) -> 
 
     still: dict[str, Any] = {phase: {"num_epochs": 0} for phase in ("joint", "adapt", "distil")}
     still["autoencoder"] = {"num_epochs": 1, "steps_per_epoch": 1, "items_per_step": settings.stage1.num_buckets}
-    warmup = {"num_epochs": EPOCHS, "steps_per_epoch": EPOCH_STEPS}
+    warmup = {"num_epochs": EPOCHS, "steps_per_epoch": steps}
     over = {**STORE_PICTURES, "stage1": {**still, "warmup": warmup, "dense_adam": dense}}
     settings = make_settings(merge(settings.model_dump(), over))
     views = random_scenes(num_scenes, settings, num_views=2)
     times: list[float] = []
     stage1 = Stage1(settings, [view.scene_id for view in views], views, Workers(device=device))
     stage1.run(lambda report: times.append(now(device)) if report.phase == "warmup" else None)
-    return 1000 * (times[-1] - times[0]) / ((EPOCHS - 1) * EPOCH_STEPS)
+    return 1000 * (times[-1] - times[0]) / ((EPOCHS - 1) * steps)
 
 
 def main() -> int:
     arguments = make_parser().parse_args()
     import torch
     from stopwatch import table_text
-    from workload import preset_settings, untrained_model
+    from workload import preset_settings, ready_scenes, untrained_model
 
     torch.set_num_threads(1)
     device, repeats = torch.device(arguments.device), arguments.repeats
     settings = preset_settings(arguments.preset)
     shared = untrained_model(settings, device=device)
+    batch, numbers = arguments.batch, arguments.scenes
+    ready = ready_scenes(shared, max(batch, *numbers), arguments.views)
     make = {
-        "layouts": lambda: layout_rows(settings, arguments.scenes, repeats, device),
-        "parts": lambda: parts_rows(shared, arguments.batch, repeats),
-        "scenes": lambda: scenes_rows(shared, arguments.scenes, arguments.batch, repeats),
-        "store": lambda: store_rows(settings, arguments.store, device),
+        "layouts": lambda: layout_rows(settings, numbers, repeats, device),
+        "parts": lambda: parts_rows(shared, ready[:batch], repeats),
+        "scenes": lambda: scenes_rows(shared, ready, numbers, batch, repeats),
+        "store": lambda: store_rows(settings, arguments.store, repeats, device),
     }
     figures: dict[str, Any] = {"preset": arguments.preset, "device": arguments.device}
     for name in arguments.tables:

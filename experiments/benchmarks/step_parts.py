@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from stopwatch import Laps, seconds_of
 from torch import Tensor
-from workload import ready_scenes
 
 from scaling.config import Stage2Phase
 from scaling.models.renderer import composite, quadrature
@@ -27,10 +28,12 @@ def start(shared: SharedModel, num_scenes: int) -> tuple[SceneParams, torch.opti
     return params, torch.optim.Adam(tensors, lr=1e-2, fused=True)
 
 
-def latent_parts(shared: SharedModel, phase: Stage2Phase, num_scenes: int, repeats: int) -> dict[str, float]:
+def latent_parts(
+    shared: SharedModel, phase: Stage2Phase, ready: Sequence[TrainingScene], repeats: int
+) -> dict[str, float]:
     """ms of the parts of a step of 2a."""
-    laps, (params, optimiser) = Laps(shared.device), start(shared, num_scenes)
-    items = [Item(scene, None, stream(0, row)) for row, scene in enumerate(ready_scenes(shared, num_scenes))]
+    laps, (params, optimiser) = Laps(shared.device), start(shared, len(ready))
+    items = [Item(scene, None, stream(0, row)) for row, scene in enumerate(ready)]
     for _ in range(repeats + 2):
         laps.start()
         batch = make_batch(shared, phase, items)
@@ -62,10 +65,11 @@ def _latent_loss(shared: SharedModel, batch: Batch, params: SceneParams, laps: L
     return loss
 
 
-def rgb_parts(shared: SharedModel, phase: Stage2Phase, num_scenes: int, repeats: int) -> dict[str, float]:
+def rgb_parts(
+    shared: SharedModel, phase: Stage2Phase, ready: Sequence[TrainingScene], repeats: int
+) -> dict[str, float]:
     """ms of the parts of a step of 2b, through what the phase says."""
-    laps, (params, optimiser) = Laps(shared.device), start(shared, num_scenes)
-    ready = ready_scenes(shared, num_scenes)
+    laps, (params, optimiser) = Laps(shared.device), start(shared, len(ready))
     decode = shared.student if phase.through == "student" and shared.student else shared.decode
     for step in range(repeats + 2):
         laps.start()
@@ -96,7 +100,7 @@ def _check(loss: Tensor, shared: SharedModel, phase: Stage2Phase, batch: Batch, 
         raise RuntimeError(f"the step by hand has loss {loss.item()}, that of stage 2 {wanted.item()}")
 
 
-def whole_step(shared: SharedModel, name: str, phase: Stage2Phase, ready: list[TrainingScene], steps: int) -> float:
+def whole_step(shared: SharedModel, name: str, phase: Stage2Phase, ready: Sequence[TrainingScene], steps: int) -> float:
     """ms a step of a phase of stage 2 as it is, after one that is not counted."""
 
     def run(count: int) -> None:
