@@ -67,5 +67,5 @@ def ceilings(device: torch.device, side: int, copied: int) -> dict[str, float]:
 
 
 def _least_seconds(action: Callable[[], Any], device: torch.device) -> float:
-    """The best of some times, as a limit is asked for; on the wall, as what is held against it."""
-    return min(wall_seconds(action, device) for _ in range(8))
+    """The best of many times, as a limit is asked for; on the wall, as what is held against it."""
+    return min(wall_seconds(action, device) for _ in range(50))

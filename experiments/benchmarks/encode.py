@@ -83,7 +83,8 @@ def encode_rate(size: str, variant: tuple[int, bool, str, bool], least_seconds: 
     autoencoder.precision = precision
     set_precision(precision)
     images = torch.rand(batch, 3, IMAGE_SIZE, IMAGE_SIZE, device=device).contiguous(memory_format=layout)
-    encode = torch.compile(autoencoder.encode) if compiled else autoencoder.encode
+    torch.compiler.reset()  # or the variants before this one count against how often the method may be compiled
+    encode = torch.compile(autoencoder.encode, dynamic=False) if compiled else autoencoder.encode
     with torch.no_grad():
         return rate(lambda: encode(images), batch, least_seconds, device)
 
@@ -95,14 +96,15 @@ def main() -> int:
 
     torch.set_num_threads(1)
     device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    png, rows = png_rates(arguments.seconds), []
+    png = png_rates(arguments.seconds)
+    rows: list[dict[str, Any]] = []
+    figures = {"device": str(device), "png_views_per_second": png, "rows": rows}
     for size, variant in product(arguments.sizes, variants(arguments.batches, device)):
         views = encode_rate(size, variant, arguments.seconds, device)
         names = dict(zip(("batch", "channels_last", "precision", "compiled"), variant))
         share = 100 / png["views_from_row"] / (1 / png["views_from_row"] + 1 / views)
         rows.append({"autoencoder": size, **names, "views_per_second": views, "png_percent": share})
-    figures = {"device": str(device), "png_views_per_second": png, "rows": rows}
-    arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
+        arguments.json.write_text(json.dumps(figures, indent=1) + "\n")  # after each, as the last ones take minutes
     print(table_text(list(rows[0]), [list(row.values()) for row in rows]))
     print("\nPNG, views a second: " + ", ".join(f"{name} {value:,.0f}" for name, value in png.items()))
     if device.type != "cuda":

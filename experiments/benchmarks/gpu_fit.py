@@ -27,7 +27,7 @@ from scaling.config import Settings, make_settings, merge
 VARIANTS: dict[str, Callable[[Any], None]] = {"eager": lambda shared: None}
 ON_GPU = {"scenes": 256, "scenes_per_batch": [16, 64, 256], "precision": ["float32", "bfloat16"], "autoencoder": "sd"}
 ON_CPU = {"scenes": 4, "scenes_per_batch": [2, 4], "precision": ["float32"], "autoencoder": "small"}
-CEILING_SIZES = {"cuda": (8192, 2**30), "cpu": (1024, 2**27)}  # side of matrices, bytes copied
+CEILING_SIZES = {"cuda": (8192, 2**30), "cpu": (512, 2**27)}  # side of matrices, bytes copied
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -208,6 +208,8 @@ def main() -> int:
         if getattr(arguments, name) is None:
             setattr(arguments, name, value)
     if not gpu:
+        if "bfloat16" in arguments.precision:
+            raise ValueError("--precision bfloat16: on a CPU all is float32")
         torch.set_num_threads(1)
         print("a CPU: the small form; it shows that this runs, not what a GPU does", flush=True)
     limits = ceilings(arguments.device, *CEILING_SIZES[arguments.device.type])
