@@ -5,7 +5,8 @@ python experiments/benchmarks/memory.py --json FILE
 Each is done with a small and a large number of scenes, in a process of its own; bytes a scene are the difference of the
 peaks over that of the numbers. The peak is this process's resident memory, and on a GPU what torch has allocated there.
 Every phase is there, with a single step: their number does not change the peak. A scene's decoded views, which its
-caller holds, are in it; bytes_of_views tells how much they are.
+caller holds, are in it; bytes_of_views tells how much they are. Stage 1's figure is a lower bound: what a step takes
+for a moment is there at both numbers, and scenes may lie where it lay.
 """
 
 from __future__ import annotations
