@@ -1,0 +1,133 @@
+"""What one more scene costs in memory: of a frozen fit and of stage 1, preset default with its small autoencoder.
+
+python experiments/benchmarks/memory.py --json FILE
+
+Each is done with a small and a large number of scenes, in a process of its own; bytes a scene are the difference of the
+peaks over that of the numbers. The peak is this process's resident memory, and on a GPU what torch has allocated there.
+Every phase is there, with a single step: their number does not change the peak. A scene's decoded views, which its
+caller holds, are in it; bytes_of_views tells how much they are. Stage 1's figure is a lower bound: what a step takes
+for a moment is there at both numbers, and scenes may lie where it lay.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from scaling.command_line import positive_int, run_command
+from scaling.parsing import parse_json
+
+NUMBERS = {"fit": (8, 72), "stage1": (32, 96)}
+STEPS = {"num_epochs": 1, "steps_per_epoch": 1}
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--what", nargs="+", choices=list(NUMBERS), default=list(NUMBERS), help="default: both")
+    parser.add_argument("--scenes", type=positive_int, nargs=2, help="default: 8 and 72 of a fit, 32 and 96 of stage 1")
+    parser.add_argument("--views", type=positive_int, default=40, help="views of each scene")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--json", type=Path, required=True, help="where the figures go")
+    parser.add_argument("--measure", type=positive_int, help=argparse.SUPPRESS)  # in this process, so many scenes
+    return parser
+
+
+def fit(num_scenes: int, num_views: int, device: Any) -> int:
+    """A frozen fit of so many scenes in one batch. → bytes of their decoded views."""
+    from workload import preset_settings, random_scenes, untrained_model
+
+    from scaling.training.stage2 import fit_scenes
+
+    settings = preset_settings("default", stage2={"latent": STEPS, "rgb": STEPS})
+    shared = untrained_model(settings, device=device)
+    scenes = random_scenes(num_scenes, settings, num_views)
+    fit_scenes(shared, scenes, settings)
+    return sum(scene.images.nbytes for scene in scenes)
+
+
+def stage1(num_scenes: int, num_views: int, device: Any) -> int:
+    """Stage 1 on so many scenes. → bytes of their decoded views."""
+    from workload import preset_settings, random_scenes
+
+    from scaling.training.stage1 import PHASES, Stage1
+    from scaling.training.workers import Workers
+
+    steps: dict[str, Any] = {phase: {**STEPS, "items_per_step": 1} for phase in PHASES}
+    steps |= {"warmup": STEPS, "num_buckets": 1}
+    settings = preset_settings("default", stage1=steps)
+    scenes = random_scenes(num_scenes, settings, num_views)
+    Stage1(settings, [scene.scene_id for scene in scenes], scenes, Workers(device=device)).run(lambda report: None)
+    return sum(scene.images.nbytes for scene in scenes)
+
+
+def measure(what: str, num_scenes: int, num_views: int, device_name: str) -> dict[str, Any]:
+    """The peaks of this process once it has done that."""
+    import torch
+
+    torch.set_num_threads(1)
+    device = torch.device(device_name)
+    bytes_of_views = {"fit": fit, "stage1": stage1}[what](num_scenes, num_views, device)
+    on_gpu = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+    return {
+        "scenes": num_scenes,
+        "peak_bytes": peak_bytes(),
+        "gpu_peak_bytes": on_gpu,
+        "bytes_of_views": bytes_of_views,
+    }
+
+
+def peak_bytes() -> int:
+    """The most that was ever resident, since this program started: getrusage also counts what its parent had."""
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    if found is None:
+        raise RuntimeError("/proc/self/status tells no VmHWM: Linux is needed")
+    return 1024 * int(found[1])
+
+
+def call(what: str, num_scenes: int, arguments: argparse.Namespace) -> dict[str, Any]:
+    """`measure` in a process of its own."""
+    flags = ["--what", what, "--measure", num_scenes, "--views", arguments.views, "--device", arguments.device]
+    command = [sys.executable, __file__, *map(str, flags), "--json", str(arguments.json)]
+    subprocess.run(command, check=True)
+    return parse_json(arguments.json.read_bytes())
+
+
+def row(what: str, small: dict[str, Any], large: dict[str, Any]) -> dict[str, Any]:
+    """What one scene adds."""
+    more = large["scenes"] - small["scenes"]
+    found: dict[str, Any] = {"what": what, "scenes": f"{small['scenes']} → {large['scenes']}"}
+    for key in ("peak_bytes", "gpu_peak_bytes", "bytes_of_views"):
+        known = small[key] is not None
+        found[f"{key}_a_scene"] = (large[key] - small[key]) // more if known else None
+    found["peak_mb"] = large["peak_bytes"] / 2**20
+    return found
+
+
+def main() -> int:
+    arguments = make_parser().parse_args()
+    if arguments.measure:
+        found = measure(arguments.what[0], arguments.measure, arguments.views, arguments.device)
+        arguments.json.write_text(json.dumps(found))
+        return 0
+    from stopwatch import table_text
+
+    rows, runs = [], {}
+    for what in arguments.what:
+        small, large = sorted(arguments.scenes or NUMBERS[what])
+        if small == large:
+            raise ValueError("--scenes: give two different numbers")
+        runs[what] = [call(what, number, arguments) for number in (small, large)]
+        rows.append(row(what, *runs[what]))
+    figures = {"device": arguments.device, "views": arguments.views, "rows": rows, "runs": runs}
+    arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
+    print(table_text(list(rows[0]), [list(found.values()) for found in rows]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

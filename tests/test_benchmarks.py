@@ -1,0 +1,91 @@
+"""Benchmarks of parts in their smallest forms: each runs, writes its figures and prints a table."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scaling.parsing import parse_json
+
+pytestmark = pytest.mark.filterwarnings("default")  # Ray's own warnings are theirs to mend
+FOLDER = Path(__file__).resolve().parent.parent / "experiments" / "benchmarks"
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys, one_thread) -> Any:
+    """run(script, flags) → its figures and what it printed. In this process, as importing torch takes seconds."""
+    monkeypatch.syspath_prepend(FOLDER)
+
+    def call(script: str, *flags: str) -> tuple[dict[str, Any], str]:
+        path = tmp_path / "figures.json"
+        monkeypatch.setattr(sys, "argv", [script, *flags, "--json", str(path)])
+        assert importlib.import_module(script).main() == 0
+        printed = capsys.readouterr().out
+        assert "|---|" in printed
+        return parse_json(path.read_bytes()), printed
+
+    return call
+
+
+def test_step(run):
+    flags = ("--scenes", "1", "--batch", "1", "--store", "4", "--views", "2", "--repeats", "1")
+    figures, _ = run("step", *flags)
+    ways = {(row["scenes"], row["K"]): [] for row in figures["layouts"]}
+    assert len(ways) == 2 and len(figures["layouts"]) == 18
+    assert {row["step"] for row in figures["parts"]} == {"2a", "2b, student", "2b, decoder"}
+    assert [row["step"] for row in figures["scenes"]] == ["2a", "2b, student", "2b, decoder"]
+    assert figures["store"][0]["rows_ms"] > 0 and figures["store"][0]["dense_ms"] > 0
+
+
+def test_a_way_that_samples_something_else_is_found(run, monkeypatch):
+    layouts = importlib.import_module("plane_layouts")
+    layout, way = layouts.WAYS["embedding_bag"]
+    monkeypatch.setitem(layouts.WAYS, "embedding_bag", (layout, lambda planes, at: 1.01 * way(planes, at)))
+    with pytest.raises(RuntimeError, match="embedding_bag"):
+        run("step", "--tables", "layouts", "--scenes", "1", "--views", "2", "--repeats", "1")
+
+
+def test_memory(run):
+    """In this process, which is large already: what a process of its own would say is not looked at."""
+    memory = importlib.import_module("memory")
+    small, large = (memory.measure(what, 2, 2, "cpu") for what in memory.NUMBERS)
+    assert small["peak_bytes"] > 0 and large["bytes_of_views"] == 2 * 2 * 3 * 128**2 * 4
+    row = memory.row("fit", {**small, "peak_bytes": 100}, {**small, "scenes": 6, "peak_bytes": 500})
+    assert row["peak_bytes_a_scene"] == 100 and row["gpu_peak_bytes_a_scene"] is None
+
+
+def test_encode(run):
+    figures, printed = run("encode", "--sizes", "small", "--batches", "2", "--seconds", "0", "--device", "cpu")
+    assert [row["channels_last"] for row in figures["rows"]] == [False, True]
+    assert figures["png_views_per_second"].keys() == {"decode_png", "views_from_row"}
+    assert "left out" in printed
+
+
+def test_prepare(run, ray_6_cpus_4_gpus):
+    figures, _ = run("prepare", "--scenes", "2", "--views", "2", "--image-size", "16")
+    assert [row["what"] for row in figures["rows"]] == ["read", "prepare", "rows", "views"]
+
+
+def test_gpu_fit(run):
+    flags = ("--scenes", "2", "--views", "2", "--scenes-per-batch", "1", "--latent-steps", "2", "--rgb-epochs", "1")
+    figures, printed = run("gpu_fit", *flags, "--device", "cpu")
+    (row,) = figures["rows"]
+    assert row["scenes"] == 2 and row["scenes_per_hour"] > 0 and "small form" in printed
+    assert list(row["parts"]) == ["encode a view", "2a step", "2b step", "evaluate a view"]
+    field = 2 * 64 * 24 * 2 * (16 * 64 + 64 * 5)  # of a scene: rays, samples, both passes, both layers
+    mixing = 2 * 2 * 16 * 3 * 12 * 32 * 32
+    sampling = 2 * 2 * 4 * 64 * 24 * 3 * 16
+    assert row["parts"]["2a step"]["flops"] == pytest.approx(field + mixing + sampling)
+
+
+def test_gpu_fit_needs_neither_ray_nor_mlflow():
+    imports = (
+        "import sys; sys.modules['ray'] = sys.modules['mlflow'] = None; import gpu_fit, counted, workload, sd_size"
+    )
+    done = subprocess.run([sys.executable, "-c", imports], cwd=FOLDER, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
