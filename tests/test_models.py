@@ -53,12 +53,12 @@ def test_each_plane_sees_its_own_axes():
     points = torch.tensor([[[0.1, 0.2, -0.3], [-0.35, 0.0, 0.25]]])
     sampled = sample_planes(coordinate_planes(3, 4), points, AXES)
     by_hand = [[[0.1, 0.2], [-0.35, 0.0]], [[0.1, -0.3], [-0.35, 0.25]], [[0.2, -0.3], [0.0, 0.25]]]
-    close(sampled[0], by_hand)
+    close(sampled[0].transpose(1, 2), by_hand)
 
 
 def test_a_repeated_plane_reads_the_axes_the_other_way_round():
     sampled = sample_planes(coordinate_planes(2, 4), torch.tensor([[[0.1, 0.2, 0.3]]]), ("xz", "zx"))
-    close(sampled[0, :, 0], [[0.1, 0.3], [0.3, 0.1]])
+    close(sampled[0, :, :, 0], [[0.1, 0.3], [0.3, 0.1]])
 
 
 def test_planes_are_zero_outside_the_box():
@@ -188,9 +188,9 @@ def test_the_field_reaches_black_and_white():
     with torch.no_grad():
         field.head.weight.zero_()
         field.head.bias.copy_(torch.tensor([5.0, -50.0, 0.0, 50.0]))
-    raw, colours = field(torch.randn(4, 7, 2))
-    assert raw.shape == (4, 7, 1) and colours.shape == (4, 7, 3)
-    close(raw.detach()[0, 0], [5.0])
+    raw, colours = field(torch.randn(4, 2, 7))
+    assert raw.shape == (4, 7) and colours.shape == (4, 7, 3)
+    close(raw.detach()[0, 0], 5.0)
     close(colours.detach()[0, 0], [-0.001, 0.5, 1.001])
 
 

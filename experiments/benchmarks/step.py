@@ -50,7 +50,7 @@ def layout_rows(settings: Settings, batch: list[int], repeats: int, device: Any)
     for scenes, size, samples in LAYOUT_SIZES:
         if scenes > max(*batch, LAYOUT_SIZES[0][0]):
             continue
-        at = {"plane_axes": tuple(shape.plane_axes), "box_side": shape.box_side, "size": size}
+        at = {"plane_axes": tuple(shape.plane_axes), "size": size}
         points = (settings.stage2.latent.rays_per_item or 64) * samples
         features = shape.micro_features + shape.macro_features
         found = compare_layouts(scenes, points, features, at, repeats, device)

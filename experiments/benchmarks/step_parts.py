@@ -14,6 +14,7 @@ from scaling.models.sampling import stratified_depths
 from scaling.models.shared import SharedModel
 from scaling.models.triplanes import SceneParams, fuse_planes, sample_planes
 from scaling.training.losses import Batch, item_losses, per_item, pixel_error, weighted
+from scaling.training.ray_table import RayTable
 from scaling.training.scene_data import Item, TrainingScene, make_batch
 from scaling.training.stage2 import run_phase
 from scaling.training.streams import stream
@@ -33,10 +34,11 @@ def latent_parts(
 ) -> dict[str, float]:
     """ms of the parts of a step of 2a."""
     laps, (params, optimiser) = Laps(shared.device), start(shared, len(ready))
-    items = [Item(scene, None, stream(0, row)) for row, scene in enumerate(ready)]
+    streams = [stream(0, row) for row in range(len(ready))]
+    batches = RayTable(shared, ready).batches(streams, phase.rays_per_item or 0, repeats + 2)
     for _ in range(repeats + 2):
         laps.start()
-        batch = make_batch(shared, phase, items)
+        batch = next(batches)
         laps.lap("make the batch")
         loss = _latent_loss(shared, batch, params, laps)
         _move(optimiser, loss, laps)
@@ -50,14 +52,16 @@ def _latent_loss(shared: SharedModel, batch: Batch, params: SceneParams, laps: L
     planes = fuse_planes(params.micro_planes, params.coefs, shared.base_planes)
     laps.lap("fuse planes")
     renderer, rays = shared.renderer, batch.rays
-    depths = stratified_depths(*renderer.near_far(rays), renderer.samples, batch.uniforms[..., : renderer.samples])
-    points = rays.origins[..., None, :] + depths[..., None] * rays.directions[..., None, :]
+    assert batch.span is not None
+    inside = renderer.box.into(rays)
+    depths = stratified_depths(*batch.span, renderer.samples, batch.uniforms[..., : renderer.samples])
+    points = inside.origins[..., None, :] + depths[..., None] * inside.directions[..., None, :]
     laps.lap("place points")
-    features = sample_planes(planes, points.flatten(1, 2), renderer.plane_axes, renderer.box_side).sum(1)
+    features = sample_planes(planes, points.flatten(1, 2), renderer.plane_axes).sum(1)
     laps.lap("sample planes")
     raw, colours = shared.field(features)
     laps.lap("field")
-    raw, colours = (values.unflatten(1, depths.shape[1:]) for values in (raw[..., 0], colours))
+    raw, colours = (values.unflatten(1, depths.shape[1:]) for values in (raw, colours))
     out, _, opacity, _ = quadrature(depths, raw, colours)
     background = shared.background_of(depths.shape[1], batch.pixels)
     loss = per_item(composite(out, opacity, background) - batch.latents).sum()
@@ -77,7 +81,7 @@ def rgb_parts(
         batch = make_batch(shared, phase, items)
         laps.lap("make the batch")
         assert batch.rays is not None and batch.images is not None
-        colours = shared.render(params, batch.rays, batch.uniforms, batch.pixels).colours
+        colours = shared.render(params, batch.rays, batch.uniforms, batch.pixels, batch.span).colours
         laps.lap("render")
         images = decode(shared.as_latents(colours))
         loss = pixel_error(images, batch.images).sum()

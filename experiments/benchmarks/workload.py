@@ -1,5 +1,5 @@
 """What step.py, memory.py, encode.py and gpu_fit.py work on: models of random weights and scenes of random pictures.
-Neither changes how long a step takes."""
+What they show changes no time; where rays find something to sample does, so boxes and cameras are those of cars."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from scaling.cameras import normalised_intrinsics
 from scaling.command_line import read_preset
 from scaling.config import Settings, make_settings, merge
 from scaling.data.scenes import SceneViews, default_test_views
-from scaling.data.synthetic import FOCAL, embedded_cameras
+from scaling.data.synthetic import FOCAL, embedded_cameras, embedded_ids, embedded_scene
 from scaling.models.autoencoder import ImageAutoencoder
 from scaling.models.shared import SharedModel
 from scaling.training.scene_data import TrainingScene, encode_scene, prepare_scene
+from scaling.training.space import measure_box
 from scaling.training.streams import stream
+from scaling.training.workers import Workers
 
 SMALL = {"autoencoder": {"pretrained": None}}  # the one from scratch: in preset default 8 times down, 4 channels
 
@@ -35,6 +37,8 @@ def untrained_model(
     if settings.representation.space == "latent":
         shared.adapt_decoder()
         shared.add_student()
+    cars = [embedded_scene(scene_id, settings.data.image_size, 8) for scene_id in embedded_ids(2)]
+    measure_box(shared.renderer.box, cars, Workers())  # how many rays of a view are sampled does change it
     return shared.to(device).requires_grad_(False).eval()
 
 

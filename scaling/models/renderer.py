@@ -123,7 +123,7 @@ class Renderer(nn.Module):
         points = inside.origins[..., None, :] + depths[..., None] * inside.directions[..., None, :]
         features = sample_planes(planes, points.flatten(1, 2), self.plane_axes).sum(1)
         raw, colours = field(features)
-        return raw[..., 0].unflatten(1, depths.shape[1:]), colours.unflatten(1, depths.shape[1:])
+        return raw.unflatten(1, depths.shape[1:]), colours.unflatten(1, depths.shape[1:])
 
     def _importance_uniforms(self, depths: Tensor, uniforms: Tensor | None) -> Tensor:
         if uniforms is not None:

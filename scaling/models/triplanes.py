@@ -70,7 +70,7 @@ def project(points: Tensor, plane_axes: Sequence[str]) -> Tensor:
 def sample_planes(planes: Tensor, points: Tensor, plane_axes: Sequence[str]) -> Tensor:
     """Bilinear samples of every plane at the points' projections; zero outside the box.
 
-    planes [S, P, F, K, K], points [S, N, 3], [−1, 1] inside the box → [S, P, N, F]. ValueError unless every plane has
+    planes [S, P, F, K, K], points [S, N, 3], [−1, 1] inside the box → [S, P, F, N]. ValueError unless every plane has
     its axes.
     """
     num_scenes, num_planes = planes.shape[:2]
@@ -78,7 +78,7 @@ def sample_planes(planes: Tensor, points: Tensor, plane_axes: Sequence[str]) -> 
         raise ValueError(f"{num_planes} planes, but axes for {len(plane_axes)}: {list(plane_axes)}")
     grid = project(points, plane_axes).flatten(0, 1)[:, None]
     sampled = F.grid_sample(planes.flatten(0, 1), grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-    return sampled[:, :, 0].transpose(1, 2).unflatten(0, (num_scenes, num_planes))
+    return sampled[:, :, 0].unflatten(0, (num_scenes, num_planes))
 
 
 def total_variation(planes: Tensor) -> Tensor:
