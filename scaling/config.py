@@ -347,8 +347,8 @@ class Stage2(Section):
         lr_cosine_to=0.1,
     )
     """Phase 2b: the same through the decoder, against the training images."""
-    micro_dtype: Literal["float32", "float16", "int8"] = "float16"
-    """How a library stores micro planes; int8 has one scale per plane and channel."""
+    micro_dtype: Literal["float32", "float16", "int8", "int4"] = "float16"
+    """How a library stores micro planes; int8 and int4 have one scale per plane and channel."""
     start: Literal["mean", "random"] = "mean"
     """A scene starts at stage 1's mean coefs and zero micro planes, or (published) drawn as stage 1's scenes were, and
     in mode cohort the field starts anew too."""

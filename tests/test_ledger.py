@@ -15,8 +15,9 @@ from test_library import row
 
 from scaling.config import make_settings
 from scaling.files import replace_file
+from scaling.library import compact as compaction
 from scaling.library import lease as leases
-from scaling.library.compact import compact
+from scaling.library.compact import compact, compact_after_job, forget_after_job
 from scaling.library.failures import event
 from scaling.library.lease import Lease, LeaseHeld, LeaseLost
 from scaling.library.ledger import open_ledger
@@ -132,6 +133,55 @@ def test_compaction_changes_nothing_but_the_files(run):
     assert len(list((run.library.folder / "parts").glob("part-*"))) == 1
     assert {found["scene_id"]: found for found in run.library.scenes()} == before and len(before) == 6
     assert run.library.scene("scene-3") == before["scene-3"]
+
+
+def test_a_reader_goes_on_while_its_parts_are_joined_and_removed(run):
+    """The rest of the scenes comes from the joined part, each once."""
+    with open_ledger(run) as ledger:
+        for name in "abcd":
+            commit(ledger, name)
+        scenes = run.library.scenes()
+        found = [next(scenes)["scene_id"]]
+        assert compact(ledger, grace_seconds=0.0) == (4, 1)
+        found += [scene["scene_id"] for scene in scenes]
+    assert sorted(found) == ["a", "b", "c", "d"]
+
+
+def test_a_job_joins_its_parts_when_there_are_many(run, monkeypatch, capsys):
+    """Also one that the driver does not know of, as its actor was taken for dead; the old ones go after the grace
+    time, for which the driver waits."""
+    monkeypatch.setattr(compaction, "MANY_PARTS", 3)
+    monkeypatch.setattr(compaction, "JOB_GRACE_SECONDS", 0.5)
+    parts = run.library.folder / "parts"
+    with open_ledger(run) as ledger:
+        commit(ledger, "a")
+        commit(ledger, "b")
+        compact_after_job(ledger)
+        assert len(run.library.parts()) == 2, "few are left alone"
+        commit_part(run.library.folder, [row("b"), row("c")], part_name(ledger.epoch, 2, ["b", "c"]))
+        compact_after_job(ledger)
+        assert len(run.library.parts()) == 1 and len(list(parts.glob("part-*"))) == 4
+        start = time.monotonic()
+        forget_after_job(ledger)
+        forget_after_job(ledger)
+        assert time.monotonic() - start < 5 and len(list(parts.glob("part-*"))) == 1
+    assert "3 parts became 1" in capsys.readouterr().out
+    assert sorted(run.library.ids()) == ["a", "b", "c"] and len(list(run.library.scenes())) == 3
+
+
+def test_without_room_the_parts_stay_apart(run, monkeypatch, capsys):
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device", "part-1")
+
+    monkeypatch.setattr(compaction, "MANY_PARTS", 2)
+    with open_ledger(run) as ledger:
+        commit(ledger, "a")
+        commit(ledger, "b")
+        monkeypatch.setattr(compaction, "commit_part", full)
+        compact_after_job(ledger)
+        forget_after_job(ledger)
+    assert "could not be joined (part-1: No space left" in capsys.readouterr().out
+    assert sorted(run.library.ids()) == ["a", "b"] and len(run.library.parts()) == 2
 
 
 def test_a_part_that_changed_since_its_commit_is_not_joined(tmp_path):

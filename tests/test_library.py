@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 
+from scaling import arrow_files
 from scaling.files import replace_file
 from scaling.library.commit import commit_file
 from scaling.library.failures import FailureLog, event, read_failures
-from scaling.library.fitted_scenes import METRICS, pack_scene, unpack_scene
+from scaling.library.fitted_scenes import METRICS, SCHEMA, pack_scene, unpack_scene
 from scaling.library.library import Library
 from scaling.library.manifest import Manifest
-from scaling.library.parts import commit_part
+from scaling.library.parts import commit_part, part_name
 from scaling.library.run_folder import RunFolder
 from scaling.library.summary import summarise
 from scaling.models.triplanes import SceneParams
@@ -32,14 +34,49 @@ def row(scene_id: str, stage: int = 2, psnr: float = 20.0) -> dict:
     return {**vars(pack_scene(params(), "float16")), **metrics, **described, **rest}
 
 
-@pytest.mark.parametrize(("dtype", "worst"), [("float16", 2e-3), ("int8", 0.5 / 127 * 4)])
-def test_packing_round_trip(dtype, worst):
-    """float16 keeps 11 bits; int8 is off by at most half a step of a 127th of the channel's largest value."""
+@pytest.mark.parametrize(
+    ("dtype", "size", "worst"),
+    [("float32", 384, 0.0), ("float16", 192, 1e-3), ("int8", 96, 0.5 / 127), ("int4", 48, 1 / 8)],
+)
+def test_packing_round_trip(dtype, size, worst):
+    """worst: the largest error as a part of the largest value. float16 keeps 11 bits, int8 is off by half a step of a
+    127th; int4 (scale c/8, c at most 1) by half a step, or by one where the largest value has the shorter side."""
     packed = pack_scene(params(), dtype)
-    assert len(packed.micro_planes) == 3 * 2 * 4 * 4 * (2 if dtype == "float16" else 1)
+    assert len(packed.micro_planes) == size
     back = unpack_scene({**vars(packed), "scene_id": "a"})
-    assert (back.micro_planes - params().micro_planes).abs().max() <= worst
-    assert torch.equal(back.coefs, params().coefs)
+    peak = params().micro_planes.abs().amax((2, 3), keepdim=True)
+    error = (back.micro_planes - params().micro_planes).abs()
+    if dtype == "int4":  # what is clipped may be off by more, to the gain of the rest
+        scale = torch.tensor(packed.micro_scale).abs().view(3, 2, 1, 1)
+        error = torch.where(params().micro_planes.abs() <= 7 * scale, error, 0)
+    assert (error <= worst * peak + 1e-6).all()
+    rounded = 0 if dtype == "float32" else 2.0**-12
+    assert ((back.coefs - params().coefs).abs() <= rounded * params().coefs.abs()).all()
+
+
+def test_int4_with_a_pencil():
+    """0, 7, -8, 3 and 1 fit a scale of 1 (turned round: -1); two numbers lie in a byte, the first below."""
+    for sign in (1, -1):
+        planes = sign * torch.tensor([0.0, 7.0, -8.0, 3.0, 1.0]).view(1, 1, 1, 5)
+        packed = pack_scene(SceneParams(planes, torch.tensor([1 / 3])), "int4")
+        assert packed.micro_planes == bytes([0x70, 0x38, 0x01]) and packed.micro_scale == [sign]
+        assert packed.coefs == [2731 / 8192], "12 bits: 1/3 is 2730.7 of 8192"
+        assert torch.equal(unpack_scene(vars(packed)).micro_planes, planes)
+
+
+def test_int4_clips_one_value_for_the_others():
+    """200 values of 3.5 beside one of 10. In steps of 10/8 they become 3.75, an error of 12.5 in squares; in steps of
+    9/8 they become 3.375 and the 10 becomes 9, an error of 3.125 + 1, and no other step does better."""
+    planes = torch.tensor([10.0] + [3.5] * 200).view(1, 1, 1, 201)
+    back = unpack_scene(vars(pack_scene(SceneParams(planes, torch.zeros(1)), "int4"))).micro_planes.flatten()
+    assert back[:2].tolist() == pytest.approx([9.0, 3.375])
+
+
+@pytest.mark.parametrize("shape", [(3, 0, 4, 4), (1, 1, 1, 3)])
+def test_int4_of_nothing_and_of_zeros(shape):
+    packed = pack_scene(SceneParams(torch.zeros(shape), torch.zeros(2)), "int4")
+    assert len(packed.micro_planes) == (2 if shape[1] else 0)
+    assert torch.equal(unpack_scene(vars(packed)).micro_planes, torch.zeros(shape))
 
 
 def test_packing_refuses_numbers_that_are_not_finite():
@@ -73,7 +110,7 @@ def test_a_scene_in_two_parts_counts_once(tmp_path):
     assert len(library.parts()) == 2
     assert sorted(library.ids()) == ["a", "b", "c"]
     assert sorted(scene["scene_id"] for scene in library.scenes()) == ["a", "b", "c"]
-    assert library.scene("c")["coefs"] == pytest.approx(params().coefs.tolist())
+    assert library.scene("c")["coefs"] == pytest.approx(params().coefs.tolist(), rel=2**-12)
     with pytest.raises(LookupError, match="no scene 'z'"):
         library.scene("z")
 
@@ -111,3 +148,40 @@ def test_metrics_json_has_every_key(tmp_path):
     for key in ("train", "autoencoder", "mean_image", "seconds_per_scene"):
         assert key in metrics
     assert pq.read_table(run.path / "scenes.parquet")["scene_id"].to_pylist() == ["a", "b", "c"]
+
+
+def test_a_row_group_is_chosen_by_bytes(tmp_path):
+    """What is read to get one scene stays about a megabyte, and small rows share one row group."""
+    large = torch.randn(3, 10, 64, 64, generator=torch.Generator().manual_seed(0))  # float32: 480 kB
+    rows = [row(f"a{i}") | vars(pack_scene(SceneParams(large, torch.ones(5)), "float32")) for i in range(5)]
+    for found, groups in (([row(f"a{i}") for i in range(300)], [300]), (rows, [2, 2, 1])):
+        metadata = pq.ParquetFile(tmp_path / "parts" / commit_part(tmp_path, found).name).metadata
+        assert [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)] == groups
+
+
+def test_planes_that_compress_too_well_are_still_read(tmp_path, monkeypatch):
+    """Scenes that stay where they start have planes of zeros; readers refuse what unpacks to 100 times its size."""
+    monkeypatch.setattr(arrow_files, "FREE_BYTES", 0)
+    zeros = vars(pack_scene(SceneParams(torch.zeros(3, 10, 64, 64), torch.ones(5)), "float16"))
+    commit_part(tmp_path, [row("a") | zeros, row("b") | zeros])
+    assert unpack_scene(Library(tmp_path).scene("b")).micro_planes.count_nonzero() == 0
+
+
+def test_parts_of_format_2_are_read(tmp_path):
+    """Not compressed, metrics as float64."""
+    schema = pa.schema([(f.name, pa.float64() if f.name in (*METRICS, "seconds") else f.type) for f in SCHEMA])
+    table = pa.Table.from_pylist([row("a", psnr=20.1) | {"format_version": 2}], schema=schema)
+    (tmp_path / "parts").mkdir()
+    pq.write_table(table, tmp_path / "parts" / part_name(0, 0, ["a"]), compression="none", use_dictionary=False)
+    assert Library(tmp_path).scene("a")["psnr"] == pytest.approx(20.1, abs=1e-5)
+    assert Library(tmp_path).table(["psnr"])["psnr"].type == pa.float32()
+
+
+def test_what_a_scene_of_coefs_alone_costs(tmp_path):
+    """50 coefs, ids and metrics take less than 50 float32 did (200 bytes)."""
+    generator = torch.Generator().manual_seed(0)
+    rows = []
+    for index in range(1024):
+        own = SceneParams(torch.zeros(3, 0, 32, 32), torch.randn(50, generator=generator))
+        rows.append(row(f"scene-{index:06d}", psnr=20 + index / 7) | vars(pack_scene(own, "float16")))
+    assert commit_part(tmp_path, rows).num_bytes / 1024 < 130

@@ -151,6 +151,9 @@ def test_cohorts_that_are_none(run: RunFolder, name: str, change: Any, told: str
         ({"micro_planes": np.full(96, np.nan, np.float16).tobytes()}, "micro_planes holds numbers that are not finite"),
         ({"coefs": [float("inf")] * 5}, "coefs holds numbers that are not finite"),
         ({"micro_dtype": "int8", "micro_planes": bytes(96), "micro_scale": [1.0]}, "1 scales for 3 planes of 2"),
+        ({"micro_dtype": "int4", "micro_planes": bytes(47)}, "47 bytes of micro planes, shape (3, 2, 4, 4) needs 48"),
+        ({"micro_dtype": "int4", "micro_shape": [1, 1, 1, 3], "micro_planes": b"1"}, "shape (1, 1, 1, 3) needs 2"),
+        ({"micro_dtype": "int4", "micro_planes": bytes(48), "micro_scale": []}, "0 scales for 3 planes of 2"),
         (
             {"micro_dtype": "int8", "micro_planes": bytes(96), "micro_scale": [float("nan")] * 6},
             "micro_scale holds num",

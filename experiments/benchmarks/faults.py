@@ -221,7 +221,9 @@ def drive(address: str, out: Path) -> int:
     spec = SourceSpec.of(str(out / "store"), chosen.data)
     ids = choose_ids(spec.open(), None, leave_out=read_scene_ids(shared))
     cluster = connect(address)
-    fit_stage2(RunFolder(out / "run"), shared, chosen, spec, ids, cluster, num_actors=2, fitter=FaultyFitter)
+    run = RunFolder(out / "run")
+    # Parts stay apart: the report compares batches with those of the undisturbed library.
+    fit_stage2(run, shared, chosen, spec, ids, cluster, num_actors=2, fitter=FaultyFitter, join_parts=False)
     return 0
 
 

@@ -25,6 +25,7 @@ from scaling.distributed.dispatch import Dispatcher
 from scaling.distributed.fitters import CohortFitter, FitJob, Fitter, SceneFitter, cohort_checkpoints
 from scaling.distributed.prepare import batches_of, bound_reading, scene_dataset
 from scaling.distributed.work import Counts
+from scaling.library.compact import compact_after_job, forget_after_job
 from scaling.library.ledger import Ledger, open_ledger
 from scaling.library.pictures import log_scene_pictures
 from scaling.library.run_folder import RunFolder, settings_hash
@@ -51,12 +52,13 @@ def fit_stage2(
     num_actors: int | None,
     retry_failed: bool = False,
     fitter: type[Fitter] | None = None,
+    join_parts: bool = True,
 ) -> dict[str, Any]:
     """Fits `scene_ids`, or those of them that are not fitted yet. → the run's metrics.
 
-    fitter: what an actor runs, by default the one of the mode. Raises SettingsError where more actors are asked for
-    than there are GPUs, LeaseHeld where another driver works on the run. Failed scenes raise nothing: they are in the
-    metrics.
+    fitter: what an actor runs, by default the one of the mode; join_parts: whether many small parts of the library
+    become few large ones at the end. Raises SettingsError where more actors are asked for than there are GPUs,
+    LeaseHeld where another driver works on the run. Failed scenes raise nothing: they are in the metrics.
     """
     if num_actors:
         share(resources, num_actors, reserve_cpu=True)  # wrong use is told before anything is written
@@ -89,11 +91,15 @@ def fit_stage2(
                 for counts in progress:
                     _track(tracker, counts, time.time() - start, already)
                 ledger.publish()
+                if join_parts:
+                    compact_after_job(ledger)
                 metrics = summarise(run)
                 tracker.log_summary(metrics)
                 for path in (run.metrics, run.path / "scenes.parquet"):
                     tracker.log_file(path)
                 _pictures(run, spec, scene_ids, tracker)
+        if join_parts:
+            forget_after_job(ledger)
         return metrics
 
 

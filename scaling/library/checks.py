@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from scaling.library.quantised import RANGE
 from scaling.models.shared import SharedModel
 from scaling.scene_ids import check_scene_id
 
-ITEM_BYTES = {"float32": 4, "float16": 2, "int8": 1}
+ITEM_BITS = {"float32": 32, "float16": 16, "int8": 8, "int4": 4}
 _HASH = re.compile(r"[0-9A-Za-z]{1,64}")
 
 
@@ -33,18 +34,19 @@ def check_ids(rows: Sequence[Mapping[str, Any]]) -> None:
 def check_planes(row: Mapping[str, Any]) -> None:
     """A row's micro planes and coefs: sizes that fit together, and finite numbers. ValueError says what does not."""
     name, dtype, shape = row.get("scene_id", "?"), row["micro_dtype"], tuple(row["micro_shape"])
-    if dtype not in ITEM_BYTES:
+    if dtype not in ITEM_BITS:
         raise ValueError(f"scene {name}: unknown type of micro planes {dtype!r:.80}")
     if len(shape) != 4 or min(shape) < 0:
         raise ValueError(f"scene {name}: micro planes of shape {shape!s:.80}, expected [P, F_mic, K, K]")
-    found, needed = len(row["micro_planes"]), math.prod(shape) * ITEM_BYTES[dtype]  # of Python's whole numbers: exact
+    # Of Python's whole numbers: exact.
+    found, needed = len(row["micro_planes"]), (math.prod(shape) * ITEM_BITS[dtype] + 7) // 8
     if found != needed:
         raise ValueError(f"scene {name}: {found} bytes of micro planes, shape {shape} needs {needed}")
     scale = np.asarray(row["micro_scale"], dtype=np.float64)
-    if dtype == "int8" and len(scale) != shape[0] * shape[1]:
+    if dtype in RANGE and len(scale) != shape[0] * shape[1]:
         raise ValueError(f"scene {name}: {len(scale)} scales for {shape[0]} planes of {shape[1]} channels")
     numbers = {"micro_scale": scale, "coefs": np.asarray(row["coefs"], dtype=np.float64)}
-    if dtype != "int8":
+    if dtype not in RANGE:
         numbers["micro_planes"] = np.frombuffer(row["micro_planes"], dtype=dtype)
     for key, values in numbers.items():
         if not np.isfinite(values).all():

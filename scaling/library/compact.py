@@ -7,17 +7,21 @@ find the old files until the grace time is over.
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
+from scaling.files import told
 from scaling.library.fitted_scenes import SCHEMA
 from scaling.library.ledger import Ledger
-from scaling.library.parts import Part, commit_part, damaged, part_name, read_part
+from scaling.library.parts import Part, commit_part, damaged, describe_part, part_name, read_part
 from scaling.storage import AnyPath
 
 SCENES_PER_PART = 1024
 BYTES_PER_PART = 64 << 20
 GRACE_SECONDS = 600.0  # far longer than reading a part takes
+MANY_PARTS = 16  # small ones, from which on a job joins them when it is done
+JOB_GRACE_SECONDS = 10.0  # as readers look again where a part is gone, so long is enough for one that they have open
 
 
 def compact(ledger: Ledger, grace_seconds: float = GRACE_SECONDS) -> tuple[int, int]:
@@ -26,19 +30,45 @@ def compact(ledger: Ledger, grace_seconds: float = GRACE_SECONDS) -> tuple[int, 
 
     Raises ValueError naming a part whose bytes are not those that the manifest notes.
     """
-    snapshot = ledger.run.library.snapshot()
-    small = [part for path in snapshot.paths if not _is_full(part := _listed(ledger, path))]
+    before = len(ledger.run.library.parts())
     seen: set[str] = set()
-    for group in _groups(small):
+    for group in _groups(_small(ledger)):
         if len(group) > 1:
             _join(ledger, group, seen)
     ledger.publish()
     _forget(ledger, grace_seconds)
-    return len(snapshot.paths), len(ledger.run.library.parts())
+    return before, len(ledger.run.library.parts())
+
+
+def compact_after_job(ledger: Ledger) -> None:
+    """What a driver does when its job is done: joins the small parts where there are many. Without room on the disk
+    for both the old and the new ones they stay apart, which is printed."""
+    if len(_small(ledger)) < MANY_PARTS:
+        return
+    try:
+        before, after = compact(ledger)
+        print(f"library: {before} parts became {after}", flush=True)
+    except OSError as error:
+        print(f"warning: the library's parts could not be joined ({told(error)}); compact.py does it later", flush=True)
+
+
+def forget_after_job(ledger: Ledger) -> None:
+    """Removes what `compact_after_job` replaced; waits for the short grace time where it is not over."""
+    replaced = ledger.manifest.replaced.values()
+    if replaced:
+        age = datetime.now(UTC) - datetime.fromisoformat(max(replaced))
+        time.sleep(min(max(JOB_GRACE_SECONDS - age.total_seconds(), 0.0), JOB_GRACE_SECONDS))
+        _forget(ledger, JOB_GRACE_SECONDS)
+
+
+def _small(ledger: Ledger) -> list[Part]:
+    """The parts that count and are not full, in their order."""
+    return [part for path in ledger.run.library.parts() if not _is_full(part := _listed(ledger, path))]
 
 
 def _listed(ledger: Ledger, path: AnyPath) -> Part:
-    return ledger.manifest.parts[path.name]
+    """What the manifest says of a part; it lacks what an actor committed that the driver took for dead."""
+    return ledger.manifest.parts.get(path.name) or describe_part(path)
 
 
 def _is_full(part: Part) -> bool:
@@ -80,7 +110,7 @@ def _join(ledger: Ledger, group: list[Part], seen: set[str]) -> None:
         ledger.add(commit_part(folder, rows, part_name(ledger.epoch, 0, [row["scene_id"] for row in rows])))
     now = datetime.now(UTC).isoformat()
     for part in group:
-        del ledger.manifest.parts[part.name]
+        ledger.manifest.parts.pop(part.name, None)
         ledger.manifest.replaced[part.name] = now
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,8 @@ from scaling.library.fitted_scenes import PLANES, SCHEMA
 from scaling.library.manifest import Manifest, manifest_bytes, read_manifest
 from scaling.library.parts import Part, is_part, order, read_part, read_scenes
 from scaling.storage import AnyPath
+
+TRIES = 3  # of reading: compaction may have joined parts and taken them away meanwhile
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Library:
 
     def snapshot(self) -> Snapshot:
         """What counts now. ValueError names a manifest that cannot be read."""
-        for _ in range(3):  # compaction may have published another manifest and removed parts of this one
+        for _ in range(TRIES):
             manifest = read_manifest(self.folder)
             there = {path.name: path for path in (self.folder / "parts").glob("part-*.parquet") if is_part(path.name)}
             missing = sorted(manifest.parts.keys() - there)
@@ -55,12 +57,20 @@ class Library:
         """Rows of all scenes; by default every column but the planes. Raises ValueError naming a damaged part."""
         columns = list(columns or [name for name in SCHEMA.names if name not in PLANES])
         read = list(dict.fromkeys(["scene_id", *columns]))
-        tables = [read_part(path, read) for path in self.parts()]
+        tables = self._tables(read)
         table = pa.concat_tables(tables) if tables else pa.schema([SCHEMA.field(n) for n in read]).empty_table()
         first: dict[str, int] = {}
         for index, scene_id in enumerate(table["scene_id"].to_pylist()):
             first.setdefault(scene_id, index)
         return table.take(pa.array(list(first.values()), pa.int64())).select(columns)
+
+    def _tables(self, columns: Sequence[str], tries: int = TRIES) -> list[pa.Table]:
+        try:
+            return [read_part(path, columns) for path in self.parts()]
+        except FileNotFoundError:
+            if tries == 1:
+                raise
+            return self._tables(columns, tries - 1)
 
     def stages(self) -> dict[str, int]:
         """The committed scenes, each with the stage that fitted it. Of parts that the manifest lists none is opened."""
@@ -93,17 +103,22 @@ class Library:
         """All rows, a few in memory at a time."""
         yield from self._find(self.ids())
 
-    def _find(self, ids: Sequence[str]) -> Iterator[dict[str, Any]]:
+    def _find(self, ids: Collection[str], tries: int = TRIES) -> Iterator[dict[str, Any]]:
         wanted = set(ids)
         snapshot = self.snapshot()
-        for path in snapshot.paths:
-            part = snapshot.listed(path)
-            if part and wanted.isdisjoint(part.scene_ids):
-                continue
-            for row in read_scenes(path, frozenset(wanted)):
-                if row["scene_id"] in wanted:
-                    wanted.discard(row["scene_id"])
-                    yield row
+        try:
+            for path in snapshot.paths:
+                part = snapshot.listed(path)
+                if part and wanted.isdisjoint(part.scene_ids):
+                    continue
+                for row in read_scenes(path, frozenset(wanted)):
+                    if row["scene_id"] in wanted:
+                        wanted.discard(row["scene_id"])
+                        yield row
+        except FileNotFoundError:  # the rest is in the joined parts
+            if tries == 1:
+                raise
+            yield from self._find(wanted, tries - 1)
 
     def num_bytes(self, stage: int) -> int:
         """Bytes on disk of the parts that hold scenes of a stage; of stage 2 also those of the cohorts' own copies and

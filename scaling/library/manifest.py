@@ -75,7 +75,7 @@ def read_manifest(library: AnyPath) -> Manifest:
 def publish(library: AnyPath, manifest: Manifest) -> None:
     """Writes a manifest, whole or not at all; older ones go."""
     path = library / "manifests" / f"manifest-{manifest.epoch:06d}-{manifest.number:06d}.json"
-    commit_file(path, manifest.model_dump_json(indent=1).encode())
+    commit_file(path, manifest.model_dump_json().encode())
     for old in _paths(library)[:-KEPT]:
         old.unlink(missing_ok=True)
 
