@@ -10,9 +10,11 @@ import torch
 from scaling.cameras import Rays, look_at_origin, normalised_intrinsics, pixel_rays
 from scaling.data.scenes import SceneViews
 from scaling.models.box import CELLS, Box, cell_numbers
-from scaling.training.space import MARGIN, measure_box
+from scaling.training.space import measure_box
 from scaling.training.workers import Workers
 
+LATENT_SIZE = 32
+PIXEL = 1.3 / 1.02 / LATENT_SIZE  # world units that a latent pixel is wide at the origin: 0.04
 SIDES = torch.tensor([0.5, 0.2, 0.3])  # of the object, half of them
 
 
@@ -34,15 +36,15 @@ def box() -> Box:
     measured = Box(None)
     moved = torch.tensor([0.0, 0.0, 0.1])
     scenes = [box_views(-SIDES, SIDES), box_views(-SIDES + moved, SIDES + moved)]
-    measure_box(measured, scenes, Workers())
+    measure_box(measured, scenes, LATENT_SIZE, Workers())
     return measured
 
 
 def test_the_box_holds_every_object_and_little_more(box):
     low, high = box.corners
-    assert (low <= -SIDES - 0.5 * MARGIN).all() and (low >= -SIDES - 0.1).all()
+    assert (low <= -SIDES - 0.5 * PIXEL).all() and (low >= -SIDES - 0.1).all()
     top = SIDES + torch.tensor([0.0, 0.0, 0.1])
-    assert (high >= top + 0.5 * MARGIN).all() and (high <= top + 0.1).all()
+    assert (high >= top + 0.5 * PIXEL).all() and (high <= top + 0.1).all()
 
 
 def test_rays_are_sampled_where_something_can_be(box):
@@ -81,11 +83,11 @@ def test_cells_and_coordinates_of_the_box():
 def test_without_a_white_background_nothing_is_carved(tiny_scenes):
     grey = dataclasses.replace(tiny_scenes[0], images=torch.full_like(tiny_scenes[0].images, 0.5))
     box = Box(None)
-    measure_box(box, [grey], Workers())
+    measure_box(box, [grey], LATENT_SIZE, Workers())
     assert box.filled.float().mean() > 0.5 and ((box.corners[1] - box.corners[0]) > 1.2).all()
 
 
 def test_a_box_with_a_side_is_not_measured(tiny_scenes):
     box = Box(1.5)
-    measure_box(box, tiny_scenes, Workers())
+    measure_box(box, tiny_scenes, LATENT_SIZE, Workers())
     assert not box.state_dict() and str(box) == "the box of side 1.5 around the origin"

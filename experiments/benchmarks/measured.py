@@ -116,7 +116,7 @@ def render_as_default(shared: SharedModel, samples: int, scenes: Sequence[SceneV
     """A published model, sampled as `default` samples, where the objects of `scenes` are; its planes still span their
     box. In place."""
     bounds = Box(None)
-    measure_box(bounds, scenes, Workers())
+    measure_box(bounds, scenes, shared.latent_size, Workers())
     shared.renderer = TightRenderer(shared.renderer, bounds, samples)
     return shared
 

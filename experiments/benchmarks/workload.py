@@ -38,7 +38,9 @@ def untrained_model(
         shared.adapt_decoder()
         shared.add_student()
     cars = [embedded_scene(scene_id, settings.data.image_size, 8) for scene_id in embedded_ids(2)]
-    measure_box(shared.renderer.box, cars, Workers())  # how many rays of a view are sampled does change it
+    measure_box(
+        shared.renderer.box, cars, shared.latent_size, Workers()
+    )  # how many rays of a view are sampled does change it
     return shared.to(device).requires_grad_(False).eval()
 
 

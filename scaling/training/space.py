@@ -17,13 +17,14 @@ from scaling.models.box import CELLS, Box
 from scaling.training.workers import Workers
 
 SEARCHED = torch.tensor([[-0.8] * 3, [0.8] * 3])  # what cameras at distance 1.3 see of the world (method: 0.5 to 2.1)
-MARGIN = 0.04  # world units around the hulls: about half a latent pixel, which shows an edge that is beside it
+MARGIN = 1.0  # latent pixels around the hulls, as an encoder shows an edge in the pixels beside it, too
 WHITE = 254 / 255  # what files that were compressed or resized still show of a white background
 
 
 @torch.no_grad()
-def measure_box(box: Box, scenes: Sequence[SceneViews], workers: Workers) -> None:
-    """Sets the corners and cells of a `box` that is to be measured, in place; any other stays as it is.
+def measure_box(box: Box, scenes: Sequence[SceneViews], latent_size: int, workers: Workers) -> None:
+    """Sets the corners and cells of a `box` that is to be measured, in place; any other stays as it is. latent_size:
+    pixels a side of a latent image.
 
     Twice the same: over all that is searched, for the corners, then inside of them. Where the background is not white
     nothing can be carved, and the box is all that the views see. Every worker must call it.
@@ -31,13 +32,22 @@ def measure_box(box: Box, scenes: Sequence[SceneViews], workers: Workers) -> Non
     if box.side is not None:
         return
     filled = _filled(SEARCHED, scenes, workers)
+    margin = MARGIN * _view_width(scenes, workers) / latent_size
     if filled.any():
         cell = (SEARCHED[1] - SEARCHED[0]) / CELLS
         at = filled.nonzero()
         low, high = at.amin(0), at.amax(0) + 1
-        box.corners.copy_(torch.stack([SEARCHED[0] + low * cell - MARGIN, SEARCHED[0] + high * cell + MARGIN]))
-        corners = box.corners.cpu()
-        box.filled.copy_(_widened(_filled(corners, scenes, workers), MARGIN / ((corners[1] - corners[0]) / CELLS)))
+        corners = torch.stack([SEARCHED[0] + low * cell - margin, SEARCHED[0] + high * cell + margin])
+        box.corners.copy_(corners)
+        box.filled.copy_(_widened(_filled(corners, scenes, workers), margin * CELLS / (corners[1] - corners[0])))
+
+
+def _view_width(scenes: Sequence[SceneViews], workers: Workers) -> float:
+    """How much of the world an image shows from side to side at the origin's distance, world units; mean over views."""
+    widths = [views.cam2world[:, :3, 3].norm(dim=1) / views.intrinsics[:, 0, 0] for views in scenes]
+    every = torch.cat([torch.zeros(0), *widths])
+    total, count = workers.sum(torch.tensor([every.sum().item(), len(every)], device=workers.device)).tolist()
+    return total / count
 
 
 def _filled(corners: Tensor, scenes: Sequence[SceneViews], workers: Workers) -> Tensor:

@@ -48,7 +48,7 @@ class Stage1(Phases):
         shared = SharedModel(settings).to(workers.device)
         self.scene_ids = list(scene_ids)
         self.views = list(scenes)
-        measure_box(shared.renderer.box, self.views, workers)
+        measure_box(shared.renderer.box, self.views, shared.latent_size, workers)
         super().__init__(
             settings,
             shared,
