@@ -222,6 +222,12 @@ class Stage2Phase(Phase):
 
     items_per_step: Positive | None = None
     """Mode cohort: items (whole views, or scenes where rays_per_item is set) in a step; null: as many as scenes."""
+    check_every: Positive | None = None
+    """Mode frozen, random rays: steps between looks at two training views that are held out. A scene that is hardly
+    better than at the look before ends: its rates fall by lr_cosine_to within decay_steps, and it leaves the batch;
+    null: every scene takes all steps, and lr_cosine_to spans all of them."""
+    decay_steps: Positive = 150
+    """Steps in which the rates of a scene fall that ends; the last ones of all steps at the latest."""
     through: Literal["student", "decoder"] = "student"
     """Mode frozen: what loss.rgb decodes with; the decoder too where the shared model has no student. Mode cohort: the
     decoder."""
@@ -232,6 +238,8 @@ class Stage2Phase(Phase):
             raise ValueError("stage 2 never moves the encoder: lr.encoder and loss.autoencoder must be 0")
         if self.lr.student or self.loss.student:
             raise ValueError("stage 2 never moves the student: lr.student and loss.student must be 0")
+        if self.check_every is not None and self.rays_per_item is None:
+            raise ValueError("check_every needs rays_per_item: whole views are fitted without looks at held-out ones")
         if self.num_epochs and not (self.lr.micro_planes or self.lr.coefs):
             raise ValueError("lr: micro_planes or coefs must be above 0, or nothing of a scene moves")
         return self
@@ -332,7 +340,8 @@ class Stage2(Section):
     cohort_size: Positive | None = 64
     """Mode cohort: scenes of a cohort, fixed chunks of the scenes' order; null: one cohort of all."""
     latent: Stage2Phase = Stage2Phase(
-        steps_per_epoch=650,
+        steps_per_epoch=600,
+        check_every=50,
         rays_per_item=64,
         loss=LossWeights(latent=1.0),
         lr=Rates(field=1e-3, base_planes=1e-3, micro_planes=4e-2, coefs=4e-2),

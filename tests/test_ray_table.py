@@ -34,7 +34,7 @@ def test_a_batch_is_what_the_scenes_hold(shared, scenes):
     table = RayTable(shared, scenes)
     uniforms = torch.rand(2, 7, 1 + shared.renderer.uniforms_per_ray)
     uniforms[1, :3, 0] = torch.tensor([0.0, 0.35, 1 - 2**-24])  # of ten rays: the first, the fourth, the last
-    batch = table.batch(uniforms)
+    batch = table.batch(uniforms, torch.arange(2))
     for row, scene in enumerate(scenes):
         at = scene.hits[(uniforms[row, :, 0] * len(scene.hits)).long().clamp(max=len(scene.hits) - 1)]
         if row == 1:
@@ -51,17 +51,24 @@ def test_a_batch_is_what_the_scenes_hold(shared, scenes):
 
 def test_what_a_scene_gets_depends_on_its_stream_alone(shared, scenes):
     steps = STEPS_PER_DRAW + 2
-    alone = [
-        list(RayTable(shared, [scene]).batches([torch.Generator().manual_seed(i)], 3, steps))
-        for i, scene in enumerate(scenes)
-    ]
-    together = list(RayTable(shared, scenes).batches([torch.Generator().manual_seed(i) for i in range(2)], 3, steps))
-    assert len(together) == steps
-    for step in (0, 1, STEPS_PER_DRAW, steps - 1):
-        for row in range(2):
-            assert torch.equal(together[step].latents[row], alone[row][step].latents[0])
-            assert torch.equal(together[step].uniforms[row], alone[row][step].uniforms[0])
-    assert not torch.equal(together[0].uniforms, together[1].uniforms)
+    generators = [lambda: torch.Generator().manual_seed(0), lambda: torch.Generator().manual_seed(1)]
+    table = RayTable(shared, scenes)
+    together = list(table.draws([make() for make in generators], 3, steps))
+    assert len(together) == steps and not torch.equal(together[0], together[1])
+    for row, make in enumerate(generators):
+        alone = RayTable(shared, scenes[row : row + 1])
+        for step, uniforms in enumerate(alone.draws([make()], 3, steps)):
+            assert torch.equal(uniforms[0], together[step][row])
+        found = table.batch(uniforms, torch.tensor([row]))
+        assert torch.equal(found.latents, alone.batch(uniforms, torch.tensor([0])).latents)
+
+
+def test_every_ray_of_the_table(shared, scenes):
+    table, rows = RayTable(shared, scenes), torch.tensor([1, 0])
+    batch, real = table.every_ray(rows), table.real(rows)
+    assert real.sum(1).tolist() == [10, len(scenes[0].hits)]
+    torch.testing.assert_close(batch.latents[0][real[0]], scenes[1].latents[scenes[1].hits], rtol=0, atol=0)
+    assert batch.pixels[1].tolist() == (scenes[0].hits % shared.latent_size**2).tolist()
 
 
 def test_a_scene_that_was_not_encoded_is_named(shared, scenes):

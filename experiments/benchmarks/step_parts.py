@@ -35,10 +35,11 @@ def latent_parts(
     """ms of the parts of a step of 2a."""
     laps, (params, optimiser) = Laps(shared.device), start(shared, len(ready))
     streams = [stream(0, row) for row in range(len(ready))]
-    batches = RayTable(shared, ready).batches(streams, phase.rays_per_item or 0, repeats + 2)
+    table, rows = RayTable(shared, ready), torch.arange(len(ready), device=shared.device)
+    draws = table.draws(streams, phase.rays_per_item or 0, repeats + 2)
     for _ in range(repeats + 2):
         laps.start()
-        batch = next(batches)
+        batch = table.batch(next(draws), rows)
         laps.lap("make the batch")
         loss = _latent_loss(shared, batch, params, laps)
         _move(optimiser, loss, laps)

@@ -41,8 +41,9 @@ class RowAdam:
         return self.table[rows].requires_grad_()
 
     @torch.no_grad()
-    def step(self, rows: Tensor, grad: Tensor, lr: float) -> None:
-        """Moves `rows` (no duplicates) along their gradients [len(rows), …]."""
+    def step(self, rows: Tensor, grad: Tensor, lr: float | Tensor) -> None:
+        """Moves `rows` [N] (no duplicates) along their gradients [N, …]. lr: one for all, or (not `dense`) one a row,
+        [N]."""
         if self.dense:
             rows, grad = torch.arange(len(self.table)), torch.zeros_like(self.table).index_copy_(0, rows, grad)
         self.steps[rows] += 1
@@ -52,7 +53,8 @@ class RowAdam:
         # In double precision: in single, 1 - 0.999 ** count loses four digits at the first steps.
         count = self.steps[rows].double().view(-1, *[1] * (grad.dim() - 1))
         denominator = (second / (1 - BETAS[1] ** count).to(grad.dtype)).sqrt_().add_(EPSILON)
-        self.table[rows] -= (lr / (1 - BETAS[0] ** count)).to(grad.dtype) * first / denominator
+        rate = lr.view(count.shape) if isinstance(lr, Tensor) else lr
+        self.table[rows] -= (rate / (1 - BETAS[0] ** count)).to(grad.dtype) * first / denominator
 
 
 def shared_parts(shared: SharedModel) -> dict[str, list[nn.Parameter]]:

@@ -30,7 +30,6 @@ class RayTable:
         self.uniforms_per_ray = shared.renderer.uniforms_per_ray
         counts = [len(scene.hits) for scene in scenes]
         self.counts = torch.tensor(counts, device=shared.device, dtype=torch.float32)[:, None]
-        self.scene = torch.arange(len(scenes), device=shared.device)[:, None]
         self.numbers = torch.zeros(
             len(scenes), max(counts), 8 + shared.autoencoder.latent_channels, device=shared.device
         )
@@ -44,24 +43,37 @@ class RayTable:
             self.numbers[row, : len(at)] = torch.cat(parts, 1)
             self.pixels[row, : len(at)] = at % shared.latent_size**2
 
-    def batch(self, uniforms: Tensor) -> Batch:
-        """A ray for each row of uniforms [S, R, 1 + uniforms_per_ray] in [0, 1), whose first number chooses it."""
+    def batch(self, uniforms: Tensor, rows: Tensor) -> Batch:
+        """A ray for each row of uniforms [N, R, 1 + uniforms_per_ray] in [0, 1), whose first number chooses it, of the
+        scenes in `rows` [N]."""
         # A number just below 1 times a large count may round up to it.
-        chosen = (uniforms[..., 0] * self.counts).minimum(self.counts - 1).long()
-        origins, directions, near, far, latents = self.numbers[self.scene, chosen].split(
-            [3, 3, 1, 1, self.numbers.shape[2] - 8], -1
-        )
-        return Batch(
-            rays=Rays(origins, directions),
-            span=(near[..., 0], far[..., 0]),
-            pixels=self.pixels[self.scene, chosen],
-            uniforms=uniforms[..., 1:],
-            latents=latents,
-        )
+        counts = self.counts[rows]
+        chosen = (uniforms[..., 0] * counts).minimum(counts - 1).long()
+        return self._look_up(rows[:, None], chosen, uniforms[..., 1:])
 
-    def batches(self, streams: Sequence[torch.Generator], rays_per_item: int, steps: int) -> Iterator[Batch]:
-        """Batches for `steps` steps; what a scene gets depends on its own stream alone."""
+    def every_ray(self, rows: Tensor) -> Batch:
+        """All rays of the scenes in `rows` [N], without random numbers. Not all of them are `real`."""
+        return self._look_up(rows, slice(None), None)
+
+    def real(self, rows: Tensor) -> Tensor:
+        """Which places of the table hold rays of the scenes in `rows` [N]. [N, places], bool."""
+        return torch.arange(self.numbers.shape[1], device=rows.device) < self.counts[rows]
+
+    def draws(self, streams: Sequence[torch.Generator], rays_per_item: int, steps: int) -> Iterator[Tensor]:
+        """The numbers of `steps` batches, [S, rays_per_item, 1 + uniforms_per_ray] of all scenes; what one gets depends
+        on its own stream alone."""
         for start in range(0, steps, STEPS_PER_DRAW):
             size = (min(STEPS_PER_DRAW, steps - start), rays_per_item, 1 + self.uniforms_per_ray)
             drawn = torch.stack([torch.rand(size, generator=stream) for stream in streams], 1)
-            yield from (self.batch(uniforms) for uniforms in drawn.to(self.numbers.device))
+            yield from drawn.to(self.numbers.device)
+
+    def _look_up(self, rows: Tensor, places: Tensor | slice, uniforms: Tensor | None) -> Batch:
+        found = self.numbers[rows, places]
+        origins, directions, near, far, latents = found.split([3, 3, 1, 1, found.shape[-1] - 8], -1)
+        return Batch(
+            rays=Rays(origins, directions),
+            span=(near[..., 0], far[..., 0]),
+            pixels=self.pixels[rows, places],
+            uniforms=uniforms,
+            latents=latents,
+        )

@@ -21,7 +21,7 @@ from scaling.models.shared import SharedModel
 from scaling.models.triplanes import SceneParams
 from scaling.training.losses import Batch, item_losses, variation, weighted
 from scaling.training.optim import BETAS, EPSILON, check_ownership, lr_factor
-from scaling.training.ray_table import RayTable
+from scaling.training.ray_fit import fit_rays
 from scaling.training.scene_data import Item, TrainingScene, encode_scene, make_batch, prepare_scene
 from scaling.training.streams import stream
 
@@ -100,16 +100,15 @@ def run_phase(
     on_step: Callable[[str, int, float], None] | None,
 ) -> None:
     """Moves params (S scenes) in place through one phase, "latent" or "rgb"; see `fit_scenes` for on_step."""
+    if phase.rays_per_item:
+        fit_rays(shared, name, phase, ready, params, seed, on_step)
+        return
     optimiser = _scene_optimiser(phase, params)
     decode = shared.student if phase.through == "student" else None  # without one: the decoder
     steps_per_epoch = phase.steps_per_epoch or ready[0].num_views
     total = phase.num_epochs * steps_per_epoch
     streams = [stream(seed, name, scene.scene_id) for scene in ready]
-    if phase.rays_per_item:
-        batches = RayTable(shared, ready).batches(streams, phase.rays_per_item, total)
-    else:
-        batches = _view_batches(shared, phase, ready, streams, total)
-    for done, batch in enumerate(batches):
+    for done, batch in enumerate(_view_batches(shared, phase, ready, streams, total)):
         for group in optimiser.param_groups:
             group["lr"] = group["base_lr"] * lr_factor(phase, done // steps_per_epoch, done / total)
         loss = weighted(item_losses(shared, phase.loss, batch, params, decode), phase.loss).sum()

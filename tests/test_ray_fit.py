@@ -1,0 +1,93 @@
+"""When the scenes of a frozen fit on random rays end."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from scaling.config import Stage2Phase, make_settings, merge
+from scaling.models.shared import SharedModel
+from scaling.models.triplanes import SceneParams
+from scaling.training.ray_fit import HELD_OUT, Ends, fit_rays
+from scaling.training.scene_data import TrainingScene, encode_scene, prepare_scene
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def shared(tiny_values) -> SharedModel:
+    torch.manual_seed(0)
+    return SharedModel(make_settings(merge(tiny_values, {"representation": {"base_std": 0.5}}))).requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def scenes(shared, tiny_scenes) -> list[TrainingScene]:
+    ready = [prepare_scene(shared, views) for views in tiny_scenes[:3]]
+    for scene in ready:
+        encode_scene(shared, scene)
+    return ready
+
+
+def phase(rate: float, steps: int = 60, **over) -> Stage2Phase:
+    values = {"check_every": 5, "decay_steps": 7, "lr_cosine_to": 0.1, "loss": {"latent": 1.0}} | over
+    return Stage2Phase(steps_per_epoch=steps, rays_per_item=16, lr={"micro_planes": rate, "coefs": rate}, **values)
+
+
+def fitted(shared: SharedModel, scenes: list[TrainingScene], of: Stage2Phase) -> tuple[SceneParams, list[float]]:
+    params, losses = shared.start_params(len(scenes)), []
+    fit_rays(shared, "latent", of, scenes, params, 0, lambda name, step, loss: losses.append(loss))
+    return params, losses
+
+
+def test_scenes_that_stand_still_end(shared, scenes):
+    """At rates of nothing the second look finds no gain: 10 steps, and 7 for the rates to fall."""
+    assert len(fitted(shared, scenes, phase(1e-12))[1]) == 2 * 5 + 7
+    assert len(fitted(shared, scenes, phase(1e-12, steps=12))[1]) == 12
+    assert len(fitted(shared, scenes, phase(1e-12, check_every=None))[1]) == 60
+
+
+def test_scenes_that_gain_go_on(shared, scenes):
+    _, losses = fitted(shared, scenes, phase(2e-2))
+    assert len(losses) > 2 * 5 + 7 and sum(losses[-5:]) < 0.8 * sum(losses[:5])
+
+
+def test_rates_fall_from_where_a_scene_ends(shared, scenes):
+    settings = phase(1e-2)
+    ends = Ends(shared, settings, scenes, total=60)
+    assert ends.factors(settings, 0, 52).tolist() == [1.0, 1.0, 1.0], "the last 7 of 60 steps fall in any case"
+    ends.falls[1] = 20
+    found = ends.factors(settings, 0, 24)
+    by_hand = 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * 4 / 7))
+    torch.testing.assert_close(found, torch.tensor([1.0, by_hand, 1.0]))
+    ends.best[:] = 0.0  # whatever a look finds is worse
+    ends.look(shared.start_params(3), 25)
+    assert ends.falls == [25, 20, 25] and ends.moving.tolist() == [0, 1, 2]
+    ends.look(shared.start_params(3), 27)
+    assert ends.moving.tolist() == [0, 2], "seven steps after it began to fall"
+
+
+def test_nobody_trains_on_what_is_looked_at(shared, scenes):
+    views = shared.latent_size**2
+    ends = Ends(shared, phase(1e-2), scenes, total=60)
+    for before, trained in zip(scenes, ends.trained, strict=True):
+        used, all_views = set((trained.hits // views).tolist()), set((before.hits // views).tolist())
+        assert len(all_views - used) == HELD_OUT and used < all_views
+
+
+def test_a_scene_does_not_see_the_others(shared, scenes):
+    together, _ = fitted(shared, scenes, phase(1e-2, steps=40))
+    for row, scene in enumerate(scenes):
+        alone, _ = fitted(shared, [scene], phase(1e-2, steps=40))
+        torch.testing.assert_close(alone.micro_planes[0], together.micro_planes[row], rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(alone.coefs[0], together.coefs[row], rtol=1e-3, atol=1e-4)
+
+
+def test_few_views_are_all_trained_on(shared, tiny_scenes):
+    scene = prepare_scene(shared, tiny_scenes[0])
+    encode_scene(shared, scene)
+    scene.hits = scene.hits[: len(scene.hits) // 4]  # of the first view or two
+    ends = Ends(shared, phase(1e-2), [scene], total=60)
+    assert len(ends.trained[0].hits) == len(scene.hits)
+    assert len(fitted(shared, [scene], phase(1e-12))[1]) == 60
