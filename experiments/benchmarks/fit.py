@@ -24,10 +24,9 @@ from scaling.config import Settings, make_settings, merge
 from scaling.parsing import parse_json
 
 SCHEDULES = Path(__file__).with_name("fit.yaml")
-METHODS = ("paper", "default", "rgb_triplanes")
 REPEATS_AT = (10, 20, 30)  # epochs of the published 2a after which ours is fitted: side by side on a noisy machine
 POINTS = (*range(5, 100, 5), *range(100, 10_001, 50))  # steps at which our 2a is measured
-LEAST_RISE, LEAST_GAIN = 1.0, 0.2  # dB below which a ratio of times would say nothing
+LEAST_RISE = 1.0  # dB below which a ratio of times would say nothing
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -223,103 +222,10 @@ def own_model(folder: Path, settings: Settings, scenes: Sequence[Any]) -> dict[s
         "rgb": aligned,
         "psnr": test_point(shared, scenes, read, aligned.end.step, aligned.end.seconds).decoded,
         "views": ready[0].num_views,
+        "student": shared.student is not None and settings.stage2.rgb.through == "student",
         "bytes_per_scene": num_bytes,
         "autoencoder_psnr": autoencoder_ceiling(shared, scenes),
     }
-
-
-def speedup_2b(published: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
-    """Both gains are over the method's own 2a, read by the decoder as it was before 2b."""
-    gain = published["rgb"].end.decoded - published["latent"].end.unadapted
-    time = ours["rgb"].seconds_to("decoded", ours["latent"].end.unadapted + gain)
-    ratio = published["rgb"].end.seconds / time if time is not None and gain >= LEAST_GAIN else None
-    return {
-        "speedup_2b": ratio,
-        "paper_gain_2b_db": gain,
-        "default_gain_2b_db": ours["rgb"].end.decoded - ours["latent"].end.unadapted,
-        "paper_seconds_2b": published["rgb"].end.seconds,
-        "default_seconds_2b": time,
-    }
-
-
-def sd_size(
-    published: dict[str, Any], ours: dict[str, Any], settings: dict[str, Settings], scenes: int
-) -> dict[str, Any]:
-    """A scene's whole stage 2 with an autoencoder of Stable Diffusion's size: measured seconds a view by counted
-    views. The epochs of the published 2b are those of the preset, and those that were run."""
-    from sd_size import sd_seconds_per_view
-
-    each, views = sd_seconds_per_view(), ours["views"]
-    epochs = {"published": make_settings(read_preset("paper")).stage2.rgb.num_epochs}
-    epochs["run"] = settings["paper"].stage2.rgb.num_epochs
-    mine = views * each["encode"] + ours["latent"].end.seconds / scenes
-    mine += views * settings["default"].stage2.rgb.num_epochs * each["frozen"]
-    theirs = {
-        name: views * (each["encode"] + count * each["tuned"]) + published["latent"].end.seconds / scenes
-        for name, count in epochs.items()
-    }
-    return {
-        "speedup_stage2_sd": theirs["published"] / mine,
-        "speedup_stage2_sd_epochs_run": theirs["run"] / mine,
-        "sd_seconds_per_view": each,
-        "sd_seconds_per_scene": {**theirs, "default": mine},
-        "decoder_passes_paper": 3 * views * epochs["published"],
-        "decoder_passes_default": 2 * views * settings["default"].stage2.rgb.num_epochs,
-    }
-
-
-def table_text(figures: dict[str, Any]) -> str:
-    """The headline keys, and a row for each method, as Markdown."""
-    keys = (
-        "speedup_2a", "speedup_2b", "speedup_stage2_sd", "psnr_gain_db", "bytes_per_scene", "decoder_passes_paper",
-        "decoder_passes_default",
-    )  # fmt: skip
-    lines = ["| figure | value |", "|---|---|"]
-    for key in keys:
-        value = figures[key]
-        lines.append(f"| {key} | {'null' if value is None else f'{value:,.2f}'} |")
-    lines += [
-        "",
-        "| method | test PSNR | autoencoder | stage 1, CPU-s | stage 2, CPU-s/scene | bytes/scene |",
-        "|---" * 6 + "|",
-    ]
-    for name in METHODS:
-        row = figures["methods"][name]
-        lines.append(
-            f"| {name} | {row['psnr']:.2f} | {row['autoencoder_psnr']:.2f} | {row['stage1_cpu_seconds']:.0f} "
-            f"| {row['cpu_seconds_per_scene']:.1f} | {row['bytes_per_scene']:,.0f} |"
-        )
-    return "\n".join(lines)
-
-
-def methods_rows(
-    published: dict[str, Any],
-    own: dict[str, Any],
-    seconds: dict[str, float],
-    settings: dict[str, Settings],
-    scenes: int,
-) -> dict[str, Any]:
-    """Quality, CPU time and bytes of each method; own: those of `default` and `rgb_triplanes`."""
-    shape = settings["paper"].representation
-    planes = len(shape.plane_axes) * shape.micro_features * shape.resolution**2
-    fitting = published["latent"].end.seconds + published["rgb"].end.seconds
-    rows = {
-        "paper": {
-            "psnr": published["rgb"].end.decoded,
-            "autoencoder_psnr": own["default"]["autoencoder_psnr"],
-            "cpu_seconds_per_scene": (fitting + own["default"]["encode_seconds"]) / scenes,
-            "bytes_per_scene": 4 * (planes + shape.num_base_planes),
-        }
-    }
-    for name, run in own.items():
-        fitting = run["latent"].end.seconds + (run["rgb"].end.seconds if run["rgb"] is not run["latent"] else 0.0)
-        rows[name] = {
-            "psnr": run["psnr"],
-            "autoencoder_psnr": run["autoencoder_psnr"],
-            "cpu_seconds_per_scene": (fitting + run["encode_seconds"]) / scenes,
-            "bytes_per_scene": run["bytes_per_scene"],
-        }
-    return {name: {**row, "stage1_cpu_seconds": seconds[name]} for name, row in rows.items()}
 
 
 def plain(value: Any) -> Any:
@@ -331,6 +237,7 @@ def main() -> int:
     arguments = make_parser().parse_args()
 
     import torch
+    from fit_figures import METHODS, methods_rows, sd_size, speedup_2b, table_text
 
     from scaling.data.scene_source import SourceSpec, choose_ids
     from scaling.data.scenes import views_from_row
