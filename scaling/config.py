@@ -450,6 +450,7 @@ def as_noted(values: dict[str, Any]) -> dict[str, Any]:
         "representation": {"box_side": 1.05},
         "rendering": {"background": "white"},
         "stage1": {"distil": {"num_epochs": 0}},
+        "stage2": {"latent": {"check_every": None}},
     }
     return merge(before, values)
 

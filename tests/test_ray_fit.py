@@ -44,7 +44,7 @@ def fitted(shared: SharedModel, scenes: list[TrainingScene], of: Stage2Phase) ->
 def test_scenes_that_stand_still_end(shared, scenes):
     """At rates of nothing the second look finds no gain: 10 steps, and 7 for the rates to fall."""
     assert len(fitted(shared, scenes, phase(1e-12))[1]) == 2 * 5 + 7
-    assert len(fitted(shared, scenes, phase(1e-12, steps=12))[1]) == 12
+    assert len(fitted(shared, scenes, phase(1e-12, steps=12))[1]) == 12, "too short to look"
     assert len(fitted(shared, scenes, phase(1e-12, check_every=None))[1]) == 60
 
 

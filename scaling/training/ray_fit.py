@@ -71,8 +71,10 @@ class Ends:
 
     def __init__(self, shared: SharedModel, phase: Stage2Phase, ready: Sequence[TrainingScene], total: int) -> None:
         self.shared, self.total = shared, total
-        self.check_every, self.decay_steps = phase.check_every, min(phase.decay_steps, total)
-        split = [_split(scene, shared.latent_size**2) for scene in ready] if phase.check_every else []
+        self.check_every, self.decay_steps = phase.check_every, phase.decay_steps
+        if self.check_every and total <= self.check_every + self.decay_steps:
+            self.check_every = None  # too short for a look that could end anything
+        split = [_split(scene, shared.latent_size**2) for scene in ready] if self.check_every else []
         self.trained = [trained for trained, _ in split] or list(ready)
         self.held_out = RayTable(shared, [held for _, held in split]) if split else None
         self.rows = list(range(len(ready)))
