@@ -54,7 +54,7 @@ class Representation(Section):
     """F_mac: features of the base planes, which all scenes share."""
     num_base_planes: SizeOrZero = 16
     """M: number of base tri-planes; a scene has one coefficient for each."""
-    resolution: Annotated[int, Field(ge=2, le=4096)] = 32
+    resolution: Annotated[int, Field(ge=2, le=4096)] = 20
     """K: side of a plane in texels."""
     plane_axes: Annotated[list[PlaneAxes], Field(min_length=1, max_length=6)] = ["xy", "xz", "yz"]
     """World axes along the width and height of each plane."""
@@ -86,7 +86,7 @@ class Rendering(Section):
     """AboveZero along a ray at which the first stratum of samples starts; null: where the ray enters the box."""
     far: AboveZero | None = None
     """AboveZero at which the last stratum ends; null: where the ray leaves the box."""
-    samples: Annotated[int, Field(ge=2, le=4096)] = 24
+    samples: Annotated[int, Field(ge=2, le=4096)] = 12
     """Stratified samples a ray."""
     importance_samples: SizeOrZero = 0
     """Samples a ray drawn from the weights of a first pass; 0: one pass only."""
@@ -273,11 +273,12 @@ class Stage1(Section):
         num_epochs=10,
         steps_per_epoch=500,
         items_per_step=8,
-        loss=LossWeights(latent=1.0, rgb=1.0, autoencoder=0.1),
+        loss=LossWeights(latent=1.0, autoencoder=0.3),
         lr=Rates(encoder=1e-4, decoder=1e-4, field=1e-4, base_planes=1e-3, micro_planes=1e-3, coefs=1e-3),
         lr_cosine_to=0.1,
     )
-    """Phase 1b: everything, the autoencoder included: the latent space becomes 3D-aware."""
+    """Phase 1b: everything, the autoencoder included: the latent space becomes 3D-aware. To read rendered latents is
+    left to 1c, so that the autoencoder stays a good one of images, and a step takes half the time."""
     adapt: Stage1Phase = Stage1Phase(
         num_epochs=10,
         steps_per_epoch=500,
@@ -349,14 +350,14 @@ class Stage2(Section):
     )
     """Phase 2a: micro planes and coefs against the encoded training views."""
     rgb: Stage2Phase = Stage2Phase(
-        num_epochs=2,
+        num_epochs=1,
         items_per_step=8,
         loss=LossWeights(rgb=1.0),
         lr=Rates(decoder=5e-4, field=1e-3, base_planes=1e-3, micro_planes=2e-3, coefs=2e-3),
         lr_cosine_to=0.1,
     )
     """Phase 2b: the same through the decoder, against the training images."""
-    micro_dtype: Literal["float32", "float16", "int8", "int4"] = "float16"
+    micro_dtype: Literal["float32", "float16", "int8", "int4"] = "int4"
     """How a library stores micro planes; int8 and int4 have one scale per plane and channel."""
     start: Literal["mean", "random"] = "mean"
     """A scene starts at stage 1's mean coefs and zero micro planes, or (published) drawn as stage 1's scenes were, and

@@ -54,17 +54,26 @@ def method_settings(method: str, autoencoder: Path | None) -> Settings:
 
 def stage1_folder(out: Path, settings: Settings, spec: Any, ids: list[str]) -> Path:
     """The folder under `out` that is named by the settings, the store and the scenes, trained if it is not yet."""
-    from variants import settings_key, train
+    from variants import settings_key
 
-    job = json.dumps([settings_key(settings), asdict(spec), ids])
-    folder = out / hashlib.sha256(job.encode()).hexdigest()[:12]
-    train(settings, spec, ids, folder)
-    return folder.absolute()
+    return _trained(out, [settings_key(settings)], settings, spec, ids)
 
 
 def autoencoder_folder(out: Path, spec: Any, ids: list[str]) -> Path:
-    """The one autoencoder, a diffusers folder."""
-    return stage1_folder(out, method_settings("autoencoder", None), spec, ids) / "autoencoder"
+    """The one autoencoder, a diffusers folder; named by what shapes an autoencoder alone."""
+    settings = method_settings("autoencoder", None)
+    parts = (settings.data, settings.autoencoder, settings.stage1.autoencoder)
+    shaping = [settings.seed, *(part.model_dump() for part in parts)]
+    return _trained(out, shaping, settings, spec, ids) / "autoencoder"
+
+
+def _trained(out: Path, shaping: list[Any], settings: Settings, spec: Any, ids: list[str]) -> Path:
+    from variants import train
+
+    job = json.dumps([shaping, asdict(spec), ids])
+    folder = out / hashlib.sha256(job.encode()).hexdigest()[:12]
+    train(settings, spec, ids, folder)
+    return folder.absolute()
 
 
 def published_stage2(
