@@ -75,9 +75,10 @@ def test_cells_and_coordinates_of_the_box():
     inside = box.into(Rays(torch.tensor([[0.0, 1.0, 1.0]]), torch.tensor([[1.0, 1.0, 1.0]])))
     torch.testing.assert_close(inside.origins, torch.tensor([[0.0, 1.0, -0.5]]))
     torch.testing.assert_close(inside.directions, torch.tensor([[1.0, 2.0, 0.5]]))
-    last = CELLS - 1
-    assert cell_numbers(torch.tensor([[-1.0, -1.0, -0.999], [1.0, 1.0, 1.0]])).tolist() == [0, CELLS**3 - 1]
-    assert cell_numbers(torch.tensor([-1.0, -1.0, 0.999])).item() == last
+    diagonal = Rays(torch.tensor([[-1.0, -1.0, -1.0]]), torch.tensor([[0.0, 0.0, 1.0]]))
+    assert cell_numbers(diagonal, torch.tensor([[0.0, 1.99]])).tolist() == [[0, CELLS - 1]]
+    diagonal = Rays(torch.tensor([[-1.0, -1.0, -1.0]]), torch.tensor([[1.0, 1.0, 1.0]]))
+    assert cell_numbers(diagonal, torch.tensor([[1.99, 2.5]])).tolist() == [[CELLS**3 - 1] * 2]
 
 
 def test_without_a_white_background_nothing_is_carved(tiny_scenes):

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from scaling.config import Stage2Phase, make_settings, merge
+from scaling.data.synthetic import embedded_ids, embedded_scene
 from scaling.models.shared import SharedModel
 from scaling.models.triplanes import SceneParams
-from scaling.training.ray_fit import HELD_OUT, Ends, fit_rays
+from scaling.training.ray_fit import HELD_OUT, LEAST_VIEWS, RAYS_LOOKED_AT, Ends, _split, fit_rays
 from scaling.training.scene_data import TrainingScene, encode_scene, prepare_scene
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -23,8 +24,9 @@ def shared(tiny_values) -> SharedModel:
 
 
 @pytest.fixture(scope="module")
-def scenes(shared, tiny_scenes) -> list[TrainingScene]:
-    ready = [prepare_scene(shared, views) for views in tiny_scenes[:3]]
+def scenes(shared) -> list[TrainingScene]:
+    """Three cars of 12 views, one of them a test view."""
+    ready = [prepare_scene(shared, embedded_scene(scene_id, 16, 12)) for scene_id in embedded_ids(3)]
     for scene in ready:
         encode_scene(shared, scene)
     return ready
@@ -57,7 +59,7 @@ def test_rates_fall_from_where_a_scene_ends(shared, scenes):
     settings = phase(1e-2)
     ends = Ends(shared, settings, scenes, total=60)
     assert ends.factors(settings, 0, 52).tolist() == [1.0, 1.0, 1.0], "the last 7 of 60 steps fall in any case"
-    ends.falls[1] = 20
+    ends.falls[1] = ends.falls_there[1] = 20
     found = ends.factors(settings, 0, 24)
     by_hand = 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * 4 / 7))
     torch.testing.assert_close(found, torch.tensor([1.0, by_hand, 1.0]))
@@ -87,7 +89,15 @@ def test_a_scene_does_not_see_the_others(shared, scenes):
 def test_few_views_are_all_trained_on(shared, tiny_scenes):
     scene = prepare_scene(shared, tiny_scenes[0])
     encode_scene(shared, scene)
-    scene.hits = scene.hits[: len(scene.hits) // 4]  # of the first view or two
+    assert scene.num_views < LEAST_VIEWS
     ends = Ends(shared, phase(1e-2), [scene], total=60)
     assert len(ends.trained[0].hits) == len(scene.hits)
     assert len(fitted(shared, [scene], phase(1e-12))[1]) == 60
+
+
+def test_a_look_at_large_images_is_at_some_of_their_rays(shared):
+    scene = prepare_scene(shared, embedded_scene("car-00000", 16, 12))
+    scene.hits = torch.arange(12 * 1000)
+    trained, held = _split(scene, rays_per_view=1000)
+    assert len(held.hits) == RAYS_LOOKED_AT and len(trained.hits) == 10_000
+    assert held.hits.min() == 3000 and held.hits.max() == 7999, "of views 3 and 7"

@@ -203,12 +203,13 @@ def same_model(
     target = published["latent"].end.latent
     times = [curve.seconds_to("latent", target) for curve in curves]
     rise = target - published["start"].latent
-    reached = [time for time in times if time is not None]
-    ratio = published["latent"].end.seconds / median(reached) if len(reached) == len(times) else None
+    reached = [time for time in times if time]  # a start that is there already would be no fit
+    theirs = published["latent"].seconds_to("latent", target)
+    ratio = theirs / median(reached) if theirs and len(reached) == len(times) else None
     return {
         "speedup_2a": ratio if rise >= LEAST_RISE else None,
         "paper_rise_2a_db": rise,
-        "paper_seconds_2a": published["latent"].end.seconds,
+        "paper_seconds_2a": theirs,
         "default_seconds_2a": times,
         "published": published,
         "curves": curves,

@@ -12,15 +12,19 @@ LEAST_GAIN = 0.2  # dB below which a ratio of times would say nothing
 
 
 def speedup_2b(published: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
-    """Both gains are over the method's own 2a, read by the decoder as it was before 2b."""
-    gain = published["rgb"].end.decoded - published["latent"].end.unadapted
+    """Both gains are over the method's own 2a, read by the decoder as 1b left it. What our decoder gained in 1c is paid
+    in stage 1 and comes with the first batch that it decodes; what moving the scenes adds to it is told apart."""
+    end = published["rgb"].end.decoded
+    gain = end - published["latent"].end.unadapted
     time = ours["rgb"].seconds_to("decoded", ours["latent"].end.unadapted + gain)
-    ratio = published["rgb"].end.seconds / time if time is not None and gain >= LEAST_GAIN else None
+    theirs = published["rgb"].seconds_to("decoded", end)
+    first = ours["rgb"].points[0]
     return {
-        "speedup_2b": ratio,
+        "speedup_2b": theirs / time if time and gain >= LEAST_GAIN else None,
         "paper_gain_2b_db": gain,
         "default_gain_2b_db": ours["rgb"].end.decoded - ours["latent"].end.unadapted,
-        "paper_seconds_2b": published["rgb"].end.seconds,
+        "default_gain_2b_over_adapted_db": ours["rgb"].end.decoded - first.decoded,
+        "paper_seconds_2b": theirs,
         "default_seconds_2b": time,
     }
 
@@ -56,7 +60,8 @@ def sd_size(
 def table_text(figures: dict[str, Any]) -> str:
     """The headline keys, and a row for each method, as Markdown."""
     keys = (
-        "speedup_2a", "speedup_2b", "speedup_stage2_sd", "psnr_gain_db", "bytes_per_scene", "decoder_passes_paper",
+        "speedup_2a", "speedup_2b", "paper_gain_2b_db", "default_gain_2b_db", "default_gain_2b_over_adapted_db",
+        "speedup_stage2_sd", "speedup_stage2_sd_epochs_run", "psnr_gain_db", "bytes_per_scene", "decoder_passes_paper",
         "decoder_passes_default",
     )  # fmt: skip
     lines = ["| figure | value |", "|---|---|"]

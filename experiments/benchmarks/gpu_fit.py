@@ -81,6 +81,8 @@ def part_actions(shared: Any, scenes: Sequence[Any], settings: Settings) -> dict
         chosen = getattr(settings.stage2, name)
         if steps:
             chosen = chosen.model_copy(update={"num_epochs": 1, "steps_per_epoch": steps})
+        if name == "latent":
+            chosen = chosen.model_copy(update={"check_every": None})  # every scene takes all steps that are counted
         run_phase(shared, name, chosen, ready, params, settings.seed, None)
 
     def encode() -> None:

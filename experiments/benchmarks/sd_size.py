@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from statistics import median
 
 import torch
 from torch import Tensor
@@ -51,8 +52,11 @@ def _no_grad(function: Callable[[Tensor], Tensor], tensor: Tensor) -> None:
 
 
 def _seconds(action: Callable[[], None]) -> float:
-    """The second of two calls: the first one warms up."""
+    """The median of three calls after one that warms up."""
     action()
-    start = time.process_time()
-    action()
-    return time.process_time() - start
+    times = []
+    for _ in range(3):
+        start = time.process_time()
+        action()
+        times.append(time.process_time() - start)
+    return median(times)

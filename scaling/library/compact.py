@@ -43,13 +43,14 @@ def compact(ledger: Ledger, grace_seconds: float = GRACE_SECONDS) -> tuple[int, 
 def compact_after_job(ledger: Ledger) -> None:
     """What a driver does when its job is done: joins the small parts where there are many. Without room on the disk
     for both the old and the new ones they stay apart, which is printed."""
-    if len(_small(ledger)) < MANY_PARTS:
-        return
     try:
+        if len(_small(ledger)) < MANY_PARTS:
+            return
         before, after = compact(ledger)
         print(f"library: {before} parts became {after}", flush=True)
-    except OSError as error:
-        print(f"warning: the library's parts could not be joined ({told(error)}); compact.py does it later", flush=True)
+    except (OSError, ValueError) as error:
+        why = told(error) if isinstance(error, OSError) else error
+        print(f"warning: the library's parts could not be joined ({why}); compact.py does it later", flush=True)
 
 
 def forget_after_job(ledger: Ledger) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from scaling.cameras import Rays
 
 CELLS = 48  # a side, whatever the cuboid's proportions
+RAYS_AT_ONCE = 1 << 14  # looked up together, which bounds the memory that takes
 STEPS = 64  # cells that a ray's way through the box is looked up in; its part of a cell is then about as long as one
 
 
@@ -48,11 +49,20 @@ class Box(nn.Module):
         near, far, hit = _slabs(inside)
         if self.side is not None:
             return near, far, hit
+        flat = Rays(inside.origins.reshape(-1, 3), inside.directions.reshape(-1, 3))
+        parts = [
+            self._filled_part(flat[part], near.flatten()[part], far.flatten()[part], hit.flatten()[part])
+            for part in (slice(start, start + RAYS_AT_ONCE) for start in range(0, near.numel(), RAYS_AT_ONCE))
+        ]
+        near, far, hit = (torch.cat(values).view(near.shape) for values in zip(*parts))
+        return near, far, hit
+
+    def _filled_part(self, inside: Rays, near: Tensor, far: Tensor, hit: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of [R] rays that cross the cuboid from near to far: from the first filled cell to the last one."""
         # The middles of STEPS parts of the way through the cuboid.
         place = (torch.arange(STEPS, device=near.device) + 0.5) / STEPS
         depths = near[..., None] + (far - near)[..., None] * place
-        points = inside.origins[..., None, :] + depths[..., None] * inside.directions[..., None, :]
-        full = self.filled.flatten()[cell_numbers(points)] & hit[..., None]
+        full = self.filled.flatten()[cell_numbers(inside, depths)] & hit[..., None]
         hit = full.any(-1)
         order = torch.arange(STEPS, device=near.device)
         first = torch.where(full, order, STEPS).amin(-1)
@@ -62,10 +72,13 @@ class Box(nn.Module):
         return torch.where(hit, start, near), torch.where(hit, near + length * (last + 1), near), hit
 
 
-def cell_numbers(points: Tensor) -> Tensor:
-    """The cell of `filled`, flattened, that each point lies in. points [..., 3] in [−1, 1] → [...], whole numbers."""
-    x, y, z = ((points + 1) * (CELLS / 2)).long().clamp(0, CELLS - 1).unbind(-1)
-    return (x * CELLS + y) * CELLS + z
+def cell_numbers(inside: Rays, depths: Tensor) -> Tensor:
+    """The cell of `filled`, flattened, at each depth [R, D] of rays [R] in the box's coordinates. → [R, D]."""
+    number = torch.zeros_like(depths, dtype=torch.int64)
+    for origin, direction in zip(inside.origins.unbind(-1), inside.directions.unbind(-1)):
+        along = (origin[:, None] + depths * direction[:, None] + 1) * (CELLS / 2)
+        number = number * CELLS + along.long().clamp(0, CELLS - 1)
+    return number
 
 
 def _slabs(rays: Rays) -> tuple[Tensor, Tensor, Tensor]:

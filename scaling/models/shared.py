@@ -171,7 +171,7 @@ class SharedModel(nn.Module):
         planes = fuse_planes(params.micro_planes, params.coefs, self.base_planes)
         background = self.background_of(rays.origins.shape[1], pixels)
         span = self.renderer.span(rays)[:2] if span is None else span
-        if pixels is not None:  # chosen among those that meet something
+        if pixels is not None or self.renderer.near is not None:  # all of them have a part to sample
             return self.renderer(planes, self.field, rays, background, uniforms, span)
         return self._render_hits(planes, rays, background, uniforms, span)
 

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from scaling.config import SettingsError
+from scaling.config import SettingsError, as_noted, flatten, make_settings
 from scaling.files import read_limited, replace_file
 from scaling.models.tensor_files import load_tensors
 from scaling.parsing import parse_json
@@ -69,7 +69,7 @@ def load_checkpoint(run: Phases, folder: Path) -> None:
     Raises SettingsError where the checkpoint belongs to another job.
     """
     progress = read_progress(folder)
-    if any(progress.get(key) != value for key, value in run.identity.items()):
+    if any(_differs(key, progress.get(key), value) for key, value in run.identity.items()):
         raise SettingsError(
             f"{folder}: this checkpoint was made with other scenes or settings; use another --run, or the same ones"
         )
@@ -80,6 +80,17 @@ def load_checkpoint(run: Phases, folder: Path) -> None:
         run.table.coefs[row] = shards[f"{scene_id}/coefs"].to(run.shared.device)
     run.phase_index, run.epoch, run.seconds = progress["phase_index"], progress["epoch"], progress["seconds"]
     run.dropped = progress.get("dropped", {})
+
+
+def _differs(key: str, noted: Any, now: Any) -> bool:
+    """Whether a checkpoint is of another job; settings that are younger than it stand as they then were."""
+    if key != "settings" or not isinstance(noted, dict):
+        return bool(noted != now)
+    try:
+        before = flatten(make_settings(as_noted(noted)).model_dump())
+    except SettingsError:
+        return True
+    return any(before.get(name) != value for name, value in flatten(now).items())
 
 
 def load_optimisers(run: Phases, folder: Path) -> None:

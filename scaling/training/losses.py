@@ -83,13 +83,13 @@ def item_losses(
 def student_error(shared: SharedModel, latents: Tensor, images: Tensor) -> Tensor:
     """How far the student S is from the decoder D on rendered latents z̃ [B, C, h, w] of images [B, 3, H, W]. → [B].
 
-    ‖S(z̃) − D(z̃)‖² + ‖(S(z) − S(z̃)) − (D(z) − D(z̃))‖², with RGB in [−1, 1] and z on the line from z̃ to the encoded
-    image: the way on which stage 2 moves scenes, so that the student's gradient is right along it. D stands still.
+    ‖S(z̃) − D(z̃)‖² + ‖(S(z) − S(z̃)) − (D(z) − D(z̃))‖², with RGB in [−1, 1] and z the encoded image: towards it stage 2
+    moves scenes, so the student must change as the decoder does on the way. D stands still.
     """
     assert shared.student is not None
     with torch.no_grad():
         latents = latents.detach()
-        towards = latents + (shared.autoencoder.encode(images) - latents)
+        towards = shared.autoencoder.encode(images)
         wanted, wanted_there = shared.decode(torch.cat([latents, towards])).chunk(2)
     found, found_there = shared.student(torch.cat([latents, towards])).chunk(2)
     return pixel_error(found, wanted) + pixel_error(found_there - found, wanted_there - wanted)

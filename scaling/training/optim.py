@@ -16,10 +16,15 @@ EPSILON = 1e-8
 
 def lr_factor(phase: Phase, epoch: int, progress: float) -> float:
     """Factor on a phase's learning rates. epoch counts from 0; progress in [0, 1) is the part of the phase done."""
+    return lr_factors(phase, epoch, torch.tensor(progress, dtype=torch.float64)).item()
+
+
+def lr_factors(phase: Phase, epoch: int, progress: Tensor) -> Tensor:
+    """The same for each of several that stand at different parts of the phase; any shape."""
     factor = phase.lr_decay**epoch
     factor *= phase.lr_milestone_factor ** sum(epoch >= milestone for milestone in phase.lr_milestones)
     lowest = phase.lr_cosine_to
-    return factor * (lowest + (1 - lowest) * 0.5 * (1 + math.cos(math.pi * progress)))
+    return factor * (lowest + (1 - lowest) * 0.5 * (1 + torch.cos(math.pi * progress)))
 
 
 class RowAdam:

@@ -19,12 +19,14 @@ from scaling.config import Stage2Phase
 from scaling.models.shared import SharedModel
 from scaling.models.triplanes import SceneParams
 from scaling.training.losses import item_losses, variation, weighted
-from scaling.training.optim import RowAdam, lr_factor
+from scaling.training.optim import RowAdam, lr_factors
 from scaling.training.ray_table import RayTable
 from scaling.training.scene_data import TrainingScene
 from scaling.training.streams import stream
 
-HELD_OUT = 2  # training views to look at; a scene of fewer than twice as many trains on all of them, for all steps
+HELD_OUT = 2  # training views to look at
+LEAST_VIEWS = 10  # of a scene that can spare them; with fewer it trains on all of them, for all steps
+RAYS_LOOKED_AT = 512  # of those views at most, evenly spread: in RGB space a look would cost as much as the fit
 LEAST_GAIN = 0.02  # part of its error that a scene must have lost since its best look to go on
 
 
@@ -80,14 +82,14 @@ class Ends:
         self.rows = list(range(len(ready)))
         self.moving = torch.arange(len(ready), device=shared.device)
         self.best = torch.full((len(ready),), torch.inf, device=shared.device)
-        # The step from which on a scene's rate falls.
+        # The step from which on a scene's rate falls; on the device too, which a step need not wait for then.
         self.falls = [total - self.decay_steps if split else 0] * len(ready)
+        self.falls_there = torch.tensor(self.falls, device=shared.device)
 
     def factors(self, phase: Stage2Phase, epoch: int, step: int) -> Tensor:
         """Factor on the rates of each scene that moves, [N]."""
         length = self.decay_steps if self.check_every else self.total
-        done = [max(0, step - self.falls[row]) / length for row in self.rows]
-        return torch.tensor([lr_factor(phase, epoch, part) for part in done], device=self.moving.device)
+        return lr_factors(phase, epoch, (step - self.falls_there[self.moving]).clamp(min=0) / length)
 
     def look(self, params: SceneParams, step: int) -> None:
         """After `step` steps: at the held-out views, where it is time; those whose rates have fallen leave."""
@@ -112,8 +114,8 @@ class Ends:
         error = errors.sum(1) / self.held_out.counts[rows, 0]  # not a number, so never at its end, of one without any
         stands = error > self.best[rows] * (1 - LEAST_GAIN)
         self.best[rows] = error.minimum(self.best[rows])
-        for row in rows[stands].tolist():
-            self.falls[row] = step
+        self.falls_there[rows[stands]] = step
+        self.falls = self.falls_there.tolist()
 
 
 def _split(scene: TrainingScene, rays_per_view: int) -> tuple[TrainingScene, TrainingScene]:
@@ -121,6 +123,8 @@ def _split(scene: TrainingScene, rays_per_view: int) -> tuple[TrainingScene, Tra
     to train on."""
     held = torch.linspace(0, scene.num_views - 1, HELD_OUT + 2)[1:-1].round().long().to(scene.hits.device)
     of_held = torch.isin(scene.hits // rays_per_view, held)
-    if scene.num_views < 2 * HELD_OUT or 2 * of_held.sum() > len(scene.hits):
+    if scene.num_views < LEAST_VIEWS or 2 * of_held.sum() > len(scene.hits):
         of_held[:] = False
-    return replace(scene, hits=scene.hits[~of_held]), replace(scene, hits=scene.hits[of_held])
+    looked_at = scene.hits[of_held]
+    spread = torch.linspace(0, len(looked_at) - 1, min(len(looked_at), RAYS_LOOKED_AT)).round().long()
+    return replace(scene, hits=scene.hits[~of_held]), replace(scene, hits=looked_at[spread.to(looked_at.device)])

@@ -18,6 +18,7 @@ from scaling.training.workers import Workers
 
 SEARCHED = torch.tensor([[-0.8] * 3, [0.8] * 3])  # what cameras at distance 1.3 see of the world (method: 0.5 to 2.1)
 MARGIN = 1.0  # latent pixels around the hulls, as an encoder shows an edge in the pixels beside it, too
+LARGEST_HULL = 0.4  # of what is searched; a cube of side 1 fills 0.25, a scene without a white background all it shows
 WHITE = 254 / 255  # what files that were compressed or resized still show of a white background
 
 
@@ -26,20 +27,21 @@ def measure_box(box: Box, scenes: Sequence[SceneViews], latent_size: int, worker
     """Sets the corners and cells of a `box` that is to be measured, in place; any other stays as it is. latent_size:
     pixels a side of a latent image.
 
-    Twice the same: over all that is searched, for the corners, then inside of them. Where the background is not white
-    nothing can be carved, and the box is all that the views see. Every worker must call it.
+    Twice the same: over all that is searched, for the corners, then inside of them. Scenes whose background
+    is not white say nothing; without others the box stays what it is. Every worker must call it.
     """
     if box.side is not None:
         return
-    filled = _filled(SEARCHED, scenes, workers)
     margin = MARGIN * _view_width(scenes, workers) / latent_size
+    filled, scenes = _filled(SEARCHED, scenes, workers, LARGEST_HULL)
     if filled.any():
         cell = (SEARCHED[1] - SEARCHED[0]) / CELLS
         at = filled.nonzero()
         low, high = at.amin(0), at.amax(0) + 1
         corners = torch.stack([SEARCHED[0] + low * cell - margin, SEARCHED[0] + high * cell + margin])
         box.corners.copy_(corners)
-        box.filled.copy_(_widened(_filled(corners, scenes, workers), margin * CELLS / (corners[1] - corners[0])))
+        filled, _ = _filled(corners, scenes, workers, torch.inf)
+        box.filled.copy_(_widened(filled, margin * CELLS / (corners[1] - corners[0])))
 
 
 def _view_width(scenes: Sequence[SceneViews], workers: Workers) -> float:
@@ -50,15 +52,21 @@ def _view_width(scenes: Sequence[SceneViews], workers: Workers) -> float:
     return total / count
 
 
-def _filled(corners: Tensor, scenes: Sequence[SceneViews], workers: Workers) -> Tensor:
-    """Cells [CELLS, CELLS, CELLS] between the corners that some scene's hull fills."""
+def _filled(
+    corners: Tensor, scenes: Sequence[SceneViews], workers: Workers, most: float
+) -> tuple[Tensor, list[SceneViews]]:
+    """Cells [CELLS, CELLS, CELLS] between the corners that some scene's hull fills, and this worker's scenes that count:
+    those whose hulls fill less than `most` of them."""
     axes = [low + (high - low) * (torch.arange(CELLS) + 0.5) / CELLS for low, high in corners.T.tolist()]
     points = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).view(-1, 3)
-    counts = torch.zeros(len(points))
+    counts, kept = torch.zeros(len(points)), []
     for views in scenes:
-        counts += _hull(points, views)
+        hull = _hull(points, views)
+        if hull.mean() < most:
+            counts += hull
+            kept.append(views)
     counts = workers.sum(counts.to(workers.device)).cpu()
-    return (counts > 0).view(CELLS, CELLS, CELLS)
+    return (counts > 0).view(CELLS, CELLS, CELLS), kept
 
 
 def _hull(points: Tensor, views: SceneViews) -> Tensor:

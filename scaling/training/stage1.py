@@ -83,8 +83,9 @@ class Stage1(Phases):
         if name == first_on_latents and not self.epoch:
             self._derive_scale()
             self._update_background()
-        if name == "adapt":
+        if name in ("adapt", "distil"):
             self._update_background()
+        if name == "adapt":
             self.shared.adapt_decoder()
         if name == "distil" and self.shared.student is None:
             with torch.random.fork_rng(devices=[]):  # the same weights whatever was drawn before, as after a resume
