@@ -77,9 +77,9 @@ def test_gpu_fit(run):
     (row,) = figures["rows"]
     assert row["scenes"] == 2 and row["scenes_per_hour"] > 0 and "small form" in printed
     assert list(row["parts"]) == ["encode a view", "2a step", "2b step", "evaluate a view"]
-    field = 2 * 64 * 24 * 2 * (16 * 64 + 64 * 5)  # of a scene: rays, samples, both passes, both layers
-    mixing = 2 * 2 * 16 * 3 * 12 * 32 * 32
-    sampling = 2 * 2 * 4 * 64 * 24 * 3 * 16
+    field = 2 * 64 * 12 * 2 * (16 * 64 + 64 * 5)  # of a scene: rays, samples, both passes, both layers
+    mixing = 2 * 2 * 16 * 3 * 12 * 20 * 20
+    sampling = 2 * 2 * 4 * 64 * 12 * 3 * 16
     assert row["parts"]["2a step"]["flops"] == pytest.approx(field + mixing + sampling)
 
 

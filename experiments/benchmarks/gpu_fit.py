@@ -114,6 +114,8 @@ def counted_of(shared: Any, scenes: Sequence[Any], settings: Settings, name: str
     from counted import Work, sampling_flops
     from counted import count as count_work
 
+    from scaling.training.scene_data import prepare_scene
+
     if name == "evaluate a view":
         return None
     work = count_work(once)
@@ -121,8 +123,10 @@ def counted_of(shared: Any, scenes: Sequence[Any], settings: Settings, name: str
         views = len(scenes[0].train_views)
         return Work(work.flops / views, work.moved / views)
     phase, shape = settings.stage2.latent, settings.representation
-    rays = phase.rays_per_item if name == "2a step" and phase.rays_per_item else shared.latent_size**2
-    points = len(scenes) * rays * settings.rendering.samples
+    ready = prepare_scene(shared, scenes[0])
+    # Of a whole view the rays that meet something are sampled.
+    rays = phase.rays_per_item if name == "2a step" and phase.rays_per_item else len(ready.hits) / ready.num_views
+    points = round(len(scenes) * rays * settings.rendering.samples)
     features = shape.micro_features + shape.macro_features
     return Work(work.flops + sampling_flops(points, len(shape.plane_axes), features), work.moved)
 

@@ -55,7 +55,7 @@ def _view_width(scenes: Sequence[SceneViews], workers: Workers) -> float:
 def _filled(
     corners: Tensor, scenes: Sequence[SceneViews], workers: Workers, most: float
 ) -> tuple[Tensor, list[SceneViews]]:
-    """Cells [CELLS, CELLS, CELLS] between the corners that some scene's hull fills, and this worker's scenes that count:
+    """Cells [CELLS, CELLS, CELLS] between the corners that some scene's hull fills, and the worker's scenes that count:
     those whose hulls fill less than `most` of them."""
     axes = [low + (high - low) * (torch.arange(CELLS) + 0.5) / CELLS for low, high in corners.T.tolist()]
     points = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).view(-1, 3)
