@@ -34,7 +34,12 @@ TINY: dict[str, Any] = {
     "stage1": {
         "autoencoder": {"num_epochs": 1, "steps_per_epoch": 3, "items_per_step": 4},
         "warmup": {"num_epochs": 2, "steps_per_epoch": 3, "items_per_step": 4, "rays_per_item": 16},
-        "joint": {"num_epochs": 2, "steps_per_epoch": 2, "items_per_step": 4},
+        "joint": {
+            "num_epochs": 2,
+            "steps_per_epoch": 2,
+            "items_per_step": 4,
+            "loss": {"latent": 1.0, "rgb": 1.0, "autoencoder": 0.1},
+        },
         "adapt": {"num_epochs": 1, "steps_per_epoch": 2, "items_per_step": 4},
         "distil": {"num_epochs": 1, "steps_per_epoch": 2, "items_per_step": 4},
         "student_width": 8,

@@ -171,7 +171,7 @@ def test_planes_that_are_none(change: dict[str, Any], told: str) -> None:
     [
         ({"coefs": [1.0] * 3}, "3 coefs, its model has 2 planes"),
         (
-            {"micro_shape": [3, 1, 4, 4], "micro_planes": bytes(96)},
+            {"micro_dtype": "float16", "micro_shape": [3, 1, 4, 4], "micro_planes": bytes(96), "micro_scale": []},
             "micro planes [3, 1, 4, 4], its model has [3, 2, 4, 4]",
         ),
         ({"coefs": [float("nan")] * 2}, "coefs holds numbers that are not finite"),
