@@ -3,8 +3,9 @@
 python experiments/benchmarks/fit.py --json FILE [--store STORE --train-scenes FILE --fit-scenes FILE]
 
 Both get one autoencoder, trained from scratch and kept under --out, and stage 1s of about the same CPU time. From the
-published stage-1 model both fit the same scenes, ours again and again between the epochs of the published one. Ours
-then goes on from its own stage-1 model, 2a and 2b apart. Stage 1s that are done are kept, so a killed call goes on.
+published stage-1 model both fit the same scenes and fine-tune its shared parts (mode cohort), ours again and again
+between the epochs of the published one; what ours reaches with those parts frozen is told, too. Ours then goes on from
+its own stage-1 model, 2a and 2b apart. Stage 1s that are done are kept, so a killed call goes on.
 """
 
 from __future__ import annotations
@@ -139,6 +140,25 @@ def our_2a(shared: Any, settings: Settings, scenes: Sequence[Any]) -> tuple[Any,
     return curve, params, ready, encoding
 
 
+def our_cohort_2a(shared: Any, settings: Settings, scenes: Sequence[Any]) -> Any:
+    """The curve of our 2a in mode cohort, which fine-tunes base planes and field, as the published one does."""
+    from measured import Clock, Curve, test_point
+
+    from scaling.training.cohort import Cohort
+
+    cohort = Cohort(shared, "same model", scenes, settings)
+    curve = Curve([test_point(cohort.shared, scenes, cohort.table, 0, 0.0)])
+    clock = Clock()
+
+    def measure(report: Any) -> None:
+        with clock.stopped():
+            steps = report.epoch * (settings.stage2.latent.steps_per_epoch or 0)
+            curve.points.append(test_point(cohort.shared, scenes, cohort.table, steps, clock.seconds))
+
+    cohort.go_on(measure, None)
+    return curve
+
+
 def our_2b(shared: Any, settings: Settings, scenes: Sequence[Any], params: Any, ready: Any) -> Any:
     """→ the curve of 2b, params moved in place. Its first point is the reading of 2a by the adapted decoder,
     at the cost of one decoded batch."""
@@ -192,12 +212,17 @@ def same_model(
     ours, _ = load_shared(folder)
     render_as_default(ours, settings["default"].rendering.samples, train)
     mine = make_settings(merge(shared.settings.model_dump(), {"stage2": settings["default"].stage2.model_dump()}))
-    curves = []
+    cohort = make_settings(merge(mine.model_dump(), read_yaml(SCHEDULES)["same_model"]))
+    curves, frozen = [], []
 
     def between(epoch: int) -> None:
-        if epoch in REPEATS_AT:
-            curves.append(our_2a(ours, mine, scenes)[0])
-            print(f"  ours {curves[-1].end}", flush=True)
+        if epoch not in REPEATS_AT:
+            return
+        curves.append(our_cohort_2a(ours, cohort, scenes))
+        print(f"  ours {curves[-1].end}", flush=True)
+        if not frozen:
+            frozen.append(our_2a(ours, mine, scenes)[0])
+            print(f"  ours, frozen {frozen[0].end}", flush=True)
 
     published = published_stage2(shared, settings["paper"], scenes, name, between)
     target = published["latent"].end.latent
@@ -211,8 +236,11 @@ def same_model(
         "paper_rise_2a_db": rise,
         "paper_seconds_2a": theirs,
         "default_seconds_2a": times,
+        "frozen_latent_psnr": frozen[0].end.latent,
+        "paper_latent_psnr": target,
         "published": published,
         "curves": curves,
+        "frozen": frozen,
     }
 
 

@@ -16,8 +16,10 @@ from scaling.models.box import Box
 from scaling.models.renderer import Renderer
 from scaling.models.shared import SharedModel
 from scaling.models.triplanes import SceneParams
+from scaling.training.background import measure_background
 from scaling.training.evaluate import render_views
 from scaling.training.metrics import psnr
+from scaling.training.scene_data import prepare_scene
 from scaling.training.space import measure_box
 from scaling.training.workers import Workers
 
@@ -113,11 +115,13 @@ class TightRenderer(Renderer):
 
 
 def render_as_default(shared: SharedModel, samples: int, scenes: Sequence[SceneViews]) -> SharedModel:
-    """A published model, sampled as `default` samples, where the objects of `scenes` are; its planes still span their
-    box. In place."""
+    """A published model, sampled as `default` samples, where the objects of stage 1's `scenes` are, before the
+    background that their views show there; its planes still span their box. In place."""
     bounds = Box(None)
     measure_box(bounds, scenes, shared.latent_size, Workers())
     shared.renderer = TightRenderer(shared.renderer, bounds, samples)
+    shared.background = shared.background.expand(shared.latent_size**2, -1).clone()
+    shared.background.copy_(measure_background(shared, [prepare_scene(shared, views) for views in scenes], Workers()))
     return shared
 
 
