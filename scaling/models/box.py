@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from scaling.cameras import Rays
 
+# Low and high corners of all that may be measured: what cameras at distance 1.3 see of the world (method: 0.5 to 2.1).
+WIDEST = ((-0.8, -0.8, -0.8), (0.8, 0.8, 0.8))
 CELLS = 48  # a side, whatever the cuboid's proportions
 RAYS_AT_ONCE = 1 << 14  # looked up together, which bounds the memory that takes
 STEPS = 64  # cells that a ray's way through the box is looked up in; its part of a cell is then about as long as one
@@ -14,7 +16,7 @@ STEPS = 64  # cells that a ray's way through the box is looked up in; its part o
 
 class Box(nn.Module):
     """side: of a cube around the origin, world units; None: a cuboid and its cells, measured in training/space.py and
-    stored with the shared model. Until they are measured, it is a cube of side 1.6, and full."""
+    stored with the shared model. Until they are measured, it is the WIDEST, and full."""
 
     corners: Tensor
     filled: Tensor
@@ -23,7 +25,7 @@ class Box(nn.Module):
         super().__init__()
         self.side = side
         if side is None:
-            self.register_buffer("corners", torch.tensor([[-0.8] * 3, [0.8] * 3]))
+            self.register_buffer("corners", torch.tensor(WIDEST))
             self.register_buffer("filled", torch.ones(CELLS, CELLS, CELLS, dtype=torch.bool))
 
     def __str__(self) -> str:

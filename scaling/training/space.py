@@ -13,13 +13,13 @@ from torch import Tensor
 from torch.nn.functional import max_pool2d, max_pool3d
 
 from scaling.data.scenes import SceneViews
-from scaling.models.box import CELLS, Box
+from scaling.models.box import CELLS, WIDEST, Box
+from scaling.training.background import WHITE
 from scaling.training.workers import Workers
 
-SEARCHED = torch.tensor([[-0.8] * 3, [0.8] * 3])  # what cameras at distance 1.3 see of the world (method: 0.5 to 2.1)
+SEARCHED = torch.tensor(WIDEST)
 MARGIN = 1.0  # latent pixels around the hulls, as an encoder shows an edge in the pixels beside it, too
 LARGEST_HULL = 0.4  # of what is searched; a cube of side 1 fills 0.25, a scene without a white background all it shows
-WHITE = 254 / 255  # what files that were compressed or resized still show of a white background
 
 
 @torch.no_grad()
@@ -74,7 +74,7 @@ def _hull(points: Tensor, views: SceneViews) -> Tensor:
     train = list(views.train_views)
     seen = torch.zeros(len(points))
     shown = torch.zeros(len(points))
-    shades = (views.images[train].amin(1) < WHITE).float()
+    shades = (views.images[train].amin(1) < WHITE / 255).float()
     shades = max_pool2d(shades, 3, stride=1, padding=1)  # an edge may fall between two pixels
     height, width = shades.shape[1:]
     for view, shade in zip(train, shades):
