@@ -118,8 +118,9 @@ class Autoencoder(Section):
     """From scratch: channels per resolution; n entries shrink images 2^(n-1) times a side."""
     layers_per_block: Annotated[int, Field(ge=1, le=16)] = 1
     """From scratch: residual layers per resolution."""
-    norm_num_groups: Size = 16
-    """From scratch: groups of the group norms; must divide every entry of block_out_channels."""
+    norm_num_groups: Size = 4
+    """From scratch: groups of the group norms; must divide every entry of block_out_channels. Few are better: a group
+    of one channel takes that channel's mean away, and with it colours."""
     latent_channels: Annotated[int, Field(ge=1, le=256)] = 4
     """From scratch: channels of the latents."""
     latent_scale: AboveZero | None = None

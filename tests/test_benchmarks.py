@@ -89,3 +89,18 @@ def test_gpu_fit_needs_neither_ray_nor_mlflow():
     )
     done = subprocess.run([sys.executable, "-c", imports], cwd=FOLDER, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+def test_speedup_2b_counts_what_reaches_the_published_gain(run):
+    """`paper` gains 20 − 18 = 2 dB in 300 s; ours, from 17, must reach 19: in mode cohort at 20 s, frozen never."""
+    measured, figures = (importlib.import_module(name) for name in ("measured", "fit_figures"))
+
+    def curve(*points: tuple[float, float]) -> Any:
+        return measured.Curve([measured.Point(0, seconds, 0.0, 18.0, decoded) for seconds, decoded in points])
+
+    published = {"latent": curve((900, 18)), "rgb": curve((100, 19.5), (300, 20))}
+    read = measured.Curve([measured.Point(400, 2.0, 30.0, 17.0, 18.5)])
+    ours = {"latent": read, "rgb": curve((1, 18.5), (3, 18.9)), "cohort": curve((1, 18.5), (20, 19), (40, 19.4))}
+    found = figures.speedup_2b(published, ours)
+    assert found["speedup_2b"] == 15 and found["speedup_2b_frozen"] is None
+    assert found["default_gain_of_1c_db"] == 1.5 and found["paper_gain_2b_db"] == 2

@@ -5,7 +5,8 @@ python experiments/benchmarks/fit.py --json FILE [--store STORE --train-scenes F
 Both get one autoencoder, trained from scratch and kept under --out, and stage 1s of about the same CPU time. From the
 published stage-1 model both fit the same scenes and fine-tune its shared parts (mode cohort), ours again and again
 between the epochs of the published one; what ours reaches with those parts frozen is told, too. Ours then goes on from
-its own stage-1 model, 2a and 2b apart. Stage 1s that are done are kept, so a killed call goes on.
+its own stage-1 model, 2a and 2b apart: 2b frozen, as `default` is, and from the same 2a in mode cohort, as the
+published 2b is. Stage 1s that are done are kept, so a killed call goes on.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import argparse
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
@@ -26,7 +27,6 @@ from scaling.parsing import parse_json
 
 SCHEDULES = Path(__file__).with_name("fit.yaml")
 REPEATS_AT = (10, 20, 30)  # epochs of the published 2a after which ours is fitted: side by side on a noisy machine
-POINTS = (*range(5, 100, 5), *range(100, 10_001, 50))  # steps at which our 2a is measured
 LEAST_RISE = 1.0  # dB below which a ratio of times would say nothing
 
 
@@ -77,115 +77,6 @@ def _trained(out: Path, shaping: list[Any], settings: Settings, spec: Any, ids: 
     return folder.absolute()
 
 
-def published_stage2(
-    shared: Any, settings: Settings, scenes: Sequence[Any], folder: str, between: Callable[[int], None]
-) -> dict[str, Any]:
-    """2a and 2b as published, over one cohort; between(epoch) is called after epochs of 2a, with the clock stopped."""
-    from measured import Clock, Curve, test_point
-
-    from scaling.training.cohort import Cohort
-
-    cohort = Cohort(shared, folder, scenes, settings)
-    curves = {"latent": Curve(), "rgb": Curve()}
-    clock = Clock()
-
-    def on_epoch(report: Any) -> None:
-        nonlocal clock
-        last = report.epoch == getattr(settings.stage2, report.phase).num_epochs
-        with clock.stopped():
-            if last or report.epoch % 5 == 0:
-                point = test_point(cohort.shared, scenes, cohort.table, report.epoch, clock.seconds)
-                curves[report.phase].points.append(point)
-                print(f"  {report.phase} {point}", flush=True)
-            if report.phase == "latent":
-                between(report.epoch)
-        if report.phase == "latent" and last:
-            clock = Clock()
-
-    start = test_point(cohort.shared, scenes, cohort.table, 0, 0.0)
-    clock = Clock()
-    cohort.go_on(on_epoch, None)
-    return {"start": start, **curves}
-
-
-def our_2a(shared: Any, settings: Settings, scenes: Sequence[Any]) -> tuple[Any, Any, Any, float]:
-    """→ the curve of 2a, the params at its end, the scenes made ready, and the CPU seconds that took (encoding)."""
-    from measured import Clock, Curve, every, test_point
-
-    from scaling.training.scene_data import encode_scene, prepare_scene
-    from scaling.training.stage2 import run_phase, start_params
-
-    clock = Clock()
-    ready = [prepare_scene(shared, views) for views in scenes]
-    for scene in ready:
-        encode_scene(shared, scene)
-    encoding = clock.seconds
-    params = start_params(shared, settings, [scene.scene_id for scene in ready])
-    curve = Curve([test_point(shared, scenes, params, 0, 0.0)])
-    clock = Clock()
-
-    def measure(step: int) -> None:
-        with clock.stopped():
-            curve.points.append(test_point(shared, scenes, params, step, clock.seconds))
-
-    taken = 0
-
-    def count(name: str, step: int, loss: float) -> None:
-        nonlocal taken
-        taken = step + 1
-        every(POINTS, measure)(name, step, loss)
-
-    run_phase(shared, "latent", settings.stage2.latent, ready, params, settings.seed, count)
-    measure(taken)  # scenes end when they have stopped to improve
-    return curve, params, ready, encoding
-
-
-def our_cohort_2a(shared: Any, settings: Settings, scenes: Sequence[Any]) -> Any:
-    """The curve of our 2a in mode cohort, which fine-tunes base planes and field, as the published one does."""
-    from measured import Clock, Curve, test_point
-
-    from scaling.training.cohort import Cohort
-
-    cohort = Cohort(shared, "same model", scenes, settings)
-    curve = Curve([test_point(cohort.shared, scenes, cohort.table, 0, 0.0)])
-    clock = Clock()
-
-    def measure(report: Any) -> None:
-        with clock.stopped():
-            steps = report.epoch * (settings.stage2.latent.steps_per_epoch or 0)
-            curve.points.append(test_point(cohort.shared, scenes, cohort.table, steps, clock.seconds))
-
-    cohort.go_on(measure, None)
-    return curve
-
-
-def our_2b(shared: Any, settings: Settings, scenes: Sequence[Any], params: Any, ready: Any) -> Any:
-    """→ the curve of 2b, params moved in place. Its first point is the reading of 2a by the adapted decoder,
-    at the cost of one decoded batch."""
-    import torch
-    from measured import Clock, Curve, every, test_point
-
-    from scaling.training.stage2 import run_phase
-
-    clock = Clock()
-    with torch.no_grad():
-        size = (len(ready), shared.autoencoder.latent_channels, shared.latent_size, shared.latent_size)
-        shared.decode(torch.zeros(size))
-    one_batch = clock.seconds
-    curve = Curve([test_point(shared, scenes, params, 0, one_batch)])
-    phase = settings.stage2.rgb
-    clock = Clock()
-
-    def measure(step: int) -> None:
-        with clock.stopped():
-            curve.points.append(test_point(shared, scenes, params, step, clock.seconds + one_batch))
-
-    steps = [epoch * ready[0].num_views for epoch in range(1, phase.num_epochs + 1)]
-    if steps:
-        run_phase(shared, "rgb", phase, ready, params, settings.seed, every(steps, measure))
-    return curve
-
-
 def stored(params: Any, settings: Settings) -> tuple[Any, float]:
     """The params as a reader of the library gets them, and the bytes of a scene: what its row holds beside id and
     metrics."""
@@ -200,28 +91,33 @@ def stored(params: Any, settings: Settings) -> tuple[Any, float]:
     return params, sum(len(p.micro_planes) + 4 * len(p.micro_scale) + 4 * len(p.coefs) for p in packed) / len(packed)
 
 
+def laid_over(shared: Any, settings: Settings, section: str | None = None) -> Settings:
+    """Stage 2 of `settings` on a shared model, with a section of fit.yaml over it."""
+    values = merge(shared.settings.model_dump(), {"stage2": settings.stage2.model_dump()})
+    return make_settings(merge(values, read_yaml(SCHEDULES)[section]) if section else values)
+
+
 def same_model(
     folder: Path, settings: dict[str, Settings], train: Sequence[Any], scenes: Sequence[Any]
 ) -> dict[str, Any]:
     """Both from the published stage-1 model, which was trained on `train`."""
-    from measured import render_as_default
+    from fit_curves import our_2a, our_cohort, published_stage2
+    from measured import autoencoder_ceiling, render_as_default
 
     from scaling.models.shared import load_shared
 
     shared, name = load_shared(folder)
     ours, _ = load_shared(folder)
     render_as_default(ours, settings["default"].rendering.samples, train)
-    mine = make_settings(merge(shared.settings.model_dump(), {"stage2": settings["default"].stage2.model_dump()}))
-    cohort = make_settings(merge(mine.model_dump(), read_yaml(SCHEDULES)["same_model"]))
     curves, frozen = [], []
 
     def between(epoch: int) -> None:
         if epoch not in REPEATS_AT:
             return
-        curves.append(our_cohort_2a(ours, cohort, scenes))
+        curves.append(our_cohort(ours, laid_over(ours, settings["default"], "cohort_2a"), scenes))
         print(f"  ours {curves[-1].end}", flush=True)
         if not frozen:
-            frozen.append(our_2a(ours, mine, scenes)[0])
+            frozen.append(our_2a(ours, laid_over(ours, settings["default"]), scenes)[0])
             print(f"  ours, frozen {frozen[0].end}", flush=True)
 
     published = published_stage2(shared, settings["paper"], scenes, name, between)
@@ -238,6 +134,7 @@ def same_model(
         "default_seconds_2a": times,
         "frozen_latent_psnr": frozen[0].end.latent,
         "paper_latent_psnr": target,
+        "autoencoder_psnr": autoencoder_ceiling(shared, scenes),
         "published": published,
         "curves": curves,
         "frozen": frozen,
@@ -245,19 +142,27 @@ def same_model(
 
 
 def own_model(folder: Path, settings: Settings, scenes: Sequence[Any]) -> dict[str, Any]:
-    """Ours, from its own stage-1 model."""
+    """Ours, from its own stage-1 model. In latent space 2b twice from the same 2a: frozen, and in mode cohort."""
+    from fit_curves import one_decoded_batch, our_2a, our_2b, our_cohort
     from measured import autoencoder_ceiling, test_point
 
     from scaling.models.shared import load_shared
 
     shared, _ = load_shared(folder)
     curve, params, ready, encoding = our_2a(shared, settings, scenes)
-    aligned = our_2b(shared, settings, scenes, params, ready) if settings.representation.space == "latent" else curve
+    aligned, cohort = curve, None
+    if settings.representation.space == "latent":
+        first = one_decoded_batch(shared, len(scenes))
+        cohort = our_cohort(shared, laid_over(shared, settings, "cohort_2b"), scenes, params, first)
+        print(f"  ours, 2b in mode cohort {cohort.end}", flush=True)
+        aligned = our_2b(shared, settings, scenes, params, ready, first)
+        print(f"  ours, 2b {aligned.end}", flush=True)
     read, num_bytes = stored(params, settings)
     return {
         "encode_seconds": encoding,
         "latent": curve,
         "rgb": aligned,
+        "cohort": cohort,
         "psnr": test_point(shared, scenes, read, aligned.end.step, aligned.end.seconds).decoded,
         "views": ready[0].num_views,
         "student": shared.student is not None and settings.stage2.rgb.through == "student",
@@ -297,12 +202,13 @@ def main() -> int:
     )
     same = same_model(folders["paper"], settings, train, scenes)
     own = {name: own_model(folders[name], settings[name], scenes) for name in ("default", "rgb_triplanes")}
-    rows = methods_rows(same["published"], own, seconds, settings, len(scenes))
+    rows = methods_rows(same, own, seconds, settings, len(scenes))
     figures = {
         **{key: same[key] for key in ("speedup_2a", "paper_rise_2a_db", "paper_seconds_2a", "default_seconds_2a")},
         **speedup_2b(same["published"], own["default"]),
         **sd_size(same["published"], own["default"], settings, len(scenes)),
         "psnr_gain_db": rows["default"]["psnr"] - rows["paper"]["psnr"],
+        "psnr_gain_cohort_db": own["default"]["cohort"].end.decoded - rows["paper"]["psnr"],
         "bytes_per_scene": rows["default"]["bytes_per_scene"],
         "rgb_triplanes": rows["rgb_triplanes"],
         "methods": rows,
