@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from scaling.parsing import parse_json
 
@@ -81,6 +83,15 @@ def test_gpu_fit(run):
     mixing = 2 * 2 * 16 * 3 * 12 * 20 * 20
     sampling = 2 * 2 * 4 * 64 * 12 * 3 * 16
     assert row["parts"]["2a step"]["flops"] == pytest.approx(field + mixing + sampling)
+
+
+def test_gpu_fit_compiled(run, monkeypatch):
+    """By a backend that is quick to compile: the parts can be traced whole, for as many scenes as are left."""
+    quick = functools.partial(torch.compile, backend="aot_eager", fullgraph=True)
+    monkeypatch.setattr(torch, "compile", quick)
+    flags = ("--scenes", "3", "--views", "2", "--scenes-per-batch", "2", "--latent-steps", "2", "--rgb-epochs", "1")
+    figures, _ = run("gpu_fit", *flags, "--device", "cpu", "--variants", "compiled")
+    assert figures["rows"][0]["parts"]["2a step"]["flops"] > 0
 
 
 def test_gpu_fit_needs_neither_ray_nor_mlflow():

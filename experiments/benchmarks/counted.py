@@ -40,8 +40,9 @@ class _Traffic(TorchDispatchMode):
 
 
 def count(action: Callable[[], Any]) -> Work:
-    """Of one time. Bilinear samples are not among the flops: see `sampling_flops`."""
-    with FlopCounterMode(display=False) as flops, _Traffic() as traffic:
+    """Of one time, without compiled forms, which cannot be looked into. Bilinear samples are not among the flops: see
+    `sampling_flops`."""
+    with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as flops, _Traffic() as traffic:
         action()
     return Work(float(flops.get_total_flops()), float(traffic.moved))
 
