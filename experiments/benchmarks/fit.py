@@ -32,7 +32,7 @@ LEAST_RISE = 1.0  # dB below which a ratio of times would say nothing
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--store", help="scene store (default: the embedded cars, 32 and 8 of them)")
+    parser.add_argument("--store", help="scene store (default: the embedded cars, 32 and 6 of them)")
     parser.add_argument("--train-scenes", type=Path, help="ids of stage 1's scenes, one a line")
     parser.add_argument("--fit-scenes", type=Path, help="ids of stage 2's scenes, one a line")
     parser.add_argument("--out", type=Path, default=Path("runs/fit"), help="autoencoder and stage-1 models")
@@ -190,7 +190,7 @@ def main() -> int:
     spec = SourceSpec.of(arguments.store, alone.data)
     train_ids = choose_ids(spec.open(), arguments.train_scenes, count=None if arguments.train_scenes else 32)
     fit_ids = choose_ids(
-        spec.open(), arguments.fit_scenes, leave_out=train_ids, count=None if arguments.fit_scenes else 8
+        spec.open(), arguments.fit_scenes, leave_out=train_ids, count=None if arguments.fit_scenes else 6
     )
 
     autoencoder = autoencoder_folder(arguments.out, spec, train_ids)
