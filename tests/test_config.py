@@ -108,7 +108,7 @@ def test_null_on_the_command_line_undoes_a_preset():
         ),
         ({"stage2": {"rgb": {"lr": {"student": 1e-4}}}}, ["stage2.rgb: stage 2 never moves the student"]),
         ({"stage1": {"adapt": {"loss": {"student": 1}}}}, ["stage1: adapt: only distil trains the student"]),
-        ({"stage1": {"distil": {"loss": {"rgb": 1}}}}, ["stage1: distil moves the student alone"]),
+        ({"stage1": {"distil": {"num_epochs": 1, "loss": {"rgb": 1}}}}, ["stage1: distil moves the student alone"]),
         ({"representation": {"space": "rgb"}}, ["stage1.joint.num_epochs must be 0", "no decoder"]),
         (
             {"autoencoder": {"pretrained": None}, "data": {"image_size": 100}},
