@@ -17,7 +17,7 @@ def main() -> int:
     from scaling.library.summary import table_text
 
     spec = SourceSpec.of(arguments.store, settings.data)
-    ids = choose_ids(spec.open(), arguments.scenes, count=arguments.num_scenes)
+    ids = choose_ids(spec.open(), arguments.scenes, count=arguments.num_scenes, balanced=True)
     if len(ids) < arguments.num_scenes:
         print(f"warning: {len(ids)} scenes are all there are; --num-scenes asked for {arguments.num_scenes}")
     run = RunFolder(arguments.run)

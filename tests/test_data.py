@@ -16,6 +16,7 @@ from PIL import Image
 from small_sources import INTRINSICS, POSE, picture, row
 
 from scaling.data.png import decode_png, encode_png
+from scaling.data.scene_source import choose_ids
 from scaling.data.scene_store import SCHEMA, SceneStore, StoreWriter
 from scaling.data.scenes import SceneError, check_scene_id, default_test_views, make_row, views_from_row
 
@@ -205,3 +206,20 @@ def test_a_store_without_scenes_is_refused_with_the_first_reason(tmp_path: Path)
         with StoreWriter(tmp_path, "somewhere") as writer:
             writer.reject("one", "one", "rgb/0.png", "is cut short")
     assert not (tmp_path / "store.json").exists() and (tmp_path / "rejects.parquet").exists()
+
+
+def test_stage_1_takes_categories_in_turn():
+    """Three cars, a plane and two ships, listed by category; a file's own order stays."""
+
+    class Mixed:
+        name = "mixed"
+
+        def ids(self) -> list[str]:
+            return ["c1", "c2", "c3", "p1", "s1", "s2"]
+
+        def categories(self) -> list[str]:
+            return ["car", "car", "car", "plane", "ship", "ship"]
+
+    assert choose_ids(Mixed(), None, balanced=True) == ["c1", "p1", "s1", "c2", "s2", "c3"]
+    assert choose_ids(Mixed(), None, balanced=True, count=4) == ["c1", "p1", "s1", "c2"]
+    assert choose_ids(Mixed(), None) == Mixed().ids()

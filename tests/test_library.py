@@ -18,7 +18,7 @@ from scaling.library.library import Library
 from scaling.library.manifest import Manifest
 from scaling.library.parts import commit_part, part_name
 from scaling.library.run_folder import RunFolder
-from scaling.library.summary import summarise
+from scaling.library.summary import summarise, table_text
 from scaling.models.triplanes import SceneParams
 
 
@@ -148,6 +148,22 @@ def test_metrics_json_has_every_key(tmp_path):
     for key in ("train", "autoencoder", "mean_image", "seconds_per_scene"):
         assert key in metrics
     assert pq.read_table(run.path / "scenes.parquet")["scene_id"].to_pylist() == ["a", "b", "c"]
+
+
+def test_metrics_by_category(tmp_path):
+    run = RunFolder(tmp_path / "run")
+    run.shared.mkdir(parents=True)
+    (run.shared / "hash.txt").write_text("abc")
+    commit_part(run.library.folder, [row("a", stage=1)])
+    plane = row("p", psnr=10.0) | {"category": "plane"}
+    commit_part(
+        run.library.folder, [row("b", psnr=20.0), row("c", psnr=22.0), plane, row("q", psnr=5.0) | {"category": ""}]
+    )
+    metrics = summarise(run)
+    assert metrics["stage1"]["categories"] == {}, "one category needs no rows of its own"
+    found = {name: (part["num_scenes"], part["test"]["psnr"]) for name, part in metrics["categories"].items()}
+    assert found == {"car": (2, 21.0), "plane": (1, 10.0), "no category": (1, 5.0)}
+    assert "car: test PSNR, dB" in table_text(metrics) and "no category: scenes" in table_text(metrics)
 
 
 def test_a_row_group_is_chosen_by_bytes(tmp_path):

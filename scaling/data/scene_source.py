@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -128,17 +129,33 @@ def read_ids(path: Path) -> list[str]:
     return ids
 
 
+def categories_in_turn(source: SceneSource) -> list[str]:
+    """All ids, one of each category in turn, each category in its own order: any first N hold as many of one as of
+    another, as far as there are as many."""
+    of_category: dict[str, list[str]] = {}
+    for scene_id, category in zip(source.ids(), source.categories()):
+        of_category.setdefault(category, []).append(scene_id)
+    rounds = zip_longest(*of_category.values())
+    return [scene_id for in_turn in rounds for scene_id in in_turn if scene_id is not None]
+
+
 def choose_ids(
-    source: SceneSource, wanted: Path | None, leave_out: Sequence[str] = (), skip: int = 0, count: int | None = None
+    source: SceneSource,
+    wanted: Path | None,
+    leave_out: Sequence[str] = (),
+    skip: int = 0,
+    count: int | None = None,
+    balanced: bool = False,
 ) -> list[str]:
     """Ids to work on: those of the file `wanted` or all of the source, less `leave_out`, less the first `skip`.
 
-    At most `count` of them. Raises ValueError where the file names a scene that the source does not hold, or where
-    nothing is left.
+    At most `count` of them. balanced: where no file names them, `categories_in_turn`, for stage 1, whose base planes
+    all categories share. Raises ValueError where the file names a scene that the source does not hold, or where nothing
+    is left.
     """
     known = source.ids()
     if wanted is None:
-        ids = known
+        ids = categories_in_turn(source) if balanced else known
     else:
         ids = read_ids(wanted)
         unknown = sorted(set(ids) - set(known))

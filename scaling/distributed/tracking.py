@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 import time
 from collections.abc import Mapping
@@ -21,6 +22,7 @@ from scaling.library.run_folder import RunFolder
 from scaling.storage import AnyPath
 
 LONGEST_PARAM = 500
+UNFIT = re.compile(r"[^\w\-. :/]")  # for a key of a metric
 
 
 def tracking_uri(run: RunFolder) -> str:
@@ -98,8 +100,9 @@ class Tracker:
         self.client.log_image(self.run_id, image, key=key, step=step)
 
     def log_summary(self, metrics: Mapping[str, Any]) -> None:
-        """metrics.json's numbers, dots as slashes."""
-        numbers = {k.replace(".", "/"): v for k, v in flatten(dict(metrics)).items() if isinstance(v, int | float)}
+        """metrics.json's numbers, dots as slashes. Of a category's name what MLflow takes in a key remains."""
+        flat = flatten(dict(metrics)).items()
+        numbers = {UNFIT.sub("_", k.replace(".", "/")): v for k, v in flat if isinstance(v, int | float)}
         self.log_metrics(numbers, step=0)
 
     def log_file(self, path: AnyPath) -> None:

@@ -15,6 +15,8 @@ from scaling.library.manifest import Event
 from scaling.library.run_folder import RunFolder
 from scaling.training.metrics import why_no_lpips
 
+UNNAMED = "no category"
+
 
 def summarise(run: RunFolder) -> dict[str, Any]:
     """Writes RUN/metrics.json and RUN/scenes.parquet. → the metrics.
@@ -53,6 +55,23 @@ def _stage(run: RunFolder, rows: pa.Table, stage: int) -> dict[str, Any]:
         "latent": {"psnr": mean(rows, "latent_psnr")},
         "seconds_per_scene": mean(rows, "seconds"),
         "bytes_per_scene": run.library.num_bytes(stage) / len(rows) if rows else None,
+        "categories": _categories(rows),
+    }
+
+
+def _categories(rows: pa.Table) -> dict[str, Any]:
+    """Quality by category; empty where all scenes are of one."""
+    names = sorted(set(rows["category"].to_pylist()))
+    parts = {name: rows.filter(pc.equal(rows["category"], name)) for name in names if len(names) > 1}
+    return {
+        name or UNNAMED: {
+            "num_scenes": len(part),
+            "test": {"psnr": mean(part, "psnr"), "ssim": mean(part, "ssim")},
+            "train": {"psnr": mean(part, "train_psnr")},
+            "autoencoder": {"psnr": mean(part, "autoencoder_psnr")},
+            "mean_image": {"psnr": mean(part, "mean_image_psnr")},
+        }
+        for name, part in parts.items()
     }
 
 
@@ -72,7 +91,7 @@ def table_text(metrics: dict[str, Any]) -> str:
         for stage in (stage1, metrics):
             value: Any = stage
             for key in path:
-                value = value[key]
+                value = None if value is None else value.get(key)
             cells.append("-" if value is None else form.format(value))
         lines.append(f"{label:34}{cells[0]:>12}{cells[1]:>12}")
 
@@ -84,6 +103,9 @@ def table_text(metrics: dict[str, Any]) -> str:
     line("mean image PSNR, dB (the floor)", "mean_image", "psnr")
     line("device seconds a scene", "seconds_per_scene")
     line("bytes a scene", "bytes_per_scene", form="{:,.0f}")
+    for name in sorted({*stage1["categories"], *metrics["categories"]}):
+        line(f"{name[:16]}: scenes", "categories", name, "num_scenes", form="{:d}")
+        line(f"{name[:16]}: test PSNR, dB", "categories", name, "test", "psnr")
     lines.append(f"{'shared model, bytes':34}{metrics['shared_bytes']:>12,d}")
     lines.append(f"{'scenes failed':34}{'':>12}{metrics['num_failed']:>12d}")
     return "\n".join(lines)
