@@ -27,13 +27,13 @@ def view(run: RunFolder, store: str | None, port: int) -> None:
         if error.name not in ("nicegui", "fastapi", "uvicorn"):
             raise
         raise RuntimeError(MISSING) from None
-    listening = open_port(port)
-    viewed = ViewedRun(run, store, "cuda" if torch.cuda.is_available() else "cpu")
-    worker, reader = Worker(), Worker()
-    print(f"{len(run.library.ids()):,} scenes of {run.path} on http://{HOST}:{listening.getsockname()[1]}", flush=True)
-    if viewed.no_truth:
-        print(f"no true views: {viewed.no_truth}", flush=True)
-    print("Ctrl-C ends it", flush=True)
-    serve(make_app(viewed, worker, reader), listening)
-    for thread in (worker, reader):
-        thread.close()
+    with open_port(port) as listening:
+        viewed = ViewedRun(run, store, "cuda" if torch.cuda.is_available() else "cpu")
+        print(f"{len(run.library.ids()):,} scenes of {run.path} on http://{HOST}:{listening.getsockname()[1]}")
+        if viewed.no_truth:
+            print(f"no true views: {viewed.no_truth}")
+        print("Ctrl-C ends it", flush=True)
+        worker, reader = Worker(), Worker()
+        serve(make_app(viewed, worker, reader), listening)
+        for thread in (worker, reader):
+            thread.close()

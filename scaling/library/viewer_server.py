@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -84,15 +85,11 @@ def open_port(port: int) -> socket.socket:
 
 
 def serve(app: App, listening: socket.socket) -> None:
-    """Serves the app until Ctrl-C or SIGTERM; then open pages are let go and the socket is closed."""
+    """Serves the app until Ctrl-C or SIGTERM; then open pages are let go."""
     import uvicorn
 
     config = uvicorn.Config(
         app, log_level="warning", timeout_graceful_shutdown=1, server_header=False, proxy_headers=False
     )
-    try:
+    with suppress(KeyboardInterrupt):  # uvicorn raises it again once it has ended
         uvicorn.Server(config).run(sockets=[listening])
-    except KeyboardInterrupt:  # which uvicorn raises again once it has ended
-        pass
-    finally:
-        listening.close()
