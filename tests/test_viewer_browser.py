@@ -148,6 +148,7 @@ def test_browse_orbit_compare_and_mix(page, address, tmp_path):
     card = page.wait(lambda: [c for c in page.all(".scene-card") if "car-00003" in c.text])[0]
     card.click()
     page.wait(lambda: page.texts(".title") == ["car-00003"])
+    page.wait(lambda: page.texts(".scene-card.chosen .name") == ["car-00003"])
     page.wait(lambda: any("dB on this view" in text for text in page.texts(".caption")))
     assert CATEGORY in page.texts(".metric .value") and not page.all(".metrics img"), "text, not markup"
     truth = page.picture("truth")
@@ -164,6 +165,8 @@ def test_browse_orbit_compare_and_mix(page, address, tmp_path):
     )
     page.changed("render", turned)
     zoomed = page.settled()
+    scale = "return getComputedStyle(document.querySelector('.truth img')).transform"
+    assert page.driver.execute_script(scale).startswith(f"matrix({1.0015**300:.4f}"[:12]), "the truth is as large"
 
     # depth and latents
     for mode in ("Depth", "Latents", "Colour"):

@@ -13,7 +13,6 @@ from scaling.data.scenes import SceneViews
 from scaling.library.render import ELEVATION
 
 STEEPEST = math.radians(85)  # of a camera that is turned; above it left and right would change places
-FOCAL = (0.25, 12.0)  # shortest and longest focal length that zooming gives, of the image size
 START = math.radians(40)  # azimuth: a scene is first seen from the front and the side at once
 
 
@@ -46,11 +45,10 @@ class Camera:
         return replace(self, cam2world=motion @ self.cam2world)
 
     def zoomed(self, factor: float) -> Camera:
-        """The camera with a focal length `factor` times as long, between FOCAL's ends. It does not move: so rays keep
-        their distances, which a fixed near and far need."""
+        """The camera with a focal length `factor` times as long. It does not move: so rays keep their distances, which
+        a fixed near and far need."""
         intrinsics = self.intrinsics.clone()
-        focal = float(intrinsics[0, 0])
-        intrinsics[:2, :2] *= min(max(focal * factor, FOCAL[0]), FOCAL[1]) / focal
+        intrinsics[:2, :2] *= factor
         return replace(self, intrinsics=intrinsics)
 
     def nearest(self, cam2world: Tensor) -> tuple[int, float]:

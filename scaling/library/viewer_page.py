@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -29,6 +30,7 @@ class GalleryPane:
         self.key = f"{context.client.id} thumbnails"
         self.descending = False
         self.cards: dict[str, ui.element] = {}
+        self.chosen = ""
         self._build()
 
     def _build(self) -> None:
@@ -81,30 +83,31 @@ class GalleryPane:
         with self.grid:
             for row in page.rows:
                 self._card(row)
-        self.mark()
         await self._draw([row["scene_id"] for row in page.rows])
 
     def _card(self, row: Mapping[str, Any]) -> None:
-        card = ui.element("div").classes("scene-card").on("click", lambda: self._pick(row))
+        chosen = " chosen" if row["scene_id"] == self.chosen else ""
+        card = ui.element("div").classes(f"scene-card{chosen}").on("click", lambda: self._pick(row))
         with card:
             card.props["title"] = f"{row['scene_id']} {row['category']}"
             self.cards[row["scene_id"]] = card
             ui.element("img").classes("thumbnail")
-            mix = ui.button("+").props("round dense unelevated size=sm").classes("mix")
+            mix = ui.button(icon="add").props("round dense unelevated size=sm").classes("mix")
             mix.on("click.stop", lambda: self.scene.pick_second(row)).tooltip("Mix the shown scene with this one")
             ui.label(row["scene_id"]).classes("ellipsis name")
             ui.label("-" if row["psnr"] is None else f"{row['psnr']:.2f} dB").classes("faint")
 
     async def _pick(self, row: Mapping[str, Any]) -> None:
-        picked = asyncio.ensure_future(self.scene.pick(row))
-        self.mark()
-        await picked
+        self.mark(row["scene_id"])
+        await self.scene.pick(row)
 
-    def mark(self) -> None:
-        """Puts a frame around the scene that is shown."""
-        shown = self.scene.first["scene_id"] if self.scene.first else None
-        for scene_id, card in self.cards.items():
-            card.classes(add="chosen") if scene_id == shown else card.classes(remove="chosen")
+    def mark(self, scene_id: str) -> None:
+        """Puts a frame around the card of the scene that is shown, now and on every page that it is on."""
+        if self.chosen in self.cards:
+            self.cards[self.chosen].classes(remove="chosen")
+        if scene_id in self.cards:
+            self.cards[scene_id].classes("chosen")
+        self.chosen = scene_id
 
     async def _draw(self, ids: Sequence[str]) -> None:
         """A page that was left meanwhile draws no further: its job is replaced by the next page's."""
@@ -150,8 +153,11 @@ def make_app(viewed: ViewedRun, worker: Worker, reader: Worker) -> App:
             context.client.on_delete(partial(worker.drop, key))
         await context.client.connected()
         first = gallery.page().rows[0]
+        pane.mark(first["scene_id"])
         await asyncio.gather(scene.pick(first), pane.refresh())
 
+    # NiceGUI looks for its server among all objects in memory, of which torch's deprecated ones complain.
+    warnings.filterwarnings("ignore", "`torch.distributed.reduce_op` is deprecated", FutureWarning)
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)  # those pages load from a content network
     ui.run_with(app, dark=True, show_welcome_message=False, gzip_middleware_factory=None, message_history_length=0)
     return LocalOnly(app)

@@ -21,6 +21,7 @@ from scaling.library.viewer_work import Worker
 
 TURN = math.radians(0.45)  # a pixel that the mouse is dragged
 ZOOM = 1.0015  # a unit that the wheel is turned
+ZOOMS = (0.5, 8.0)  # the widest and the closest
 EVENT_SECONDS = 0.03  # between two events that the browser sends of one drag
 REST_SECONDS = 0.2  # without an event: the mouse rests, and the full picture is drawn
 ERRORS = (LookupError, OSError, ValueError, RuntimeError)  # what a damaged or vanished file raises; the page tells it
@@ -63,6 +64,7 @@ class ScenePane:
             int | None
         ) = -1  # the truth's view that the camera is at; −1: its first test view, None: elsewhere
         self.shown_view: int | None = None
+        self.zoom = 1.0
         self.pointer = (0.0, 0.0)
         self.wheel = 0.0
         self.rest: asyncio.Task[None] | None = None
@@ -95,7 +97,7 @@ class ScenePane:
                     self.go.props("flat dense no-caps size=sm")
         self._listen()
         with ui.row().classes("w-full items-center no-wrap gap-3"):
-            ui.label("Truth's views").classes("slider-name")
+            ui.label("True views").classes("slider-name")
             self.slider = ui.slider(min=0, max=1, value=0).props("dense snap").classes("views")
             self.slider.on("update:model-value", self._on_view, throttle=0.05)
             ui.button("Reset camera", icon="restart_alt", on_click=self._reset).props("flat dense no-caps size=sm")
@@ -226,7 +228,7 @@ class ScenePane:
     def _shot(self, draft: bool) -> Shot:
         assert self.first is not None
         shot = Shot(
-            self.first["scene_id"], self.camera, self.mode.value or "rgb",
+            self.first["scene_id"], self.camera.zoomed(self.zoom), self.mode.value or "rgb",
             draft and has_drafts(self.viewed.shared, self.mode.value), truth=self._true_image(),
         )  # fmt: skip
         if self.second is None:
@@ -234,7 +236,8 @@ class ScenePane:
         return replace(shot, second=self.second["scene_id"], coefs=self.coefs.value, micro=self.micro.value)
 
     def _true_image(self) -> Tensor | None:
-        if self.views is None or self.at_view is None or self.second is not None:
+        """What the render is held against: at one of the truth's views, as it was taken, and of one scene."""
+        if self.views is None or self.at_view is None or self.second is not None or self.zoom != 1:
             return None
         return self.views.images[self.at_view]
 
@@ -268,7 +271,13 @@ class ScenePane:
     async def _on_wheel(self, event: GenericEventArguments) -> None:
         total = float(event.args)
         turned, self.wheel = total - self.wheel, total
-        await self._move(self.camera.zoomed(ZOOM**-turned))
+        self._zoom_to(self.zoom * ZOOM**-turned)
+        await self.show(draft=True)
+
+    def _zoom_to(self, zoom: float) -> None:
+        """A longer focal length enlarges a picture around its centre: so the truth is enlarged on the page."""
+        self.zoom = min(max(zoom, ZOOMS[0]), ZOOMS[1])
+        self.truth.style(f"--zoom: {self.zoom}")
 
     async def _on_mix(self, _: GenericEventArguments) -> None:
         await self.show(draft=True)
@@ -282,6 +291,7 @@ class ScenePane:
             await self._go_to(self.camera.nearest(self.views.cam2world)[0])
 
     async def _reset(self) -> None:
+        self._zoom_to(1.0)
         await self._move(self.viewed.start)
 
     async def _go_to(self, index: int) -> None:

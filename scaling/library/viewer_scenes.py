@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from scaling.library.viewer_gallery import Gallery
 from scaling.library.viewer_truth import Truth
 from scaling.library.viewer_work import Cache
 from scaling.models.shared import SharedModel
+from scaling.models.student import Student
 from scaling.models.triplanes import SceneParams
 from scaling.training.metrics import psnr
 
@@ -95,16 +96,29 @@ def modes_of(shared: SharedModel) -> dict[str, str]:
 def has_drafts(shared: SharedModel, mode: str) -> bool:
     """Whether a draft differs from the full picture: see `render`."""
     if shared.settings.representation.space == "latent":
-        return mode == "rgb" and shared.student is not None
+        return mode == "rgb" and _drafting(shared) is not None
     return shared.latent_size > DRAFT_SIDE
+
+
+def _drafting(shared: SharedModel) -> Student | None:
+    """The student, where it is smaller than the decoder: beside one from scratch for small images it is not."""
+    own = shared.decoder
+    decoder = shared.autoencoder.halves()[1] if own is None else list(own.parameters())
+    if shared.student is None or _size(shared.student.parameters()) >= _size(decoder):
+        return None
+    return shared.student
+
+
+def _size(parameters: Iterable[Tensor]) -> int:
+    return sum(parameter.numel() for parameter in parameters)
 
 
 @torch.no_grad()
 def render(shared: SharedModel, params: SceneParams, camera: Camera, decoded: bool, draft: bool) -> dict[str, Tensor]:
     """One view: latents [1, C, h, w] in [−1, 1], depth and opacity [1, h, w], and if `decoded` images [1, 3, H, W].
 
-    What costs is the decoder, so a draft goes through the student where stage 1 made one; in RGB space, where rays
-    cost, it takes fewer of them. params: of S = 1.
+    With an autoencoder of Stable Diffusion's size the decoder is 99 % of the cost, so a draft goes through stage 1's
+    student where that is smaller; in RGB space, where rays cost, it takes fewer of them. params: of S = 1.
     """
     latent = shared.settings.representation.space == "latent"
     size = min(shared.latent_size, DRAFT_SIDE) if draft and not latent else shared.latent_size
@@ -113,7 +127,8 @@ def render(shared: SharedModel, params: SceneParams, camera: Camera, decoded: bo
     latents = out.colours.transpose(1, 2).unflatten(2, (size, size))
     view = {"latents": latents, "depth": out.depth.view(1, size, size), "opacity": out.opacity.view(1, size, size)}
     if decoded:
-        view["images"] = shared.student(latents) if draft and latent and shared.student else shared.decode(latents)
+        student = _drafting(shared) if draft else None
+        view["images"] = shared.decode(latents) if student is None else student(latents)
     return view
 
 
