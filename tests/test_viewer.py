@@ -22,11 +22,12 @@ from scaling.data.png import decode_png
 from scaling.data.synthetic import embedded_ids, embedded_scene
 from scaling.library import viewer_scenes
 from scaling.library.cohorts import commit_cohort
+from scaling.library.fitted_scenes import METRICS
 from scaling.library.parts import commit_part
 from scaling.library.render import to_pixels
 from scaling.library.run_folder import RunFolder
 from scaling.library.viewer_camera import STEEPEST, Camera, start_camera, view_camera
-from scaling.library.viewer_gallery import PER_PAGE, Gallery
+from scaling.library.viewer_gallery import PER_PAGE, Gallery, told
 from scaling.library.viewer_scenes import Shot, ViewedRun, mix, modes_of
 from scaling.library.viewer_server import HOST, LocalOnly, is_local, open_port
 from scaling.library.viewer_truth import view_png
@@ -58,7 +59,7 @@ def viewed(run) -> ViewedRun:
 
 
 def row(scene_id: str, **values: Any) -> dict[str, Any]:
-    empty = dict.fromkeys(("psnr", "ssim", "train_psnr", "autoencoder_psnr", "seconds", "cohort"))
+    empty = dict.fromkeys((*METRICS, "seconds", "cohort"))
     return {"scene_id": scene_id, "category": "car", "stage": 2, **empty, **values}
 
 
@@ -80,6 +81,14 @@ def test_a_search_wants_every_word_and_a_sort_puts_unknown_numbers_last():
     assert found(gallery, sort="psnr") == ["b-1", "d-4", "a-2", "c-3"]
     assert found(gallery, sort="psnr", descending=True) == ["a-2", "b-1", "d-4", "c-3"]
     assert found(gallery, sort="gap", descending=True)[:2] == ["a-2", "b-1"], "6 dB before 5 dB"
+
+
+def test_what_is_told_of_a_scene():
+    [scene] = Gallery([row("a", psnr=20.128, autoencoder_psnr=25.0, cohort="beef" * 16, category="")]).rows.values()
+    assert told(scene) == [
+        ("test PSNR", "20.13 dB"), ("autoencoder", "25.00 dB"), ("gap to it", "4.87 dB"), ("stage", "2"),
+        ("cohort", "beefbeef…"),
+    ]  # fmt: skip
 
 
 def test_pages_of_5000_scenes():
@@ -184,7 +193,7 @@ def test_a_view_is_drawn_as_evaluation_renders_it(viewed):
     assert (decode_png(view_png(views, 0)) == to_pixels(views.images[0])).all()
 
 
-def test_a_draft_goes_through_the_student(viewed):
+def test_a_draft_goes_through_the_student(viewed, monkeypatch):
     shared = viewed.shared
     assert modes_of(shared) == {"rgb": "Colour", "latents": "Latents", "depth": "Depth"}
     scene, camera = viewed.open("car-00002"), viewed.start
@@ -192,6 +201,8 @@ def test_a_draft_goes_through_the_student(viewed):
     draft = viewed.draw(Shot("car-00002", camera, draft=True, truth=torch.zeros(3, 16, 16)))
     assert (decode_png(draft.png) == to_pixels(shared.student(latents))[0]).all() and draft.psnr is None
     assert viewer_scenes.has_drafts(shared, "rgb") and not viewer_scenes.has_drafts(shared, "depth")
+    monkeypatch.setattr(shared, "student", None)
+    assert not viewer_scenes.has_drafts(shared, "rgb")
     for mode in ("latents", "depth"):
         pictures = [decode_png(viewed.draw(Shot("car-00002", c, mode)).png) for c in (camera, camera.turned(1.0, 0.0))]
         assert pictures[0].shape == (8, 8, 3) and (pictures[0] != pictures[1]).any()

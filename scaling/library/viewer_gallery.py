@@ -19,6 +19,20 @@ SORTS = {
 }
 BEST_FIRST = ("psnr", "ssim", "train_psnr")  # read from the highest down, unless asked otherwise
 
+TOLD = {
+    "psnr": ("test PSNR", "{:.2f} dB"),
+    "ssim": ("test SSIM", "{:.3f}"),
+    "lpips": ("test LPIPS", "{:.3f}"),
+    "train_psnr": ("train PSNR", "{:.2f} dB"),
+    "autoencoder_psnr": ("autoencoder", "{:.2f} dB"),
+    "gap": ("gap to it", "{:.2f} dB"),
+    "mean_image_psnr": ("mean image", "{:.2f} dB"),
+    "seconds": ("fitted in", "{:.1f} s"),
+    "stage": ("stage", "{}"),
+    "cohort": ("cohort", "{:.8}…"),
+    "category": ("category", "{}"),
+}
+
 
 @dataclass(frozen=True)
 class Page:
@@ -70,6 +84,11 @@ class Gallery:
         num_pages = max(1, math.ceil(len(found) / PER_PAGE))
         number = min(max(number, 1), num_pages)
         return Page(found[(number - 1) * PER_PAGE : number * PER_PAGE], len(found), number, num_pages)
+
+
+def told(row: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What a page says of a scene: names and values with their units; what was not measured is left out."""
+    return [(name, form.format(row[key])) for key, (name, form) in TOLD.items() if row[key] not in (None, "")]
 
 
 def _gap(row: Mapping[str, Any]) -> float | None:

@@ -13,8 +13,8 @@ from fastapi import FastAPI
 from nicegui import context, ui
 
 from scaling.library.viewer_gallery import BEST_FIRST, SORTS, Gallery
-from scaling.library.viewer_pane import ERRORS, ScenePane, data_url
-from scaling.library.viewer_scenes import ViewedRun
+from scaling.library.viewer_pane import ERRORS, ScenePane
+from scaling.library.viewer_scenes import ViewedRun, data_url
 from scaling.library.viewer_server import App, LocalOnly
 from scaling.library.viewer_work import Worker
 

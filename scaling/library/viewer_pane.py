@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -15,7 +14,8 @@ from torch import Tensor
 
 from scaling.data.scenes import SceneViews
 from scaling.library.viewer_camera import Camera, view_camera
-from scaling.library.viewer_scenes import Drawn, Shot, ViewedRun, has_drafts, modes_of
+from scaling.library.viewer_gallery import told
+from scaling.library.viewer_scenes import Drawn, Shot, ViewedRun, data_url, has_drafts, modes_of
 from scaling.library.viewer_truth import view_png
 from scaling.library.viewer_work import Worker
 
@@ -25,29 +25,11 @@ ZOOMS = (0.5, 8.0)  # the widest and the closest
 EVENT_SECONDS = 0.03  # between two events that the browser sends of one drag
 REST_SECONDS = 0.2  # without an event: the mouse rests, and the full picture is drawn
 ERRORS = (LookupError, OSError, ValueError, RuntimeError)  # what a damaged or vanished file raises; the page tells it
-METRICS = {
-    "psnr": ("test PSNR", "{:.2f} dB"),
-    "ssim": ("test SSIM", "{:.3f}"),
-    "lpips": ("test LPIPS", "{:.3f}"),
-    "train_psnr": ("train PSNR", "{:.2f} dB"),
-    "autoencoder_psnr": ("autoencoder", "{:.2f} dB"),
-    "gap": ("gap to it", "{:.2f} dB"),
-    "mean_image_psnr": ("mean image", "{:.2f} dB"),
-    "seconds": ("fitted in", "{:.1f} s"),
-    "stage": ("stage", "{}"),
-    "cohort": ("cohort", "{:.8}…"),
-    "category": ("category", "{}"),
-}
 # The pointer is captured, so that a drag goes on outside the picture.
 PRESS = "(e) => { e.preventDefault(); e.currentTarget.setPointerCapture(e.pointerId); emit(e.clientX, e.clientY); }"
 DRAG = "(e) => { if (e.buttons & 1) emit(e.clientX, e.clientY); }"
 # A trackpad sends many small turns of the wheel: what the throttle holds back is added to the next.
 WHEEL = "(e) => { const d = e.currentTarget.dataset; d.z = +(d.z || 0) + e.deltaY; emit(+d.z); }"
-
-
-def data_url(png: bytes) -> str:
-    """PNG bytes as an address that an image takes without a request."""
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
 class ScenePane:
@@ -185,11 +167,10 @@ class ScenePane:
     def _show_metrics(self, row: Mapping[str, Any]) -> None:
         self.metrics.clear()
         with self.metrics:
-            for key, (name, form) in METRICS.items():
-                if row[key] is not None and row[key] != "":
-                    with ui.column().classes("metric"):
-                        ui.label(form.format(row[key])).classes("value")
-                        ui.label(name).classes("name")
+            for name, value in told(row):
+                with ui.column().classes("metric"):
+                    ui.label(value).classes("value")
+                    ui.label(name).classes("name")
 
     # ------------------------------------------------------------------ drawing
 
@@ -242,11 +223,8 @@ class ScenePane:
         return self.views.images[self.at_view]
 
     def _tell(self, shot: Shot, drawn: Drawn) -> None:
-        reached = "" if drawn.psnr is None else f" · {drawn.psnr:.2f} dB on this view"
-        what = "Render" if shot.second is None else "Mixture"
-        if shot.draft:
-            what = f"{what} (draft)"
-        self.caption.set_text(what + reached)
+        what = ("Render" if shot.second is None else "Mixture") + (" (draft)" if shot.draft else "")
+        self.caption.set_text(what if drawn.psnr is None else f"{what} · {drawn.psnr:.2f} dB on this view")
 
     async def _ask(self, worker: Worker, kind: str, job: Any, urgent: bool = False) -> Any:
         return await asyncio.wrap_future(worker.ask(f"{self.key} {kind}", job, urgent))

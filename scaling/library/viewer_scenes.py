@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import math
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
@@ -216,3 +217,8 @@ class ViewedRun:
                 raise
             return f"{error}; --store names the scene store"
         return None
+
+
+def data_url(png: bytes) -> str:
+    """PNG bytes as an address that an image takes without a request."""
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
