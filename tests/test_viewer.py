@@ -157,10 +157,13 @@ def test_of_a_key_only_the_latest_is_done_and_what_is_urgent_goes_first():
     stale = [worker.ask("frame", lambda number=number: done.append(number), urgent=True) for number in range(5)]
     dropped = worker.ask("other", lambda: done.append("other"))
     worker.drop("other")
+    gone = worker.ask("gone", lambda: done.append("gone"))
+    assert gone.cancel(), "as asyncio does where a page was closed"
+    again = worker.ask("gone", lambda: "again")
     wrong = worker.ask("wrong", lambda: 1 / 0)
     go.set()
     assert running.result(10) == "first" and [asked.result(10) for asked in (*stale, dropped)] == [None] * 6
-    assert thumbnails.result(10) is None
+    assert thumbnails.result(10) is None and again.result(10) == "again"
     with pytest.raises(ZeroDivisionError):
         wrong.result(10)
     assert done == [4, "thumbnails"]

@@ -15,7 +15,7 @@ from torch import Tensor
 from scaling.data.scenes import SceneViews
 from scaling.library.viewer_camera import Camera, view_camera
 from scaling.library.viewer_gallery import told
-from scaling.library.viewer_scenes import Drawn, Shot, ViewedRun, data_url, has_drafts, modes_of
+from scaling.library.viewer_scenes import Drawn, OpenScene, Shot, ViewedRun, data_url, modes_of
 from scaling.library.viewer_truth import view_png
 from scaling.library.viewer_work import Worker
 
@@ -42,9 +42,7 @@ class ScenePane:
         self.second: Mapping[str, Any] | None = None
         self.views: SceneViews | None = None
         self.camera = viewed.start
-        self.at_view: (
-            int | None
-        ) = -1  # the truth's view that the camera is at; −1: its first test view, None: elsewhere
+        self.at_view: int | None = -1  # the true view that the camera is at; −1: the first test view, None: elsewhere
         self.shown_view: int | None = None
         self.zoom = 1.0
         self.pointer = (0.0, 0.0)
@@ -56,12 +54,10 @@ class ScenePane:
 
     def _build(self) -> None:
         with ui.row().classes("w-full items-center no-wrap gap-3"):
-            self.title = ui.label("").classes("title ellipsis").mark("title")
+            self.title = ui.label("").classes("title ellipsis")
             ui.space()
-            names = modes_of(self.viewed.shared)
-            self.mode = (
-                ui.toggle(names, value="rgb", on_change=self.show).props("dense no-caps unelevated").classes("modes")
-            )
+            self.mode = ui.toggle(modes_of(self.viewed.shared), value="rgb", on_change=self.show).classes("modes")
+            self.mode.props("dense no-caps unelevated")
         self.metrics = ui.row().classes("metrics w-full")
         with ui.row().classes("w-full no-wrap gap-4"):
             with ui.column().classes("pane"):
@@ -86,7 +82,7 @@ class ScenePane:
         self._build_mixer()
 
     def _picture(self, name: str) -> ui.interactive_image:
-        return ui.interactive_image(sanitize=False).classes(f"picture {name}").props(f'id="{name}"')
+        return ui.interactive_image(sanitize=False).classes(f"picture {name}")
 
     def _build_mixer(self) -> None:
         with ui.row().classes("mixer w-full items-center no-wrap gap-3"):
@@ -122,11 +118,8 @@ class ScenePane:
         self.title.set_text(row["scene_id"])
         self._show_metrics(row)
         await self.show()
-        data = self.viewed.shared.settings.data
         try:
-            views = await self._ask(
-                self.reader, "truth", lambda: self.viewed.truth.views(row["scene_id"], row["stage"], data)
-            )
+            views = await self._read_truth(row["scene_id"], row["stage"])
         except ERRORS as error:
             self.truth.set_source("")
             self.truth_caption.set_text(f"no truth: {error}")
@@ -141,6 +134,13 @@ class ScenePane:
         else:
             await self._go_to(self.at_view if 0 <= self.at_view < len(views.images) else views.test_views[0])
 
+    async def _read_truth(self, scene_id: str, stage: int) -> SceneViews | None:
+        scene: OpenScene | None = await self._ask(self.worker, "open", lambda: self.viewed.open(scene_id), urgent=True)
+        if scene is None:
+            return None
+        data = scene.shared.settings.data
+        return await self._ask(self.reader, "truth", lambda: self.viewed.truth.views(scene_id, stage, data))
+
     async def pick_second(self, row: Mapping[str, Any]) -> None:
         """Takes a scene to mix the shown one with, half and half to begin with; tells why where that cannot be."""
         if self.first is None:
@@ -149,7 +149,7 @@ class ScenePane:
         self.coefs.set_value(0.5)
         self.micro.set_value(0.5)
         if not await self.show():
-            self._unmix_quietly()
+            await self._unmix()
             return
         self.mix_name.set_text(f"mixed with {row['scene_id']}")
         self.mix_hint.set_visibility(False)
@@ -197,7 +197,7 @@ class ScenePane:
         self.image.set_source(data_url(drawn.png))
         self.milliseconds.set_text(f"{1000 * (asyncio.get_running_loop().time() - began):.0f} ms")
         self._tell(shot, drawn)
-        if draft and self.rest is None:
+        if drawn.draft and self.rest is None:
             self.rest = background_tasks.create(self._finish(), name="the full picture")
         return True
 
@@ -209,8 +209,8 @@ class ScenePane:
     def _shot(self, draft: bool) -> Shot:
         assert self.first is not None
         shot = Shot(
-            self.first["scene_id"], self.camera.zoomed(self.zoom), self.mode.value or "rgb",
-            draft and has_drafts(self.viewed.shared, self.mode.value), truth=self._true_image(),
+            self.first["scene_id"], self.camera.zoomed(self.zoom), self.mode.value or "rgb", draft,
+            truth=self._true_image(),
         )  # fmt: skip
         if self.second is None:
             return shot
@@ -223,7 +223,7 @@ class ScenePane:
         return self.views.images[self.at_view]
 
     def _tell(self, shot: Shot, drawn: Drawn) -> None:
-        what = ("Render" if shot.second is None else "Mixture") + (" (draft)" if shot.draft else "")
+        what = ("Render" if shot.second is None else "Mixture") + (" (draft)" if drawn.draft else "")
         self.caption.set_text(what if drawn.psnr is None else f"{what} · {drawn.psnr:.2f} dB on this view")
 
     async def _ask(self, worker: Worker, kind: str, job: Any, urgent: bool = False) -> Any:
@@ -260,9 +260,10 @@ class ScenePane:
     async def _on_mix(self, _: GenericEventArguments) -> None:
         await self.show(draft=True)
 
-    async def _on_view(self, event: GenericEventArguments) -> None:
+    async def _on_view(self, _: GenericEventArguments) -> None:
+        """To where the slider is now, which may be beyond the event: it is not pulled back."""
         if self.views is not None:
-            await self._go_to(min(max(int(event.args), 0), len(self.views.images) - 1))
+            await self._go_to(min(max(int(self.slider.value), 0), len(self.views.images) - 1))
 
     async def _go_to_nearest(self) -> None:
         if self.views is not None:

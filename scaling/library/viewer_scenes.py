@@ -60,9 +60,11 @@ class Shot:
 
 @dataclass(frozen=True)
 class Drawn:
-    """png: of the render; psnr: against the shot's truth in dB, None where it has none, in drafts and other modes."""
+    """png: of the render; draft: whether the full picture differs; psnr: of that against the shot's truth in dB, None
+    where there is no truth, of drafts and in other modes."""
 
     png: bytes
+    draft: bool
     psnr: float | None
 
 
@@ -176,7 +178,8 @@ class ViewedRun:
         params = scene.params
         if shot.second is not None:
             params = mix(scene, self.open(shot.second), shot.coefs, shot.micro)
-        view = render(scene.shared, params, shot.camera, shot.mode == "rgb", shot.draft)
+        draft = shot.draft and has_drafts(scene.shared, shot.mode)
+        view = render(scene.shared, params, shot.camera, shot.mode == "rgb", draft)
         if shot.mode == "rgb":
             pixels = to_pixels(view["images"])[0]
         elif shot.mode == "depth":
@@ -184,9 +187,9 @@ class ViewedRun:
         else:
             pixels = latent_colours(view["latents"], self._latent_range(scene))[0]
         reached = None
-        if shot.truth is not None and shot.mode == "rgb" and not shot.draft:
+        if shot.truth is not None and shot.mode == "rgb" and not draft:
             reached = psnr(view["images"], shot.truth[None].to(scene.shared.device)).item()
-        return Drawn(encode_png(pixels), reached)
+        return Drawn(encode_png(pixels), draft, reached)
 
     def _latent_range(self, scene: OpenScene) -> tuple[Tensor, Tensor]:
         """Of four views around the scene: so that colours do not change as it turns."""

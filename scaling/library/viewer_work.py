@@ -33,8 +33,7 @@ class Worker:
         with self._lock:
             stale = self._waiting.pop(key, None)
             self._waiting[key] = asked
-        if stale is not None:
-            stale.answer.set_result(None)
+        _dismiss(stale)
         self._thread.submit(self._run_next)
         return asked.answer
 
@@ -42,8 +41,7 @@ class Worker:
         """Forgets a job that still waits; its future gives None."""
         with self._lock:
             stale = self._waiting.pop(key, None)
-        if stale is not None:
-            stale.answer.set_result(None)
+        _dismiss(stale)
 
     def close(self) -> None:
         """Waits for the job that runs; those that wait are dropped."""
@@ -56,10 +54,17 @@ class Worker:
             if key is None:
                 return
             asked = self._waiting.pop(key)
+        if not asked.answer.set_running_or_notify_cancel():
+            return  # who asked is gone
         try:
             asked.answer.set_result(asked.job())
         except BaseException as error:
             asked.answer.set_exception(error)
+
+
+def _dismiss(stale: _Asked | None) -> None:
+    if stale is not None and stale.answer.set_running_or_notify_cancel():
+        stale.answer.set_result(None)
 
 
 class Cache:
