@@ -41,7 +41,7 @@ def address(tiny_settings, tiny_scenes, tmp_path_factory) -> Iterator[str]:
     run = make_run(tmp_path_factory.mktemp("runs") / "many", tiny_settings, scenes)
     run.write_config("stage2", tiny_settings, {"store": "embedded"})
     row = run.library.scene("car-00002")
-    rows = [row | {"scene_id": f"car-{n:05d}", "psnr": 5 - n / 10_000} for n in range(4, NUM_SCENES + 2)]
+    rows = [row | {"scene_id": f"car-{n:05d}", "psnr": n / 1000} for n in range(4, NUM_SCENES + 2)]
     for start in range(0, len(rows), 1024):
         commit_part(run.library.folder, rows[start : start + 1024])
     command = [sys.executable, "experiments/view.py", "--run", str(run.path), "--port", "0"]
@@ -49,7 +49,7 @@ def address(tiny_settings, tiny_scenes, tmp_path_factory) -> Iterator[str]:
     first = server.stdout.readline()
     yield re.search(r"5,000 scenes of .* on (http://127\.0\.0\.1:\d+)", first)[1]
     server.send_signal(signal.SIGINT)
-    rest = server.communicate(timeout=20)[0]
+    rest = server.communicate(timeout=60)[0]
     assert server.returncode == 0 and "Traceback" not in rest, rest
 
 
@@ -76,7 +76,7 @@ class Page:
     def wait(self, what: Callable[[], Any]) -> Any:
         from selenium.webdriver.support.wait import WebDriverWait
 
-        return WebDriverWait(self.driver, 20, poll_frequency=0.05).until(lambda _: what())
+        return WebDriverWait(self.driver, 60, poll_frequency=0.05).until(lambda _: what())
 
     def picture(self, name: str) -> str:
         return self.wait(lambda: self.sources(f".{name} img"))[0]
@@ -141,8 +141,7 @@ def test_browse_orbit_compare_and_mix(page, address, tmp_path):
     page.wait(lambda: page.texts(".found") == ["1-24 of 5,000"])
     page.all(".sort")[0].click()
     page.wait(lambda: [item for item in page.all(".q-menu .q-item") if item.text == "test PSNR"])[0].click()
-    page.wait(lambda: page.texts(".scene-card .name")[1:4] == ["car-00002", "car-00004", "car-00005"] or
-              page.texts(".scene-card .name")[:1] == ["car-00003"])  # fmt: skip
+    page.wait(lambda: page.texts(".scene-card .name")[2:4] == ["car-05001", "car-05000"])  # after the fitted two
 
     # a scene, from its first test view, truth beside it
     card = page.wait(lambda: [c for c in page.all(".scene-card") if "car-00003" in c.text])[0]
@@ -158,7 +157,7 @@ def test_browse_orbit_compare_and_mix(page, address, tmp_path):
     image = page.all(".render")[0]
     page.mouse().click_and_hold(image).move_by_offset(90, 20).move_by_offset(60, 10).release().perform()
     turned = page.changed("render", render)
-    assert "away" in " ".join(page.texts(".caption"))
+    page.wait(lambda: any("nearest" in text and "away" in text for text in page.texts(".caption")))
     turned = page.settled()
     page.driver.execute_script(
         "arguments[0].dispatchEvent(new WheelEvent('wheel', {deltaY: -300, bubbles: true, cancelable: true}))", image
