@@ -120,6 +120,7 @@ def page(address) -> Iterator[Page]:
     options.binary_location = CHROMIUM
     for flag in ("headless=new", "no-sandbox", "disable-dev-shm-usage", "window-size=1280,800"):
         options.add_argument(f"--{flag}")
+    options.add_argument("--disable-background-networking")  # of the browser itself: no look for updates
     options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
     driver.get(address)
