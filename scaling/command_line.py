@@ -33,6 +33,14 @@ def count(text: str) -> int:
     return _at_least(0, text)
 
 
+def port_number(text: str) -> int:
+    """argparse type of a port to listen on; 0 stands for any free one."""
+    port = count(text)
+    if port > 65535:
+        raise argparse.ArgumentTypeError(f"ports go up to 65535, not {port}")
+    return port
+
+
 def location(text: str) -> AnyPath:
     """argparse type of a folder on a disk, or a URI of one in an object store."""
     from scaling.storage import to_path  # imports pyarrow, which takes longer than parsing

@@ -63,15 +63,25 @@ def to_pixels(images: Tensor) -> Pixels:
     return (images.detach().cpu().clamp(0, 1) * 255).round().to(torch.uint8).movedim(-3, -1).numpy()
 
 
-def latent_colours(latents: Tensor) -> Pixels:
+def latent_colours(latents: Tensor, stretch: tuple[Tensor, Tensor] | None = None) -> Pixels:
     """Latents [N, C, h, w] → [N, h, w, 3]: three channels, each stretched from its lowest to its highest value.
 
-    Normalised latents fill a part of [−1, 1] only, so colours compare within a call, not between calls.
+    Normalised latents fill a part of [−1, 1] only, so colours compare within a call, not between calls; unless all of
+    them are given the `latent_range` of one.
     """
-    channels = [min(index, latents.shape[1] - 1) for index in range(3)]
-    chosen = latents[:, channels]
-    low, high = chosen.amin((0, 2, 3), keepdim=True), chosen.amax((0, 2, 3), keepdim=True)
-    return to_pixels((chosen - low) / (high - low).clamp(min=1e-6))
+    low, high = latent_range(latents) if stretch is None else stretch
+    return to_pixels((_three(latents) - low) / (high - low).clamp(min=1e-6))
+
+
+def latent_range(latents: Tensor) -> tuple[Tensor, Tensor]:
+    """The lowest and highest values, [1, 3, 1, 1] each, of the channels that `latent_colours` shows."""
+    chosen = _three(latents)
+    return chosen.amin((0, 2, 3), keepdim=True), chosen.amax((0, 2, 3), keepdim=True)
+
+
+def _three(latents: Tensor) -> Tensor:
+    """Three channels of [N, C, h, w]; the last is repeated where there are fewer."""
+    return latents[:, [min(index, latents.shape[1] - 1) for index in range(3)]]
 
 
 def depth_colours(depth: Tensor, opacity: Tensor) -> Pixels:

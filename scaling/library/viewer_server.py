@@ -1,0 +1,95 @@
+"""The viewer's server: on loopback only, and for pages that it made itself only."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
+from typing import Any
+from urllib.parse import urlsplit
+
+HOST = "127.0.0.1"
+NAMES = (HOST, "localhost")
+# What the browser may load and talk to: this server. The page's own scripts are inline and built at run time.
+POLICY = (
+    "default-src 'self'; img-src 'self' data:; style-src 'self' 'unsafe-inline'; "
+    "script-src 'self' 'unsafe-inline' 'unsafe-eval'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+)
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Message, Receive, Send], Awaitable[None]]
+
+
+class LocalOnly:
+    """ASGI middleware: refuses what was not addressed to this machine by name, or comes from another site's page.
+
+    A page of the internet may have its own name resolve to 127.0.0.1, or open a WebSocket to it: its Host or Origin
+    header then gives it away.
+    """
+
+    def __init__(self, app: App) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan" or is_local(scope["headers"]):
+            await self.app(scope, receive, _with_policy(send))
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+        else:
+            text = f"only http://{HOST} and http://localhost are served here\n".encode()
+            headers = [(b"content-type", b"text/plain; charset=utf-8")]
+            await send({"type": "http.response.start", "status": 403, "headers": headers})
+            await send({"type": "http.response.body", "body": text})
+
+
+def _with_policy(send: Send) -> Send:
+    async def sending(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message.get("headers", []), (b"content-security-policy", POLICY.encode())]
+        await send(message)
+
+    return sending
+
+
+def is_local(headers: list[tuple[bytes, bytes]]) -> bool:
+    """Whether the one Host header, and the Origin where there is one, name this machine, the latter the very host."""
+    hosts = [value.decode("latin-1") for name, value in headers if name == b"host"]
+    origins = [value.decode("latin-1") for name, value in headers if name == b"origin"]
+    if len(hosts) != 1 or _hostname(f"//{hosts[0]}") not in NAMES:
+        return False
+    return all(origin == f"http://{hosts[0]}" for origin in origins)
+
+
+def _hostname(url: str) -> str | None:
+    try:
+        return urlsplit(url).hostname
+    except ValueError:  # such as "//[::"
+        return None
+
+
+def open_port(port: int) -> socket.socket:
+    """A socket bound to the port (0: any free one) of loopback. OSError says what to do where it is taken."""
+    listening = socket.socket()
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port that was just left is free
+    try:
+        listening.bind((HOST, port))
+    except OSError as error:
+        listening.close()
+        if error.errno != errno.EADDRINUSE:
+            raise
+        raise OSError(f"port {port} of {HOST} is in use: end what uses it, or choose another with --port") from None
+    return listening
+
+
+def serve(app: App, listening: socket.socket) -> None:
+    """Serves the app until Ctrl-C or SIGTERM; then open pages are let go."""
+    import uvicorn
+
+    config = uvicorn.Config(
+        app, log_level="warning", timeout_graceful_shutdown=1, server_header=False, proxy_headers=False
+    )
+    with suppress(KeyboardInterrupt):  # uvicorn raises it again once it has ended
+        uvicorn.Server(config).run(sockets=[listening])
