@@ -33,12 +33,12 @@ def write_report(runs: Sequence[RunFolder], curves: Sequence[Curves], out: AnyPa
     )  # fmt: skip
     page = templates.get_template("report.html.jinja").render(
         title=f"{len(figures)} runs side by side" if several else labels[0],
-        legend=[(colour(index), label) for index, label in enumerate(labels)] if several else [],
+        legend={label: colour(index) for index, label in enumerate(labels)} if several else {},
         sections=report_sections(figures),
         colour=colour,
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
-    replace_file(out, page.encode())
+    replace_file(out, printable(page).encode())
 
 
 def run_labels(runs: Sequence[RunFolder]) -> list[str]:
@@ -48,4 +48,4 @@ def run_labels(runs: Sequence[RunFolder]) -> list[str]:
     if twice:
         raise ValueError(f"--run {twice[0]} is given twice: name every run once")
     names = Counter(run.name for run in runs)
-    return [printable(run.name if names[run.name] == 1 else path) for run, path in zip(runs, paths)]
+    return [run.name if names[run.name] == 1 else path for run, path in zip(runs, paths)]

@@ -65,7 +65,7 @@ def cost_chart(costs: Sequence[Cost], of: str) -> Markup:
                 axes.plot(scenes, [cost.total(n) for n in scenes], color=colour(index), linewidth=1.6)
             if cost.measured:
                 axes.plot(*zip(*cost.measured), "o", color=colour(index), markersize=4.5, alpha=0.8)
-        axes.set(xscale="log", yscale="log", xlabel="scenes N", xlim=(1, most))
+        axes.set(xscale="log", yscale="log", xlabel="scenes N", xlim=(0.9, 1.1 * most))
         _ticks(axes, "x", [10**power for power in range(18)], count_text)
         if of == "seconds":
             axes.set_ylabel("device time in all")
@@ -124,10 +124,15 @@ def curve_chart(
 
 
 def _ticks(axes: Axes, which: str, ticks: Sequence[float], text: Callable[[float], str]) -> None:
-    """Of these ticks those within the axis, with a text each; every second or third one where they are too many."""
+    """Of these ticks those within the axis, with a text each; every second or third one where they are too many. The y
+    axis grows to end at ticks, so that it has two at least."""
     axis, (low, high) = (axes.xaxis, axes.get_xlim()) if which == "x" else (axes.yaxis, axes.get_ylim())
+    if which == "y":
+        low = max((tick for tick in ticks if tick <= low), default=low)
+        high = min((tick for tick in ticks if tick >= high), default=high)
+        axes.set_ylim(low, high)
     seen = [tick for tick in ticks if low <= tick <= high]
-    axis.set_major_locator(FixedLocator(seen[:: math.ceil(len(seen) / MOST_TICKS)]))
+    axis.set_major_locator(FixedLocator(seen[:: max(1, math.ceil(len(seen) / MOST_TICKS))]))
     axis.set_major_formatter(FuncFormatter(lambda value, _: text(value)))
     axis.set_minor_locator(NullLocator())
 

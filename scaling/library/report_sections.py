@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 
 from markupsafe import Markup
 
-from scaling.data.scenes import printable
 from scaling.library.report_charts import cost_chart, curve_chart, histogram
 from scaling.library.report_figures import Cost, RunFigures
 from scaling.library.report_pictures import Sheet, base_plane_sheet, interpolation_sheet, scene_sheets
@@ -34,6 +33,7 @@ TILES = (
     ("bytes a scene", "bytes_per_scene", bytes_text),
     ("scenes fitted", "num_scenes", count_text),
 )
+MODES = {"frozen": ", each alone (mode frozen)", "cohort": ", together in cohorts (mode cohort)"}
 STAGE2_CURVES = (("stage2/psnr", "mean test PSNR, dB"), ("stage2/scenes_per_hour", "scenes an hour"))
 
 
@@ -92,8 +92,7 @@ def _what(run: RunFigures) -> str:
     noted, trained, fitted = run.noted, run.metrics["stage1"]["num_scenes"], run.metrics["num_scenes"]
     told = [f"{trained:,} scenes trained the shared model."] if trained else []
     if fitted:
-        mode = noted.get("stage2.mode")
-        how = {"frozen": ", each alone (mode frozen)", "cohort": ", together in cohorts (mode cohort)"}.get(mode, "")
+        how = MODES.get(str(noted.get("stage2.mode")), "")
         told.append(f"{fitted:,} {'more ' if trained else ''}were fitted on it{how}.")
     size, space = noted.get("data.image_size"), noted.get("representation.space")
     if size is not None:
@@ -115,7 +114,7 @@ def _progress(run: RunFigures) -> list[str]:
         told.append(f"{run.label}: {len(run.failed):,} scenes failed ({counted}):")
         first = sorted(run.failed.items())[:MOST_FAILURES]
         told += [f"{scene_id}: {event.kind}: {event.message}" for scene_id, event in first]
-    return [printable(sentence) for sentence in told]
+    return told
 
 
 def _cost(runs: Sequence[RunFigures]) -> Section:
@@ -231,20 +230,14 @@ def _stage2_charts(runs: Sequence[RunFigures]) -> list[Chart]:
 
 
 def _scenes(runs: Sequence[RunFigures]) -> Section:
-    title, intro = "Scenes", "By test PSNR; test views, none of which was trained on. Errors: white is none."
+    title, intro = "Scenes", "Views that were not trained on. In the row of errors white is none, black half the range."
     if len(runs) == 1:
         return Section("scenes", title, intro, sheets=scene_sheets(runs))
-    same = (
-        len({(run.noted.get(f"stage {run.stage}: store"), run.noted.get("data.embedded_views")) for run in runs}) == 1
-    )
-    sheets = scene_sheets(runs) if same else []
+    sources = {(run.noted.get(f"stage {run.stage}: store"), run.noted.get("data.embedded_views")) for run in runs}
+    sheets = scene_sheets(runs) if len(sources) == 1 else []
     if sheets:
-        return Section(
-            "scenes",
-            title,
-            f"{intro} Chosen by the runs' mean among the scenes that all of them fitted.",
-            sheets=sheets,
-        )
+        intro = "Views that were not trained on, of the best, median and worst scene by the runs' mean PSNR."
+        return Section("scenes", title, intro, sheets=sheets)
     each = [
         Sheet(f"{run.label}, {sheet.title}", sheet.strips, sheet.heads, sheet.notes)
         for run in runs
