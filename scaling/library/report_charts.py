@@ -39,7 +39,7 @@ TIMES = {  # ticks in seconds
         (86_400, "days", (1, 3, 10, 30, 100, 300, 1_000, 3_000, 10_000)),
     )
     for factor in factors
-}  # fmt: skip
+} | {86_400: "1 day"}  # fmt: skip
 POWERS = [factor * 10**power for power in range(18) for factor in (1, 3)]
 MOST_TICKS = 7
 WIDE = 5  # from where on, highest over lowest value, an axis is logarithmic
@@ -108,8 +108,9 @@ def curve_chart(
 
     def draw(axes: Axes) -> None:
         for index, points in series:
-            size = 3.5 if len(points) <= 40 else 0
-            axes.plot(*zip(*points), "-o", color=colour(index), linewidth=1.5, markersize=size)
+            width = 1.5 + 1.5 * min(series[-1][0] - index, 3)  # a line under the same line of a later run is seen
+            size = 2 + width if len(points) <= 40 else 0
+            axes.plot(*zip(*points), "-o", color=colour(index), linewidth=width, markersize=size)
         axes.set(xlabel=xlabel, ylabel=ylabel)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         values = [value for _, points in series for _, value in points]

@@ -31,12 +31,13 @@ AZIMUTH = math.radians(35.0)  # of the camera that sees an interpolation
 
 @dataclass(frozen=True)
 class Strip:
-    """A row of pictures. label: what they show; run: the index of the run whose colour the label has; pictures: data
-    URIs."""
+    """A row of pictures. label: what they show; pictures: data URIs; run: the index of the run whose colour the label
+    has; note: below the label."""
 
     label: str
     pictures: Sequence[str]
     run: int | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,8 @@ def data_uri(image: Pixels) -> str:
     return f"data:image/png;base64,{base64.b64encode(encode_png(np.ascontiguousarray(image))).decode()}"
 
 
-def _strip(label: str, images: Tensor, run: int | None = None) -> Strip:
-    return Strip(label, [data_uri(image) for image in to_pixels(images)], run)
+def _strip(label: str, images: Tensor, run: int | None = None, note: str = "") -> Strip:
+    return Strip(label, [data_uri(image) for image in to_pixels(images)], run, note)
 
 
 # ---------------------------------------------------------------------- scenes
@@ -83,12 +84,11 @@ def _scene_sheet(runs: Sequence[RunFigures], scene_id: str, which: str) -> Sheet
     strips = [] if truth is None else [_strip("truth", truth)]
     for run, scene in zip(runs, scenes):
         rendered = scene.render(poses, intrinsics)
-        index = runs.index(run) if len(runs) > 1 else None
-        psnr = scene.metrics["psnr"]
-        label = "render" if len(runs) == 1 else f"{run.label}, {psnr:.2f} dB"
-        strips.append(_strip(label, rendered, index))
-        if truth is not None and len(runs) == 1:
-            strips += _checks(scene.shared, truth, rendered)
+        if len(runs) > 1:
+            strips.append(_strip(run.label, rendered, runs.index(run), f"{scene.metrics['psnr']:.2f} dB"))
+        else:
+            strips.append(_strip("render", rendered))
+            strips += [] if truth is None else _checks(scene.shared, truth, rendered)
     return Sheet(f"{which}: {scene_id}", strips, notes=[_figures(scenes[0])] * (len(runs) == 1) + [note] * bool(note))
 
 

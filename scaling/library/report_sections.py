@@ -163,12 +163,15 @@ def _alone(runs: Sequence[RunFigures]) -> list[str]:
         ]
     base, told = alone[0], [f"{alone[0].label} fits every scene alone: its scenes share no planes and no autoencoder."]
     for run in runs:
-        pairs = (("device time", run.seconds, base.seconds), ("bytes", run.num_bytes, base.num_bytes))
+        pairs = (("less device time", run.seconds, base.seconds), ("fewer bytes", run.num_bytes, base.num_bytes))
         for of, cost, other in pairs:
             if not run.fits_alone and cost.is_known and other.is_known:
                 start = cost.cheaper_from(other)
-                when = "never costs less" if start is None else f"costs less from {math.ceil(start):,} scenes on"
-                told.append(f"{run.label} {when} than that, in {of}.")
+                told.append(
+                    f"{run.label} never takes {of} than that."
+                    if start is None
+                    else f"{run.label} takes {of} than that from {math.ceil(start):,} scenes on."
+                )
     return told
 
 
