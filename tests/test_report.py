@@ -286,6 +286,15 @@ def test_cohorts_on_the_shared_model_of_another_run(runs, tiny_values, tiny_scen
     assert "together in cohorts" in found.text("summary")
 
 
+def test_a_run_that_was_moved_has_its_own_shared_model(runs, tiny_settings, tmp_path):
+    moved = RunFolder(tmp_path / "moved")
+    shutil.copytree(runs["plain"].shared, moved.shared)
+    moved.write_config("stage2", tiny_settings, {"shared": str(tmp_path / "where-it-was" / "shared")})
+    assert moved.shared_in_use() == moved.shared and moved.stage1_run() == moved
+    moved.write_config("stage2", tiny_settings, {"shared": str(runs["rgb"].shared)})
+    assert moved.shared_in_use() == runs["rgb"].shared and moved.stage1_run() == runs["rgb"]
+
+
 def test_principal_colours_by_hand():
     """One feature, 0 to 1 over two texels: the first channel is all of it, the others have nothing to show."""
     pixels = principal_colours(torch.tensor([0.0, 1.0]).view(1, 1, 1, 1, 2))
