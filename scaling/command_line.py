@@ -70,8 +70,8 @@ def _documented_keys(section: type[BaseModel], prefix: str = "") -> Iterator[tup
 
 
 def command_parser(description: str | None, *flags: str) -> argparse.ArgumentParser:
-    """A parser with the settings flags and the named shared ones of "run", "store", "address", "gpus",
-    "num-scenes".
+    """A parser with the settings flags and the named shared ones of "run", "runs", "store", "address", "gpus",
+    "num-scenes". "runs": `--run` may be repeated, and the namespace's `runs` is the list.
 
     `parse_settings` adds every `--section.key`.
     """
@@ -82,6 +82,11 @@ def command_parser(description: str | None, *flags: str) -> argparse.ArgumentPar
     parser.add_argument("--config", type=Path, help="YAML file of settings over the preset's")
     if "run" in flags:
         parser.add_argument("--run", type=location, help="run folder or file-system URI (default: runs/<preset>)")
+    if "runs" in flags:
+        parser.add_argument(
+            "--run", dest="runs", action="append", type=location,
+            help="run folder or file-system URI; several are compared (default: runs/<preset>)",
+        )  # fmt: skip
     if "store" in flags:
         parser.add_argument("--store", help="scene store: folder or file-system URI (default: the embedded cars)")
     if "num-scenes" in flags:
@@ -125,14 +130,17 @@ def parse_settings(
     namespace.given = flatten(over)
     if getattr(namespace, "run", False) is None:
         namespace.run = Path("runs") / namespace.preset
+    if getattr(namespace, "runs", False) is None:
+        namespace.runs = [Path("runs") / namespace.preset]
     if JOB_COPY in Path.cwd().parts:
         _refuse_relative(parser, namespace)
     return namespace, settings
 
 
 def _refuse_relative(parser: argparse.ArgumentParser, namespace: argparse.Namespace) -> None:
-    for name in ("run", "store", "shared"):
-        value = str(getattr(namespace, name, None) or "/")
+    named = {name: getattr(namespace, name, None) for name in ("run", "store", "shared", "out")}
+    for name, value in [*named.items(), *(("run", run) for run in getattr(namespace, "runs", []))]:
+        value = str(value or "/")
         if "://" not in value and not Path(value).is_absolute():
             parser.error(
                 f"--{name}: {value} would lie in the job's own copy of the code and go with it; give the URI of an "

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from scaling.config import Settings, flatten
 from scaling.library.run_folder import RunFolder
 from scaling.storage import AnyPath
+from scaling.training.stage1 import PHASES
 
 LONGEST_PARAM = 500
 UNFIT = re.compile(r"[^\w\-. :/]")  # for a key of a metric
@@ -60,7 +63,7 @@ class Tracker:
             self.run_id = self._find(experiment, name) or self._create(experiment, name)
             self.client.update_run(self.run_id, status="RUNNING")
         except (MlflowException, SQLAlchemyError) as error:
-            raise RuntimeError(f"MLflow at {self.uri} cannot be used: {error}; see MLFLOW_TRACKING_URI") from error
+            raise RuntimeError(_unusable(self.uri, error)) from error
 
     def _experiment(self, run: RunFolder) -> str:
         known = self.client.get_experiment_by_name(run.name)
@@ -71,8 +74,7 @@ class Tracker:
         return self.client.create_experiment(run.name, artifact_location=artefacts)
 
     def _find(self, experiment: str, name: str) -> str | None:
-        found = self.client.search_runs([experiment], filter_string=f"tags.`{MLFLOW_RUN_NAME}` = '{name}'")
-        return found[0].info.run_id if found else None
+        return _find_run(self.client, experiment, name)
 
     def _create(self, experiment: str, name: str) -> str:
         return self.client.create_run(experiment, run_name=name).info.run_id
@@ -107,10 +109,87 @@ class Tracker:
 
     def log_file(self, path: AnyPath) -> None:
         """The file as an artefact under its own name."""
-        with tempfile.TemporaryDirectory() as folder:  # MLflow takes it from a disk, and it may not lie on one
-            copy = Path(folder) / path.name
-            copy.write_bytes(path.read_bytes())
-            self.client.log_artifact(self.run_id, str(copy))
+        _log_file(self.client, self.run_id, path)
 
     def end(self, status: str = "FINISHED") -> None:
         self.client.set_terminated(self.run_id, status=status)
+
+
+def read_curves(run: RunFolder) -> dict[str, list[tuple[int, float]]]:
+    """What was logged on the way: metric → (step, value), the last value of a step: `stage1/<phase>/<loss>` of the run
+    that trained the shared model, and stage 2's. Empty where MLflow knows none; nothing is created.
+
+    Raises RuntimeError where the database or server cannot be used.
+    """
+    stage1 = {
+        key: points
+        for key, points in _curves(run.stage1_run(), "stage1").items()
+        if key.split("/")[1:2] and key.split("/")[1] in PHASES
+    }
+    return stage1 | _curves(run, "stage2")
+
+
+def log_report(run: RunFolder, path: AnyPath) -> str | None:
+    """The file as an artefact of the run's stage 2 in MLflow, or else of its stage 1. → which of the two, None where
+    MLflow knows neither. Raises RuntimeError where the database or server cannot be used."""
+    for name in ("stage2", "stage1"):
+        with _usable(run):
+            known = _known(run, name)
+            if known is not None:
+                _log_file(*known, path)
+                return name
+    return None
+
+
+def _curves(run: RunFolder, name: str) -> dict[str, list[tuple[int, float]]]:
+    with _usable(run):
+        known = _known(run, name)
+        if known is None:
+            return {}
+        client, run_id = known
+        keys = [key for key in client.get_run(run_id).data.metrics if key.startswith(f"{name}/")]
+        curves = {}
+        for key in sorted(keys):
+            history = sorted(client.get_metric_history(run_id, key), key=lambda metric: metric.timestamp)
+            # What is logged at the end, of metrics.json, has step 0.
+            points = {
+                metric.step: metric.value for metric in history if metric.step > 0 and math.isfinite(metric.value)
+            }
+            if points:
+                curves[key] = sorted(points.items())
+        return curves
+
+
+def _known(run: RunFolder, name: str) -> tuple[MlflowClient, str] | None:
+    """A client and the id of a run that is there already; a database is not made for the question."""
+    uri = tracking_uri(run)
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
+        return None
+    client = MlflowClient(tracking_uri=uri)
+    experiment = client.get_experiment_by_name(run.name)
+    found = experiment and _find_run(client, experiment.experiment_id, name)
+    return (client, found) if found else None
+
+
+def _find_run(client: MlflowClient, experiment: str, name: str) -> str | None:
+    found = client.search_runs([experiment], filter_string=f"tags.`{MLFLOW_RUN_NAME}` = '{name}'")
+    return found[0].info.run_id if found else None
+
+
+def _log_file(client: MlflowClient, run_id: str, path: AnyPath) -> None:
+    with tempfile.TemporaryDirectory() as folder:  # MLflow takes it from a disk, and it may not lie on one
+        copy = Path(folder) / path.name
+        copy.write_bytes(path.read_bytes())
+        client.log_artifact(run_id, str(copy))
+
+
+@contextmanager
+def _usable(run: RunFolder) -> Iterator[None]:
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError) as error:
+        raise RuntimeError(_unusable(tracking_uri(run), error)) from error
+
+
+def _unusable(uri: str, error: Exception) -> str:
+    return f"MLflow at {uri} cannot be used: {error}; see MLFLOW_TRACKING_URI"

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
+from scaling.config import Data
 from scaling.data.scene_source import EMBEDDED, SceneSource, SourceSpec
 from scaling.data.scenes import SceneViews, views_from_row
 from scaling.library.render import SMALLEST_VIDEO, enlarge, grid, overview, render_scene_pictures, save_png, scene_sheet
@@ -62,9 +63,14 @@ def render_stored_scenes(run: RunFolder, ids: Sequence[str], num_frames: int = 4
     models = StoredModels(run)
     for row in rows:
         shared, params = models.scene(row)
-        settings = shared.settings.data
-        store = run.store_of(row["stage"])
-        source = SourceSpec.of(None if store == EMBEDDED else store, settings).open()
-        views = views_from_row(next(iter(source.rows([row["scene_id"]]))), settings.image_size)
+        views = stored_views(run, row["scene_id"], row["stage"], shared.settings.data)
         written += render_scene_pictures(shared, params, views, run.pictures, row["scene_id"], num_frames)
     return written
+
+
+def stored_views(run: RunFolder, scene_id: str, stage: int, data: Data) -> SceneViews:
+    """The views of a fitted scene, from the source that its stage used, as config.yaml names it; data: the settings of
+    its model. FileNotFoundError or ValueError where they cannot be read."""
+    store = run.store_of(stage)
+    source = SourceSpec.of(None if store == EMBEDDED else store, data).open()
+    return views_from_row(next(iter(source.rows([scene_id]))), data.image_size)

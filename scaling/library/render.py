@@ -118,18 +118,19 @@ def grid(rows: Sequence[Sequence[Pixels]], gutter: int = 2) -> Pixels:
 def contact_sheet(
     truth: Tensor, rendered: Tensor, autoencoded: Tensor | None = None, show_error: bool = True, gutter: int = 2
 ) -> Pixels:
-    """Rows: truth, render, autoencoded truth (where given), error; one column a view. Each [V, 3, H, W] in [0, 1].
-
-    The error row is white where render and truth agree and black where they differ by half the range or more.
-    """
-    truth, rendered = truth.cpu(), rendered.cpu()
+    """Rows: truth, render, autoencoded truth (where given), error; one column a view. Each [V, 3, H, W] in [0, 1]."""
     kinds = [truth, rendered]
     if autoencoded is not None:
-        kinds.append(autoencoded.cpu())
+        kinds.append(autoencoded)
     if show_error:
-        error = (rendered - truth).abs().mean(1, keepdim=True)
-        kinds.append((1 - 2 * error).expand_as(truth))
+        kinds.append(error_image(truth, rendered))
     return grid([list(to_pixels(images)) for images in kinds], gutter)
+
+
+def error_image(truth: Tensor, rendered: Tensor) -> Tensor:
+    """White where render and truth agree, black where they differ by half the range or more. All [V, 3, H, W]."""
+    error = (rendered.cpu() - truth.cpu()).abs().mean(1, keepdim=True)
+    return (1 - 2 * error).expand_as(truth)
 
 
 def overview(truth: Tensor, rendered: Tensor, scenes_per_row: int = 4) -> Pixels:
@@ -191,11 +192,16 @@ def render_scene_pictures(
 @torch.no_grad()
 def scene_sheet(shared: SharedModel, params: SceneParams, views: SceneViews, num_views: int = SHEET_VIEWS) -> Pixels:
     """The contact sheet of up to num_views test views, spread over all of them. params: of S = 1. → [H', W', 3]."""
-    spread = np.linspace(0, len(views.test_views) - 1, min(num_views, len(views.test_views)))
-    chosen = [views.test_views[round(place)] for place in spread]
+    chosen = some_test_views(views, num_views)
     truth = views.images[chosen].to(shared.device)
     rendered = render_views(shared, params, views.cam2world[chosen], views.intrinsics[chosen])["images"]
     autoencoded = None
     if shared.settings.representation.space == "latent":
         autoencoded = shared.autoencoder.decode(shared.autoencoder.encode(truth))
     return contact_sheet(truth, rendered, autoencoded)
+
+
+def some_test_views(views: SceneViews, num_views: int) -> list[int]:
+    """Up to num_views of a scene's test views, spread over all of them."""
+    spread = np.linspace(0, len(views.test_views) - 1, min(num_views, len(views.test_views)))
+    return [views.test_views[round(place)] for place in spread]

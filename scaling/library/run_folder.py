@@ -68,8 +68,14 @@ class RunFolder:
         return self.path / "metrics.json"
 
     def shared_in_use(self) -> AnyPath:
-        """The shared model of this run's stage 2: its own, or the one that --shared named."""
-        return to_path(self.read_config().get("stage2", {}).get("job", {}).get("shared", uri_of(self.shared)))
+        """The shared model of this run's stage 2: its own, or the one that --shared named, if it is still there."""
+        named = to_path(self.read_config().get("stage2", {}).get("job", {}).get("shared", uri_of(self.shared)))
+        moved = not (named / "hash.txt").is_file() and (self.shared / "hash.txt").is_file()
+        return self.shared if moved else named
+
+    def stage1_run(self) -> RunFolder:
+        """The run that trained the shared model in use: this one, or the one whose folder `--shared` named."""
+        return RunFolder(self.shared_in_use().parent)
 
     def check_fitted(self) -> None:
         """Raises FileNotFoundError where the run has no fitted scenes."""

@@ -23,6 +23,17 @@ def summarise(run: RunFolder) -> dict[str, Any]:
 
     Raises FileNotFoundError where the run has no fitted scenes.
     """
+    metrics, table = gather(run)
+    replace_file(run.metrics, json.dumps(metrics, indent=1, allow_nan=False).encode() + b"\n")
+    sink = pa.BufferOutputStream()
+    pq.write_table(table.sort_by([("stage", "ascending"), ("scene_id", "ascending")]), sink)
+    replace_file(run.path / "scenes.parquet", sink.getvalue().to_pybytes())
+    return metrics
+
+
+def gather(run: RunFolder) -> tuple[dict[str, Any], pa.Table]:
+    """What metrics.json would say of the library as it is now, and the library's rows without planes, in the order in
+    which they were committed. Nothing is written. FileNotFoundError where the run has no fitted scenes."""
     run.check_fitted()
     table = run.library.table()
     stages = [table.filter(pc.equal(table["stage"], stage)) for stage in (1, 2)]
@@ -32,11 +43,7 @@ def summarise(run: RunFolder) -> dict[str, Any]:
     metrics |= _stage(run, stages[1], stage=2)
     metrics["shared_bytes"] = sum(p.stat().st_size for p in run.shared_in_use().rglob("*") if p.is_file())
     metrics["stage1"] = _stage(run, stages[0], stage=1)
-    replace_file(run.metrics, json.dumps(metrics, indent=1, allow_nan=False).encode() + b"\n")
-    sink = pa.BufferOutputStream()
-    pq.write_table(table.sort_by([("stage", "ascending"), ("scene_id", "ascending")]), sink)
-    replace_file(run.path / "scenes.parquet", sink.getvalue().to_pybytes())
-    return metrics
+    return metrics, table
 
 
 def _stage(run: RunFolder, rows: pa.Table, stage: int) -> dict[str, Any]:
