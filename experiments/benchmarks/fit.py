@@ -167,7 +167,7 @@ def own_model(folder: Path, settings: Settings, scenes: Sequence[Any]) -> dict[s
         "views": ready[0].num_views,
         "student": shared.student is not None and settings.stage2.rgb.through == "student",
         "bytes_per_scene": num_bytes,
-        "autoencoder_psnr": autoencoder_ceiling(shared, scenes),
+        "autoencoder_psnr": autoencoder_ceiling(shared, scenes) if cohort else None,
     }
 
 

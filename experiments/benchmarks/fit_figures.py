@@ -79,8 +79,9 @@ def table_text(figures: dict[str, Any]) -> str:
         "|---" * 6 + "|",
     ]
     for name, row in figures["methods"].items():
+        limit = "-" if row["autoencoder_psnr"] is None else f"{row['autoencoder_psnr']:.2f}"
         lines.append(
-            f"| {name} | {row['psnr']:.2f} | {row['autoencoder_psnr']:.2f} | {row['stage1_cpu_seconds']:.0f} "
+            f"| {name} | {row['psnr']:.2f} | {limit} | {row['stage1_cpu_seconds']:.0f} "
             f"| {row['cpu_seconds_per_scene']:.1f} | {row['bytes_per_scene']:,.0f} |"
         )
     return "\n".join(lines)
@@ -99,7 +100,7 @@ def methods_rows(
     planes = len(shape.plane_axes) * shape.micro_features * shape.resolution**2
     published, ours, rgb = same["published"], own["default"], own["rgb_triplanes"]
 
-    def row(psnr: float, run: dict[str, Any], fitting: float, num_bytes: float, method: str) -> dict[str, float]:
+    def row(psnr: float, run: dict[str, Any], fitting: float, num_bytes: float, method: str) -> dict[str, Any]:
         return {
             "psnr": psnr,
             "autoencoder_psnr": run["autoencoder_psnr"],
