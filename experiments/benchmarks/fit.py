@@ -16,7 +16,10 @@ import hashlib
 import json
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -54,10 +57,20 @@ def method_settings(method: str, autoencoder: Path | None) -> Settings:
 
 
 def stage1_folder(out: Path, settings: Settings, spec: Any, ids: list[str]) -> Path:
-    """The folder under `out` that is named by the settings, the store and the scenes, trained if it is not yet."""
+    """The folder under `out` that is named by the settings, the store and the scenes, trained if it is not yet, by one
+    thread."""
+    import torch
     from variants import settings_key
 
+    torch.set_num_threads(1)  # in a process of its own
     return _trained(out, [settings_key(settings)], settings, spec, ids)
+
+
+def stage1_folders(out: Path, settings: dict[str, Settings], spec: Any, ids: list[str]) -> dict[str, Path]:
+    """Those of each method, two at a time: CPU time is what counts, and two cores are what there is."""
+    job = partial(stage1_folder, out, spec=spec, ids=ids)
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        return dict(zip(settings, pool.map(job, settings.values())))
 
 
 def autoencoder_folder(out: Path, spec: Any, ids: list[str]) -> Path:
@@ -195,7 +208,7 @@ def main() -> int:
 
     autoencoder = autoencoder_folder(arguments.out, spec, train_ids)
     settings = {method: method_settings(method, autoencoder) for method in METHODS}
-    folders = {method: stage1_folder(arguments.out, settings[method], spec, train_ids) for method in METHODS}
+    folders = stage1_folders(arguments.out, settings, spec, train_ids)
     seconds = {method: parse_json((folder / "seconds.json").read_bytes()) for method, folder in folders.items()}
     scenes, train = (
         [views_from_row(row, alone.data.image_size) for row in spec.open().rows(ids)] for ids in (fit_ids, train_ids)
