@@ -8,11 +8,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from scaling.data.scene_source import EMBEDDED, SceneSource, SourceSpec
+from scaling.data.scene_source import SceneSource
 from scaling.data.scenes import SceneViews, views_from_row
 from scaling.library.render import SMALLEST_VIDEO, enlarge, grid, overview, render_scene_pictures, save_png, scene_sheet
 from scaling.library.run_folder import RunFolder
 from scaling.library.stored_models import StoredModels
+from scaling.library.viewpoints import stored_views
 from scaling.models.shared import SharedModel
 from scaling.models.triplanes import SceneParams
 from scaling.storage import AnyPath
@@ -62,9 +63,6 @@ def render_stored_scenes(run: RunFolder, ids: Sequence[str], num_frames: int = 4
     models = StoredModels(run)
     for row in rows:
         shared, params = models.scene(row)
-        settings = shared.settings.data
-        store = run.store_of(row["stage"])
-        source = SourceSpec.of(None if store == EMBEDDED else store, settings).open()
-        views = views_from_row(next(iter(source.rows([row["scene_id"]]))), settings.image_size)
+        views = stored_views(run, row, shared)
         written += render_scene_pictures(shared, params, views, run.pictures, row["scene_id"], num_frames)
     return written
