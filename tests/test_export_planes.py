@@ -13,7 +13,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.numpy import load_file
-from tiny_run import make_run
 from torch.utils.data import DataLoader
 
 import scaling
@@ -30,12 +29,6 @@ from scaling.training.evaluate import render_planes
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.fixture(scope="module")
-def run(tiny_settings, tiny_scenes, tmp_path_factory, one_thread) -> RunFolder:
-    """Two fitted scenes, in parts of one."""
-    return make_run(tmp_path_factory.mktemp("run"), tiny_settings, tiny_scenes, per_part=1)
-
-
 def export_main(monkeypatch, *arguments: object) -> int:
     """experiments/export.py with a command line. → its exit status."""
     script = Path(__file__).resolve().parent.parent / "experiments" / "export.py"
@@ -45,23 +38,23 @@ def export_main(monkeypatch, *arguments: object) -> int:
     return end.value.code
 
 
-def test_the_command_writes_what_other_readers_find(run, tmp_path, monkeypatch, capsys):
-    assert export_main(monkeypatch, "--run", run.path, "--what", "planes", "--out", tmp_path) == 0
+def test_the_command_writes_what_other_readers_find(fitted_run, tmp_path, monkeypatch, capsys):
+    assert export_main(monkeypatch, "--run", fitted_run.path, "--what", "planes", "--out", tmp_path) == 0
     assert "2 scenes of 480 bytes" in capsys.readouterr().out  # 2 bytes · 3 planes · (2 + 3) features · 4²
     index = json.loads((tmp_path / "index.json").read_text())
     assert (index["shape"], index["dtype"], index["num_scenes"]) == ([3, 5, 4, 4], "float16", 2)
     [shard] = index["shards"]
     planes = load_file(tmp_path / "shard-00000.safetensors")["planes"]
     assert planes.dtype == np.float16 and planes.shape == (2, 3, 5, 4, 4)
-    library = scaling.load_library(run.path)
+    library = scaling.load_library(fitted_run.path)
     for scene_id, stored in zip(shard["scene_ids"], planes):
         np.testing.assert_allclose(stored, library[scene_id].tri_planes, rtol=2**-11, atol=1e-7)
     np.testing.assert_allclose(index["mean"], planes.astype(np.float64).mean((0, 3, 4)), atol=1e-12)
     np.testing.assert_allclose(index["std"], planes.astype(np.float64).std((0, 3, 4)), atol=1e-12)
 
 
-def test_the_data_set_feeds_a_loader(run, tmp_path):
-    export_planes(run, tmp_path)
+def test_the_data_set_feeds_a_loader(fitted_run, tmp_path):
+    export_planes(fitted_run, tmp_path)
     data = PlaneDataset(tmp_path)
     [batch] = DataLoader(data, batch_size=2, num_workers=2)
     assert batch.shape == (2, 3, 5, 4, 4) and batch.dtype == torch.float32
@@ -86,8 +79,8 @@ def test_statistics_are_those_of_all_scenes_at_once():
     assert statistics.std[0, 0] == 0
 
 
-def test_a_channel_without_spread_stays_finite(run, tmp_path):
-    export_planes(run, tmp_path)
+def test_a_channel_without_spread_stays_finite(fitted_run, tmp_path):
+    export_planes(fitted_run, tmp_path)
     index = json.loads((tmp_path / "index.json").read_text())
     index["std"][0][0] = 0.0
     (tmp_path / "index.json").write_text(json.dumps(index))
@@ -96,11 +89,11 @@ def test_a_channel_without_spread_stays_finite(run, tmp_path):
     torch.testing.assert_close(data.denormalise(data[0]), PlaneDataset(tmp_path, normalise=False)[0])
 
 
-def test_what_the_index_says_is_enough_to_render(run, tmp_path):
+def test_what_the_index_says_is_enough_to_render(fitted_run, tmp_path):
     """Latents of a view by the notes of index.json, with numpy's reader and a few lines of torch."""
-    export_planes(run, tmp_path)
+    export_planes(fitted_run, tmp_path)
     data, index = PlaneDataset(tmp_path, normalise=False), json.loads((tmp_path / "index.json").read_text())
-    shared = scaling.load_library(run.path)[data.ids[0]].shared
+    shared = scaling.load_library(fitted_run.path)[data.ids[0]].shared
     pose, camera = orbit(1, 1.3), normalised_intrinsics(1.02)[None]
     expected = render_planes(shared, data[0], pose, camera)["latents"][0]
 
@@ -127,10 +120,10 @@ def test_what_the_index_says_is_enough_to_render(run, tmp_path):
     torch.testing.assert_close(latents.T.unflatten(1, expected.shape[1:]), expected, atol=1e-5, rtol=0)
 
 
-def test_a_killed_export_is_none_and_goes_on(run, tmp_path, monkeypatch):
+def test_a_killed_export_is_none_and_goes_on(fitted_run, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "SHARD_BYTES", 480)  # a scene a shard
-    export_planes(run, tmp_path / "whole")
-    export_planes(run, tmp_path / "killed")
+    export_planes(fitted_run, tmp_path / "whole")
+    export_planes(fitted_run, tmp_path / "killed")
     write = module.replace_file
 
     def killed(path, data):
@@ -142,21 +135,21 @@ def test_a_killed_export_is_none_and_goes_on(run, tmp_path, monkeypatch):
     (tmp_path / "killed" / "shard-00007.safetensors").write_bytes(b"of an earlier, larger export")
     monkeypatch.setattr(module, "replace_file", killed)
     with pytest.raises(KeyboardInterrupt):
-        export_planes(run, tmp_path / "killed")
+        export_planes(fitted_run, tmp_path / "killed")
     with pytest.raises(FileNotFoundError, match="no whole export of planes here"):
         PlaneDataset(tmp_path / "killed")
 
     first = (tmp_path / "killed" / "shard-00000.safetensors").stat()
     monkeypatch.setattr(module, "replace_file", write)
-    export_planes(run, tmp_path / "killed")
+    export_planes(fitted_run, tmp_path / "killed")
     assert (tmp_path / "killed" / "shard-00000.safetensors").stat().st_ino == first.st_ino, "it was whole"
     names = {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()}
     assert {path.name: path.read_bytes() for path in (tmp_path / "killed").iterdir()} == names
 
 
-def test_a_cohort_is_fused_with_its_own_base_planes(run, tmp_path):
+def test_a_cohort_is_fused_with_its_own_base_planes(fitted_run, tmp_path):
     """A third scene, in a cohort whose base planes are twice the shared ones."""
-    shutil.copytree(run.path, tmp_path / "run")
+    shutil.copytree(fitted_run.path, tmp_path / "run")
     copy = RunFolder(tmp_path / "run")
     row = copy.library.scene("car-00003")
     shared = scaling.load_library(copy.path)["car-00003"].shared
@@ -175,10 +168,10 @@ def test_a_cohort_is_fused_with_its_own_base_planes(run, tmp_path):
     np.testing.assert_allclose(biases[1], biases[0] + 1, rtol=1e-6)
 
 
-def test_scenes_can_be_chosen(run, tmp_path, monkeypatch, capsys):
+def test_scenes_can_be_chosen(fitted_run, tmp_path, monkeypatch, capsys):
     wanted = tmp_path / "scenes.txt"
     wanted.write_text("car-00003\n")
-    arguments = ("--run", run.path, "--what", "planes", "--out", tmp_path / "out", "--scenes", wanted)
+    arguments = ("--run", fitted_run.path, "--what", "planes", "--out", tmp_path / "out", "--scenes", wanted)
     assert export_main(monkeypatch, *arguments) == 0
     assert read_index(tmp_path / "out").shards[0].scene_ids == ["car-00003"]
     wanted.write_text("car-00003\ncar-77777\n")
@@ -197,8 +190,8 @@ def test_scenes_can_be_chosen(run, tmp_path, monkeypatch, capsys):
         ({"shape": [3, 5, 4, 8]}, "index.json says"),
     ],
 )
-def test_a_damaged_export_is_named(run, tmp_path, change, message):
-    export_planes(run, tmp_path)
+def test_a_damaged_export_is_named(fitted_run, tmp_path, change, message):
+    export_planes(fitted_run, tmp_path)
     index = json.loads((tmp_path / "index.json").read_text())
     (tmp_path / "index.json").write_text(json.dumps(index | change))
     with pytest.raises(ValueError, match=message) as error:

@@ -106,4 +106,4 @@ def find_surface(grid: DensityGrid) -> Surface:
     volume = np.pad(grid.raw.numpy(), 1, constant_values=empty)
     vertices, faces, normals, _ = marching_cubes(volume, grid.level, spacing=tuple(grid.spacing.tolist()))
     vertices += (grid.bounds[0] - grid.spacing).numpy()
-    return Surface(vertices.astype(np.float32), faces.astype(np.int32), normals.astype(np.float32))
+    return Surface(vertices.astype(np.float32), faces[:, ::-1].astype(np.int32), normals.astype(np.float32))

@@ -1,0 +1,201 @@
+"""Exported meshes: balls whose planes are written by hand, read back by trimesh."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+
+import numpy as np
+import pytest
+import torch
+import trimesh
+from test_export_planes import export_main
+
+from scaling.cameras import normalised_intrinsics, zone
+from scaling.config import make_settings
+from scaling.library.export_mesh import mesh_bytes, to_linear
+from scaling.library.surface import NoSurface, density_grid, find_surface, surface_density
+from scaling.library.surface_colours import field_colours, seen_colours
+from scaling.models.shared import SharedModel
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+RADIUS = 0.5  # of the ball, in the box's coordinates
+
+
+@pytest.fixture
+def ball() -> tuple[SharedModel, torch.Tensor]:
+    """A model in RGB space and planes [3, 4, 64, 64] of a ball in the middle of the box, whose red grows with x, green
+    with y and blue with z.
+
+    Plane features sum to (r², x, y, z). Hidden units are softplus(40 + feature), which is 40 + feature; the head
+    takes the 40 away again.
+    """
+    values = {
+        "data": {"image_size": 64},
+        "representation": {
+            "space": "rgb", "micro_features": 4, "macro_features": 0, "num_base_planes": 0, "resolution": 64,
+            "field_width": 4, "box_side": 2.0,
+        },
+        "rendering": {"samples": 64},
+        "stage1": {phase: {"num_epochs": 0} for phase in ("joint", "adapt", "distil")},
+        "stage2": {"rgb": {"num_epochs": 0}},
+    }  # fmt: skip
+    shared = SharedModel(make_settings(values)).requires_grad_(False)
+    place = (torch.arange(64) + 0.5) / 32 - 1
+    second, first = torch.meshgrid(place, place, indexing="ij")  # rows, columns
+    nothing, squares = torch.zeros(64, 64), (first**2 + second**2) / 2
+    planes = torch.stack([
+        torch.stack([squares, first, second, nothing]),  # xy
+        torch.stack([squares, nothing, nothing, second]),  # xz
+        torch.stack([squares, nothing, nothing, nothing]),  # yz
+    ])  # fmt: skip
+    make_ball(shared)
+    return shared, planes
+
+
+def make_ball(shared: SharedModel) -> None:
+    """Raw densities are the surface's at r = RADIUS, colours sigmoid(4 x)."""
+    level = math.log(math.expm1(surface_density(shared))) + 1
+    field = shared.field
+    field.hidden.weight.copy_(torch.eye(4))
+    field.hidden.bias.fill_(40.0)
+    field.head.weight.copy_(torch.diag(torch.tensor([-200.0, 4.0, 4.0, 4.0])))
+    field.head.bias.copy_(torch.tensor([level + 200 * RADIUS**2, 0, 0, 0]) - field.head.weight.diag() * 40)
+
+
+def measured(shared: SharedModel) -> SharedModel:
+    """A model of the same settings, but for a box that is measured."""
+    settings = shared.settings.model_dump()
+    settings["representation"]["box_side"] = None
+    return SharedModel(make_settings(settings)).requires_grad_(False)
+
+
+def colours_at(points: np.ndarray) -> np.ndarray:
+    return 255 / (1 + np.exp(-4 * points))
+
+
+def test_half_of_the_light_passes_a_texel(ball):
+    shared, _ = ball
+    assert surface_density(shared) == pytest.approx(math.log(2) / (2 / 64))
+
+
+def test_a_ball_has_its_radius_and_colours(ball):
+    shared, planes = ball
+    grid = density_grid(shared, planes, 64)
+    surface = find_surface(grid)
+    mesh = trimesh.Trimesh(surface.vertices, surface.faces, process=False)
+    assert mesh.is_watertight
+    assert mesh.volume == pytest.approx(4 / 3 * math.pi * RADIUS**3, rel=0.01)
+    np.testing.assert_allclose(np.linalg.norm(surface.vertices, axis=1), RADIUS, atol=0.005)
+    assert ((surface.normals * surface.vertices).sum(1) > 0.99 * RADIUS).all(), "normals point outwards"
+    colours = field_colours(shared, planes, surface)
+    np.testing.assert_allclose(colours, colours_at(surface.vertices), atol=3)
+
+    cameras = zone(24, 3.0, -1.4, 1.4), normalised_intrinsics(1.5).repeat(24, 1, 1)
+    seen = seen_colours(shared, planes, surface, grid, *cameras).astype(int)
+    assert np.abs(seen - colours).mean() < 4 and np.abs(seen - colours).max() < 40
+    # A view from one side only: what it does not see keeps a colour, what it sees its own.
+    front = surface.vertices[:, 0] > 0.4
+    one = torch.tensor([[[0, 0, -1.0, 3], [1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1]]])
+    seen = seen_colours(shared, planes, surface, grid, one, cameras[1][:1]).astype(int)
+    assert np.abs(seen[front] - colours[front]).max() < 12
+
+
+@pytest.mark.parametrize("file_format", ["glb", "ply"])
+def test_a_file_has_world_scale_axes_and_colours(ball, tmp_path, file_format):
+    """A measured box that is no cube and not around the origin makes the ball an ellipsoid, each axis another."""
+    shared, planes = measured(ball[0]), ball[1]
+    shared.renderer.box.corners.copy_(torch.tensor([[-0.4, -0.2, 0.1], [0.4, 0.4, 0.5]]))
+    make_ball(shared)
+    surface = find_surface(density_grid(shared, planes, 65))
+    low, high = np.array([-0.2, -0.05, 0.2]), np.array([0.2, 0.25, 0.4])
+    np.testing.assert_allclose(surface.vertices.min(0), low, atol=0.002)
+    np.testing.assert_allclose(surface.vertices.max(0), high, atol=0.002)
+
+    path = tmp_path / f"ball.{file_format}"
+    colours = field_colours(shared, planes, surface)
+    path.write_bytes(mesh_bytes(surface, colours, file_format))
+    read = trimesh.load_mesh(path, process=False, **({"skip_materials": True} if file_format == "glb" else {}))
+    assert read.is_watertight and read.volume > 0
+    if file_format == "glb":  # y up: world x, z, −y
+        expected = np.array([[low[0], low[2], -high[1]], [high[0], high[2], -low[1]]])
+        found, back = to_srgb(read.visual.vertex_colors[:, :3]), read.vertices[:, [0, 2, 1]] * [1, -1, 1]
+    else:
+        expected = np.array([low, high])
+        found, back = read.visual.vertex_colors[:, :3], read.vertices
+    np.testing.assert_allclose(read.bounds, expected, atol=0.002)
+    in_box = (back - [0, 0.1, 0.3]) / [0.4, 0.3, 0.2]
+    np.testing.assert_allclose(found, colours_at(in_box), atol=6)
+
+
+def to_srgb(linear: np.ndarray) -> np.ndarray:
+    values = linear / 255
+    return 255 * np.where(values <= 0.0031308, values * 12.92, 1.055 * values ** (1 / 2.4) - 0.055)
+
+
+def test_colours_survive_linear_light():
+    levels = np.arange(256, dtype=np.uint8)
+    back = to_srgb(to_linear(levels)) - levels
+    assert np.abs(back).max() <= 6.5 and np.abs(back[80:]).max() <= 1
+
+
+def test_a_glb_is_unlit(ball):
+    shared, planes = ball
+    surface = find_surface(density_grid(shared, planes, 16))
+    data = mesh_bytes(surface, field_colours(shared, planes, surface), "glb")
+    magic, version, length, json_length, kind = struct.unpack("<4sIII4s", data[:20])
+    assert (magic, version, length, kind) == (b"glTF", 2, len(data), b"JSON")
+    tree = json.loads(data[20 : 20 + json_length])
+    [primitive] = tree["meshes"][0]["primitives"]
+    assert {"POSITION", "COLOR_0"} <= set(primitive["attributes"])
+    assert "KHR_materials_unlit" in tree["materials"][primitive["material"]]["extensions"]
+    assert tree["extensionsUsed"] == ["KHR_materials_unlit"]
+
+
+def test_cells_that_nothing_fills_are_empty(ball):
+    half, planes = measured(ball[0]), ball[1]
+    make_ball(half)
+    half.renderer.box.filled[24:] = False  # x above the middle
+    surface = find_surface(density_grid(half, planes, 33))
+    assert trimesh.Trimesh(surface.vertices, surface.faces, process=False).is_watertight
+    assert surface.vertices[:, 0].max() < 0.01 and surface.vertices[:, 0].min() < -0.35
+
+
+def test_nothing_dense_is_no_surface(ball):
+    shared, planes = ball
+    shared.field.head.bias[0] -= 1000
+    with pytest.raises(NoSurface, match="it shows nothing"):
+        find_surface(density_grid(shared, planes, 16))
+
+
+def test_the_command_keeps_what_is_done_and_lists_what_has_no_surface(fitted_run, tmp_path, monkeypatch, capsys):
+    """Fits of a few steps: their densities are made a ball's, and those of one scene nothing's."""
+    from scaling.library import export_mesh
+
+    density, made = export_mesh.density_grid, []
+
+    def ball_or_nothing(shared, planes, num_points):
+        grid = density(shared, planes, num_points)
+        axes = [torch.linspace(-1, 1, count) for count in grid.raw.shape]
+        square = sum(axis**2 for axis in torch.meshgrid(*axes, indexing="ij"))
+        made.append(planes)
+        return type(grid)(grid.level + 100 * (0.25 - square - 9 * (len(made) == 2)), grid.bounds, grid.level)
+
+    monkeypatch.setattr(export_mesh, "density_grid", ball_or_nothing)
+    arguments = ("--run", fitted_run.path, "--what", "mesh", "--out", tmp_path / "out", "--points", 24)
+    assert export_main(monkeypatch, *arguments) == 0
+    said = capsys.readouterr().out
+    assert "1 meshes" in said and "has none: its raw density is at most" in said
+    [path] = (tmp_path / "out").glob("*.glb")
+    about = json.loads(path.with_suffix(".json").read_text())
+    mesh = trimesh.load_mesh(path, skip_materials=True, process=False)
+    assert mesh.is_watertight and about["scene_id"] == path.stem and about["up"] == "y"
+    assert (about["vertices"], about["faces"]) == (len(mesh.vertices), len(mesh.faces))
+    before = path.stat().st_ino
+    assert export_main(monkeypatch, *arguments) == 0
+    assert "2 meshes" in capsys.readouterr().out
+    assert path.stat().st_ino == before and len(made) == 3, "the other one alone was made again"
+    assert export_main(monkeypatch, *arguments, "--format", "ply") == 0
+    assert len(list((tmp_path / "out").glob("*.ply"))) == 2
