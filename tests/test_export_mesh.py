@@ -15,7 +15,7 @@ from test_export_planes import export_main
 from scaling.cameras import normalised_intrinsics, zone
 from scaling.config import make_settings
 from scaling.library.export_mesh import mesh_bytes, to_linear
-from scaling.library.surface import NoSurface, density_grid, find_surface, surface_density
+from scaling.library.surface import DensityGrid, NoSurface, density_grid, find_surface, outline_level
 from scaling.library.surface_colours import field_colours, seen_colours
 from scaling.models.shared import SharedModel
 
@@ -55,14 +55,16 @@ def ball() -> tuple[SharedModel, torch.Tensor]:
     return shared, planes
 
 
+LEVEL = 50.0  # raw density of the ball's surface: steep enough that it is opaque
+
+
 def make_ball(shared: SharedModel) -> None:
-    """Raw densities are the surface's at r = RADIUS, colours sigmoid(4 x)."""
-    level = math.log(math.expm1(surface_density(shared))) + 1
+    """Raw densities are LEVEL at r = RADIUS, colours sigmoid(4 x)."""
     field = shared.field
     field.hidden.weight.copy_(torch.eye(4))
     field.hidden.bias.fill_(40.0)
     field.head.weight.copy_(torch.diag(torch.tensor([-200.0, 4.0, 4.0, 4.0])))
-    field.head.bias.copy_(torch.tensor([level + 200 * RADIUS**2, 0, 0, 0]) - field.head.weight.diag() * 40)
+    field.head.bias.copy_(torch.tensor([LEVEL + 200 * RADIUS**2, 0, 0, 0]) - field.head.weight.diag() * 40)
 
 
 def measured(shared: SharedModel) -> SharedModel:
@@ -76,15 +78,25 @@ def colours_at(points: np.ndarray) -> np.ndarray:
     return 255 / (1 + np.exp(-4 * points))
 
 
-def test_half_of_the_light_passes_a_texel(ball):
-    shared, _ = ball
-    assert surface_density(shared) == pytest.approx(math.log(2) / (2 / 64))
+def test_the_surface_has_the_outline_of_what_is_half_opaque(ball):
+    """Along a chord at distance b from the middle, raw = 100 (1 - b² - t²): its optical depth says where half of the
+    light passes, and the highest raw density on that chord is the surface's."""
+    shared, planes = ball
+    t = np.linspace(-1, 1, 2001)
+    nearest = np.linspace(0, 1.2, 1201)
+    raw = LEVEL + 200 * (RADIUS**2 - nearest[:, None] ** 2 - t**2)
+    depth = np.log1p(np.exp(np.minimum(raw - 1, 700))).sum(1) * (t[1] - t[0])
+    edge = nearest[np.argmax(depth < math.log(2))]
+    cameras = zone(24, 3.0, -1.4, 1.4), normalised_intrinsics(1.0).repeat(24, 1, 1)
+    level = outline_level(shared, planes, density_grid(shared, planes, 65), *cameras)
+    assert edge == pytest.approx(0.71, abs=0.01)  # 100 (1 - 2 · 0.71²) is near 0
+    assert level == pytest.approx(LEVEL + 200 * (RADIUS**2 - edge**2), abs=3)  # a pixel is 0.06 wide: raw grows by 9
 
 
 def test_a_ball_has_its_radius_and_colours(ball):
     shared, planes = ball
     grid = density_grid(shared, planes, 64)
-    surface = find_surface(grid)
+    surface = find_surface(grid, LEVEL)
     mesh = trimesh.Trimesh(surface.vertices, surface.faces, process=False)
     assert mesh.is_watertight
     assert mesh.volume == pytest.approx(4 / 3 * math.pi * RADIUS**3, rel=0.01)
@@ -109,7 +121,7 @@ def test_a_file_has_world_scale_axes_and_colours(ball, tmp_path, file_format):
     shared, planes = measured(ball[0]), ball[1]
     shared.renderer.box.corners.copy_(torch.tensor([[-0.4, -0.2, 0.1], [0.4, 0.4, 0.5]]))
     make_ball(shared)
-    surface = find_surface(density_grid(shared, planes, 65))
+    surface = find_surface(density_grid(shared, planes, 65), LEVEL)
     low, high = np.array([-0.2, -0.05, 0.2]), np.array([0.2, 0.25, 0.4])
     np.testing.assert_allclose(surface.vertices.min(0), low, atol=0.002)
     np.testing.assert_allclose(surface.vertices.max(0), high, atol=0.002)
@@ -143,7 +155,7 @@ def test_colours_survive_linear_light():
 
 def test_a_glb_is_unlit(ball):
     shared, planes = ball
-    surface = find_surface(density_grid(shared, planes, 16))
+    surface = find_surface(density_grid(shared, planes, 16), LEVEL)
     data = mesh_bytes(surface, field_colours(shared, planes, surface), "glb")
     magic, version, length, json_length, kind = struct.unpack("<4sIII4s", data[:20])
     assert (magic, version, length, kind) == (b"glTF", 2, len(data), b"JSON")
@@ -158,7 +170,7 @@ def test_cells_that_nothing_fills_are_empty(ball):
     half, planes = measured(ball[0]), ball[1]
     make_ball(half)
     half.renderer.box.filled[24:] = False  # x above the middle
-    surface = find_surface(density_grid(half, planes, 33))
+    surface = find_surface(density_grid(half, planes, 33), LEVEL)
     assert trimesh.Trimesh(surface.vertices, surface.faces, process=False).is_watertight
     assert surface.vertices[:, 0].max() < 0.01 and surface.vertices[:, 0].min() < -0.35
 
@@ -166,8 +178,19 @@ def test_cells_that_nothing_fills_are_empty(ball):
 def test_nothing_dense_is_no_surface(ball):
     shared, planes = ball
     shared.field.head.bias[0] -= 1000
-    with pytest.raises(NoSurface, match="it shows nothing"):
-        find_surface(density_grid(shared, planes, 16))
+    grid = density_grid(shared, planes, 16)
+    with pytest.raises(NoSurface, match="no ray around it is more than 0% opaque"):
+        outline_level(shared, planes, grid, zone(4, 3.0, -1.4, 1.4), normalised_intrinsics(1.0).repeat(4, 1, 1))
+    with pytest.raises(NoSurface, match="the surface would be at 50"):
+        find_surface(grid, LEVEL)
+
+
+def test_specks_are_left_out():
+    raw = torch.full((20, 20, 20), -5.0)
+    raw[4:14, 4:14, 4:14] = 5.0
+    raw[17, 17, 17] = 5.0  # a thousandth of the cube
+    surface = find_surface(DensityGrid(raw, torch.tensor([[0.0] * 3, [19.0] * 3])), 0.0)
+    np.testing.assert_allclose([surface.vertices.min(), surface.vertices.max()], [3.5, 13.5])
 
 
 def test_the_command_keeps_what_is_done_and_lists_what_has_no_surface(fitted_run, tmp_path, monkeypatch, capsys):
@@ -181,9 +204,10 @@ def test_the_command_keeps_what_is_done_and_lists_what_has_no_surface(fitted_run
         axes = [torch.linspace(-1, 1, count) for count in grid.raw.shape]
         square = sum(axis**2 for axis in torch.meshgrid(*axes, indexing="ij"))
         made.append(planes)
-        return type(grid)(grid.level + 100 * (0.25 - square - 9 * (len(made) == 2)), grid.bounds, grid.level)
+        return DensityGrid(100 * (0.25 - square - 9 * (len(made) == 2)), grid.bounds)
 
     monkeypatch.setattr(export_mesh, "density_grid", ball_or_nothing)
+    monkeypatch.setattr(export_mesh, "outline_level", lambda *arguments: 0.0)
     arguments = ("--run", fitted_run.path, "--what", "mesh", "--out", tmp_path / "out", "--points", 24)
     assert export_main(monkeypatch, *arguments) == 0
     said = capsys.readouterr().out

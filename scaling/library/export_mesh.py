@@ -19,7 +19,7 @@ from scaling.files import replace_file
 from scaling.library.exports import chosen_scenes, read_chosen
 from scaling.library.run_folder import RunFolder
 from scaling.library.stored_models import StoredModels, chosen_device
-from scaling.library.surface import NEEDS, NoSurface, Surface, density_grid, find_surface, surface_density
+from scaling.library.surface import NEEDS, NoSurface, Surface, density_grid, find_surface, outline_level
 from scaling.library.surface_colours import field_colours, seen_colours
 from scaling.library.viewpoints import Viewpoints, stored_views
 from scaling.models.shared import SharedModel
@@ -29,7 +29,7 @@ from scaling.scene_ids import check_scene_id
 
 FORMATS = ("glb", "ply")
 NUM_POINTS = 128  # along the box's longest side: some five for each texel of 24
-COLOUR_VIEWS = 32  # that vertices take their colours from
+NUM_VIEWS = 32  # that surfaces and colours are taken from
 UNLIT = "KHR_materials_unlit"
 
 
@@ -45,37 +45,41 @@ def export_meshes(
     _check_installed()
     scenes = chosen_scenes(run, wanted)
     models = StoredModels(run, chosen_device())
-    how = {"num_points": num_points, "colour_views": COLOUR_VIEWS}
-    todo = [row for row in scenes if not _is_done(folder, row, how, file_format)]
+    todo = [row for row in scenes if not _is_done(folder, row, num_points, file_format)]
     without: dict[str, str] = {}
     cameras: tuple[Tensor, Tensor] | None = None
     for row, shared, params in read_chosen(models, todo, "meshes"):
-        if cameras is None and shared.settings.representation.space == "latent":
-            cameras = Viewpoints.of(stored_views(run, row, shared)).cameras("sphere", COLOUR_VIEWS)
+        if cameras is None:
+            cameras = Viewpoints.of(stored_views(run, row, shared)).cameras("sphere", NUM_VIEWS)
         planes = fuse_planes(params.micro_planes, params.coefs, shared.base_planes)[0]
         try:
-            surface, colours = coloured_surface(shared, planes, num_points, cameras)
+            surface, colours, level = coloured_surface(shared, planes, num_points, *cameras)
         except NoSurface as error:
             without[row["scene_id"]] = str(error)
             continue
         path = _mesh_path(folder, row["scene_id"], file_format)
-        path.with_name(f"{row['scene_id']}.json").unlink(missing_ok=True)
+        beside = path.with_name(f"{row['scene_id']}.json")
+        beside.unlink(missing_ok=True)
         replace_file(path, mesh_bytes(surface, colours, file_format))
-        about = {**_origin(row, how, file_format), "density": surface_density(shared), **_described(surface)}
-        replace_file(path.with_name(f"{row['scene_id']}.json"), json.dumps(about, indent=1).encode())
+        about = {**_origin(row, num_points, file_format), "raw_density": level, **_described(surface)}
+        replace_file(beside, json.dumps(about, indent=1).encode())
     return len(scenes) - len(without), without
 
 
 def coloured_surface(
-    shared: SharedModel, planes: Tensor, num_points: int, cameras: tuple[Tensor, Tensor] | None
-) -> tuple[Surface, NDArray[np.uint8]]:
-    """The surface of a tri-plane [P, F, K, K], and its vertices' colours [N, 3], sRGB. cameras: those of the views that
-    colours are taken from; None: from the field, which must be one of RGB. NoSurface where there is none."""
+    shared: SharedModel, planes: Tensor, num_points: int, cam2world: Tensor, intrinsics: Tensor
+) -> tuple[Surface, NDArray[np.uint8], float]:
+    """The surface of a tri-plane [P, F, K, K], its vertices' colours [N, 3], sRGB, and its raw density.
+
+    cam2world [V, 4, 4], intrinsics [V, 3, 3]: views from around, which say where it is and, for latents, what colours
+    it has. NoSurface where they show nothing.
+    """
     grid = density_grid(shared, planes, num_points)
-    surface = find_surface(grid)
-    if cameras is None:
-        return surface, field_colours(shared, planes, surface)
-    return surface, seen_colours(shared, planes, surface, grid, *cameras)
+    level = outline_level(shared, planes, grid, cam2world, intrinsics)
+    surface = find_surface(grid, level)
+    if shared.settings.representation.space == "rgb":
+        return surface, field_colours(shared, planes, surface), level
+    return surface, seen_colours(shared, planes, surface, grid, cam2world, intrinsics), level
 
 
 def mesh_bytes(surface: Surface, colours: NDArray[np.uint8], file_format: str) -> bytes:
@@ -130,18 +134,19 @@ def _mesh_path(folder: Path, scene_id: str, file_format: str) -> Path:
     return folder / f"{check_scene_id(scene_id)}.{file_format}"
 
 
-def _origin(row: dict[str, Any], how: dict[str, Any], file_format: str) -> dict[str, Any]:
-    return {"file": f"{row['scene_id']}.{file_format}", "up": "y" if file_format == "glb" else "z", **row, **how}
+def _origin(row: dict[str, Any], num_points: int, file_format: str) -> dict[str, Any]:
+    up = "y" if file_format == "glb" else "z"
+    return {**row, "file": f"{row['scene_id']}.{file_format}", "up": up, "num_points": num_points}
 
 
-def _is_done(folder: Path, row: dict[str, Any], how: dict[str, Any], file_format: str) -> bool:
+def _is_done(folder: Path, row: dict[str, Any], num_points: int, file_format: str) -> bool:
     """Whether a mesh is there, and its JSON file, which is written last, says that it is the same."""
     path = _mesh_path(folder, row["scene_id"], file_format)
     try:
         about = parse_json(path.with_name(f"{row['scene_id']}.json").read_bytes())
     except (OSError, ValueError):
         return False
-    origin = _origin(row, how, file_format)
+    origin = _origin(row, num_points, file_format)
     return path.is_file() and isinstance(about, dict) and {key: about.get(key) for key in origin} == origin
 
 

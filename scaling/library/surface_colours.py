@@ -9,12 +9,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from scaling.library.surface import AT_ONCE, DensityGrid, Surface, query
+from scaling.library.surface import AT_ONCE, STEPS, DensityGrid, Surface, query
 from scaling.models.shared import SharedModel
 from scaling.training.evaluate import render_planes
 
-STEPS = 48  # along the way from a vertex out of the box
 FACING = 4.0  # power of the cosine by which views that look straight at a vertex count more
+SOLID = 8.0  # power of a pixel's opacity
 OUT_OF_VIEW = -1e4  # added to the logarithm of a weight
 
 
@@ -32,25 +32,25 @@ def seen_colours(
 ) -> NDArray[np.uint8]:
     """Of any model: the mean over decoded views of the pixel that a vertex falls on. → [N, 3].
 
-    A view counts by the light that comes through from the vertex to its camera, and by how straight it looks at the
-    surface. Weights are compared as logarithms, so what no view sees takes the colour of the one that nearly does.
+    A view counts by the light that comes through from the vertex to its camera, by how straight it looks at the
+    surface, and by how opaque the pixel is, as at an object's edge the background shines in. Weights are compared as
+    logarithms, so what no view sees takes the colour of the one that nearly does.
     cam2world [V, 4, 4], intrinsics [V, 3, 3].
     """
-    images = render_planes(shared, planes, cam2world, intrinsics)["images"].cpu()
-    density = softplus(grid.raw - 1)
+    views = render_planes(shared, planes, cam2world, intrinsics)
+    images, opacities = views["images"].cpu(), views["opacity"].cpu()[:, None]
     vertices, normals = torch.from_numpy(surface.vertices), torch.from_numpy(surface.normals)
     colours = []
     for points, facing in zip(vertices.split(AT_ONCE), normals.split(AT_ONCE)):
         logs, seen = [], []
-        for image, pose, camera in zip(images, cam2world, intrinsics):
+        for image, opacity, pose, camera in zip(images, opacities, cam2world, intrinsics):
             place, outside = _pixel(points, pose, camera)
-            seen.append(
-                F.grid_sample(image[None], place[None, None], align_corners=False, padding_mode="border")[0, :, 0]
-            )
+            seen.append(_sampled(image, place))
+            solid = _sampled(opacity, place)[0].clamp(min=1e-3)
             way = pose[:3, 3] - points
             cosine = (F.normalize(way, dim=1) * facing).sum(1).clamp(min=1e-3)
-            hidden = _optical_depth(density, grid, points, way)
-            logs.append(FACING * cosine.log() - hidden + OUT_OF_VIEW * outside)
+            hidden = _optical_depth(grid, points, way)
+            logs.append(FACING * cosine.log() + SOLID * solid.log() - hidden + OUT_OF_VIEW * outside)
         weights = torch.stack(logs).softmax(0)
         colours.append((weights[:, None] * torch.stack(seen)).sum(0).T)
     return _bytes(torch.cat(colours))
@@ -64,20 +64,21 @@ def _pixel(points: Tensor, pose: Tensor, camera: Tensor) -> tuple[Tensor, Tensor
     return place, ((place.abs() > 1).any(1) | (in_camera[:, 2] <= 0)).float()
 
 
-def _optical_depth(density: Tensor, grid: DensityGrid, points: Tensor, way: Tensor) -> Tensor:
+def _sampled(image: Tensor, place: Tensor) -> Tensor:
+    """image [C, H, W] at places [N, 2], −1 to 1 from edge to edge → [C, N]."""
+    return F.grid_sample(image[None], place[None, None], align_corners=False, padding_mode="border")[0, :, 0]
+
+
+def _optical_depth(grid: DensityGrid, points: Tensor, way: Tensor) -> Tensor:
     """∫ σ along the way [N, 3] from points [N, 3] to a camera, as far as the box goes. → [N]."""
-    half = (grid.bounds[1] - grid.bounds[0]) / 2
-    start, towards = (points - grid.bounds.mean(0)) / half, F.normalize(way, dim=1) / half
-    # In the box's coordinates, [−1, 1]: the distance, world units, at which the way leaves it.
-    length = ((towards.sign() - start) / torch.where(towards == 0, 1e-9, towards)).amin(1).clamp(min=0)
-    length = torch.minimum(length, way.norm(dim=1))
+    low, high = grid.bounds
+    towards = F.normalize(way, dim=1)
+    safe = torch.where(towards.abs() < 1e-9, 1e-9, towards)
+    out = ((torch.where(safe > 0, high, low) - points) / safe).amin(1).clamp(min=0)  # where the way leaves the box
+    length = torch.minimum(out, way.norm(dim=1))
     place = (torch.arange(STEPS) + 0.5) / STEPS
-    along = start[:, None] + (length[:, None] * place)[..., None] * towards[:, None]
-    # grid_sample takes x along the last axis of the volume.
-    found = F.grid_sample(
-        density.permute(2, 1, 0)[None, None], along[None, None], align_corners=True, padding_mode="zeros"
-    )
-    return found[0, 0, 0].mean(1) * length
+    along = points[:, None] + (length[:, None] * place)[..., None] * towards[:, None]
+    return softplus(grid.at(along) - 1).mean(1) * length
 
 
 def _bytes(colours: Tensor) -> NDArray[np.uint8]:
