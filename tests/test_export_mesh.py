@@ -213,7 +213,7 @@ def test_the_command_keeps_what_is_done_and_lists_what_has_no_surface(fitted_run
     said = capsys.readouterr().out
     assert "1 meshes" in said and "has none: its raw density is at most" in said
     [path] = (tmp_path / "out").glob("*.glb")
-    about = json.loads(path.with_suffix(".json").read_text())
+    about = json.loads(path.with_name(f"{path.name}.json").read_text())
     mesh = trimesh.load_mesh(path, skip_materials=True, process=False)
     assert mesh.is_watertight and about["scene_id"] == path.stem and about["up"] == "y"
     assert (about["vertices"], about["faces"]) == (len(mesh.vertices), len(mesh.faces))
@@ -222,4 +222,4 @@ def test_the_command_keeps_what_is_done_and_lists_what_has_no_surface(fitted_run
     assert "2 meshes" in capsys.readouterr().out
     assert path.stat().st_ino == before and len(made) == 3, "the other one alone was made again"
     assert export_main(monkeypatch, *arguments, "--format", "ply") == 0
-    assert len(list((tmp_path / "out").glob("*.ply"))) == 2
+    assert len(list((tmp_path / "out").glob("*.ply"))) == 2 and path.stat().st_ino == before

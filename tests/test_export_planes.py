@@ -40,7 +40,7 @@ def export_main(monkeypatch, *arguments: object) -> int:
 
 def test_the_command_writes_what_other_readers_find(fitted_run, tmp_path, monkeypatch, capsys):
     assert export_main(monkeypatch, "--run", fitted_run.path, "--what", "planes", "--out", tmp_path) == 0
-    assert "2 scenes of 480 bytes" in capsys.readouterr().out  # 2 bytes · 3 planes · (2 + 3) features · 4²
+    assert "planes, 480 bytes each" in capsys.readouterr().err  # 2 bytes · 3 planes · (2 + 3) features · 4²
     index = json.loads((tmp_path / "index.json").read_text())
     assert (index["shape"], index["dtype"], index["num_scenes"]) == ([3, 5, 4, 4], "float16", 2)
     [shard] = index["shards"]

@@ -27,7 +27,6 @@ from scaling.models.triplanes import fuse_planes
 from scaling.parsing import parse_json
 from scaling.scene_ids import check_scene_id
 
-FORMATS = ("glb", "ply")
 NUM_POINTS = 128  # along the box's longest side: some five for each texel of 24
 NUM_VIEWS = 32  # that surfaces and colours are taken from
 UNLIT = "KHR_materials_unlit"
@@ -36,7 +35,8 @@ UNLIT = "KHR_materials_unlit"
 def export_meshes(
     run: RunFolder, folder: Path, wanted: Path | None, file_format: str, num_points: int
 ) -> tuple[int, dict[str, str]]:
-    """Writes folder/<id>.glb (or .ply) and <id>.json of all committed scenes, or of those that the file `wanted` names.
+    """Writes folder/<id>.glb and <id>.glb.json (or .ply, .ply.json) of all committed scenes, or of those that the file
+    `wanted` names.
 
     Scenes whose files are there already, made of the same fit in the same way, are kept. → the number of scenes with a
     mesh, and why others have none. Raises what `chosen_scenes` and `stored_views` do; RuntimeError where what meshes
@@ -47,10 +47,8 @@ def export_meshes(
     models = StoredModels(run, chosen_device())
     todo = [row for row in scenes if not _is_done(folder, row, num_points, file_format)]
     without: dict[str, str] = {}
-    cameras: tuple[Tensor, Tensor] | None = None
+    cameras = Viewpoints.of(stored_views(run, scenes[0], models.of(scenes[0]))).cameras("sphere", NUM_VIEWS)
     for row, shared, params in read_chosen(models, todo, "meshes"):
-        if cameras is None:
-            cameras = Viewpoints.of(stored_views(run, row, shared)).cameras("sphere", NUM_VIEWS)
         planes = fuse_planes(params.micro_planes, params.coefs, shared.base_planes)[0]
         try:
             surface, colours, level = coloured_surface(shared, planes, num_points, *cameras)
@@ -58,11 +56,10 @@ def export_meshes(
             without[row["scene_id"]] = str(error)
             continue
         path = _mesh_path(folder, row["scene_id"], file_format)
-        beside = path.with_name(f"{row['scene_id']}.json")
-        beside.unlink(missing_ok=True)
+        _about(path).unlink(missing_ok=True)
         replace_file(path, mesh_bytes(surface, colours, file_format))
         about = {**_origin(row, num_points, file_format), "raw_density": level, **_described(surface)}
-        replace_file(beside, json.dumps(about, indent=1).encode())
+        replace_file(_about(path), json.dumps(about, indent=1).encode())
     return len(scenes) - len(without), without
 
 
@@ -134,6 +131,10 @@ def _mesh_path(folder: Path, scene_id: str, file_format: str) -> Path:
     return folder / f"{check_scene_id(scene_id)}.{file_format}"
 
 
+def _about(mesh: Path) -> Path:
+    return mesh.with_name(f"{mesh.name}.json")
+
+
 def _origin(row: dict[str, Any], num_points: int, file_format: str) -> dict[str, Any]:
     up = "y" if file_format == "glb" else "z"
     return {**row, "file": f"{row['scene_id']}.{file_format}", "up": up, "num_points": num_points}
@@ -143,7 +144,7 @@ def _is_done(folder: Path, row: dict[str, Any], num_points: int, file_format: st
     """Whether a mesh is there, and its JSON file, which is written last, says that it is the same."""
     path = _mesh_path(folder, row["scene_id"], file_format)
     try:
-        about = parse_json(path.with_name(f"{row['scene_id']}.json").read_bytes())
+        about = parse_json(_about(path).read_bytes())
     except (OSError, ValueError):
         return False
     origin = _origin(row, num_points, file_format)

@@ -70,13 +70,13 @@ def export_planes(run: RunFolder, folder: Path, wanted: Path | None = None) -> P
     shared = models.of(scenes[0])
     shape = _shape(shared)
     bytes_per_scene = 2 * math.prod(shape)
-    print(f"{len(scenes)} scenes of {bytes_per_scene:,} bytes take {len(scenes) * bytes_per_scene / 1e6:,.1f} MB")
+    disk = f"{bytes_per_scene:,} bytes each, {len(scenes) * bytes_per_scene / 1e6:,.1f} MB in all"
     per_shard = max(1, SHARD_BYTES // bytes_per_scene)
     (folder / INDEX).unlink(missing_ok=True)
     statistics = Statistics()
     used: dict[ModelKey, PlaneModel] = {}
     shards: list[Shard] = []
-    with tqdm(total=len(scenes), unit="scene", desc="planes") as progress:
+    with tqdm(total=len(scenes), unit="scene", desc=f"planes, {disk}") as progress:
         for start in range(0, len(scenes), per_shard):
             part = scenes[start : start + per_shard]
             statistics.add(_write_shard(folder / shard_name(len(shards)), models, part, shape))

@@ -8,6 +8,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from scaling.data.scene_source import read_ids
 from scaling.library.run_folder import RunFolder
 from scaling.library.stored_models import StoredModels
 from scaling.models.shared import SharedModel
@@ -23,8 +24,6 @@ def chosen_scenes(run: RunFolder, wanted: Path | None) -> list[dict[str, Any]]:
     Raises FileNotFoundError where nothing is fitted, ValueError where the file cannot be read, LookupError where it
     names a scene that the library does not hold.
     """
-    from scaling.data.scene_source import read_ids
-
     run.check_fitted()
     rows = run.library.table(ORIGIN).to_pylist()
     if wanted is None:

@@ -115,7 +115,7 @@ def outline_level(
 
 
 def _opacity_and_highest(shared: SharedModel, planes: Tensor, grid: DensityGrid, rays: Rays) -> tuple[Tensor, Tensor]:
-    """Of rays [R]: their opacity, and the highest raw density that they meet; where they meet none the grid's lowest."""
+    """Of rays [R]: their opacity, and the highest raw density that they meet, the grid's lowest where they miss it."""
     near, far, hit = shared.renderer.box.span(rays.to(shared.device))
     near, far, hit = near.cpu(), far.cpu(), hit.cpu()
     highest = torch.full_like(near, grid.raw.min().item())

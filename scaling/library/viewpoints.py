@@ -15,7 +15,6 @@ from scaling.data.scenes import SceneViews, views_from_row
 from scaling.library.run_folder import RunFolder
 from scaling.models.shared import SharedModel
 
-PATHS = ("sphere", "ring")
 STEEPEST = math.radians(89.0)  # straight from above, up is no direction in the image
 
 
