@@ -9,10 +9,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from scaling.library.surface import AT_ONCE, STEPS, DensityGrid, Surface, query
+from scaling.library.surface import AT_ONCE, DensityGrid, Surface, query
 from scaling.models.shared import SharedModel
 from scaling.training.evaluate import render_planes
 
+STEPS = 32  # along the way from a vertex out of the box: most of the time that a mesh takes
 FACING = 4.0  # power of the cosine by which views that look straight at a vertex count more
 SOLID = 8.0  # power of a pixel's opacity
 OUT_OF_VIEW = -1e4  # added to the logarithm of a weight
