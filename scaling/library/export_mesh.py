@@ -20,7 +20,7 @@ from scaling.library.exports import chosen_scenes, read_chosen
 from scaling.library.run_folder import RunFolder
 from scaling.library.stored_models import StoredModels, chosen_device
 from scaling.library.surface import NEEDS, NoSurface, Surface, density_grid, find_surface, outline_level
-from scaling.library.surface_colours import field_colours, seen_colours
+from scaling.library.surface_colours import seen_colours
 from scaling.library.viewpoints import Viewpoints, stored_views
 from scaling.models.shared import SharedModel
 from scaling.models.triplanes import fuse_planes
@@ -68,14 +68,12 @@ def coloured_surface(
 ) -> tuple[Surface, NDArray[np.uint8], float]:
     """The surface of a tri-plane [P, F, K, K], its vertices' colours [N, 3], sRGB, and its raw density.
 
-    cam2world [V, 4, 4], intrinsics [V, 3, 3]: views from around, which say where it is and, for latents, what colours
-    it has. NoSurface where they show nothing.
+    cam2world [V, 4, 4], intrinsics [V, 3, 3]: views from around, which say where it is and what colours it
+    has. NoSurface where they show nothing.
     """
     grid = density_grid(shared, planes, num_points)
     level = outline_level(shared, planes, grid, cam2world, intrinsics)
     surface = find_surface(grid, level)
-    if shared.settings.representation.space == "rgb":
-        return surface, field_colours(shared, planes, surface), level
     return surface, seen_colours(shared, planes, surface, grid, cam2world, intrinsics), level
 
 

@@ -71,19 +71,18 @@ def density_grid(shared: SharedModel, planes: Tensor, num_points: int) -> Densit
     counts = [max(2, round((num_points - 1) * (side / sides.max()).item()) + 1) for side in sides]
     axes = [torch.linspace(low, high, count) for low, high, count in zip(*bounds.tolist(), counts)]
     points = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).view(-1, 3)
-    raw = torch.cat([query(shared, planes, part)[0].cpu() for part in points.split(AT_ONCE)])
+    raw = torch.cat([_query(shared, planes, part) for part in points.split(AT_ONCE)])
     if box.side is None:
         filled = torch.cat([_is_filled(box, part.to(shared.device)).cpu() for part in points.split(AT_ONCE)])
         raw = torch.where(filled, raw, raw.min())
     return DensityGrid(raw.view(*counts), bounds)
 
 
-def query(shared: SharedModel, planes: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
-    """The field of a tri-plane at points [N, 3] (world coordinates) → raw densities [N], colours [N, C]."""
+def _query(shared: SharedModel, planes: Tensor, points: Tensor) -> Tensor:
+    """Raw densities [N] of a tri-plane at points [N, 3], world coordinates."""
     still = Rays(points.to(shared.device)[None], torch.zeros_like(points, device=shared.device)[None])
     depths = torch.zeros_like(still.origins[..., :1])
-    raw, colours = shared.renderer.query(planes[None], shared.field, shared.renderer.box.into(still), depths)
-    return raw[0, :, 0], colours[0, :, 0]
+    return shared.renderer.query(planes[None], shared.field, shared.renderer.box.into(still), depths)[0][0, :, 0].cpu()
 
 
 def _is_filled(box: Box, points: Tensor) -> Tensor:

@@ -1,4 +1,8 @@
-"""Colours of a surface, as real RGB: a field of latents has none, so they are taken from decoded views around it."""
+"""Colours of a surface, as real RGB, from decoded views around it.
+
+A field of latents has no RGB. One in RGB space has, but in a fog of density: at the surface its own colours were 34 of
+255 off what the renderer shows, those of the views 12 (a car of preset rgb_triplanes).
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from scaling.library.surface import AT_ONCE, DensityGrid, Surface, query
+from scaling.library.surface import AT_ONCE, DensityGrid, Surface
 from scaling.models.shared import SharedModel
 from scaling.training.evaluate import render_planes
 
@@ -20,18 +24,10 @@ OUT_OF_VIEW = -1e4  # added to the logarithm of a weight
 
 
 @torch.no_grad()
-def field_colours(shared: SharedModel, planes: Tensor, surface: Surface) -> NDArray[np.uint8]:
-    """Of a model in RGB space: what its field says at each vertex. → [N, 3]."""
-    points = torch.from_numpy(surface.vertices)
-    colours = torch.cat([query(shared, planes, part)[1].cpu() for part in points.split(AT_ONCE)])
-    return _bytes(colours)
-
-
-@torch.no_grad()
 def seen_colours(
     shared: SharedModel, planes: Tensor, surface: Surface, grid: DensityGrid, cam2world: Tensor, intrinsics: Tensor
 ) -> NDArray[np.uint8]:
-    """Of any model: the mean over decoded views of the pixel that a vertex falls on. → [N, 3].
+    """The mean over decoded views of the pixel that a vertex falls on. → [N, 3], sRGB.
 
     A view counts by the light that comes through from the vertex to its camera, by how straight it looks at the
     surface, and by how opaque the pixel is, as at an object's edge the background shines in. Weights are compared as
