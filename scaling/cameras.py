@@ -83,6 +83,15 @@ def orbit(num_views: int, radius: float, elevation: float = math.radians(25.0)) 
     return look_at_origin(azimuth, torch.full_like(azimuth, elevation), torch.full_like(azimuth, radius))
 
 
+def zone(num_views: int, radius: float, lowest: float, highest: float) -> Tensor:
+    """num_views cameras [V, 4, 4] spread evenly over a sphere between two elevations (radians), by the golden angle."""
+    steps = torch.arange(num_views)
+    azimuth = steps * (math.pi * (3 - math.sqrt(5)))
+    low, high = math.sin(lowest), math.sin(highest)
+    elevation = (low + (high - low) * (steps + 0.5) / num_views).asin()
+    return look_at_origin(azimuth, elevation, torch.full_like(elevation, radius))
+
+
 def normalised_intrinsics(focal: float) -> Tensor:
     """Intrinsics [3, 3] with one focal length (fraction of the image size) and a centred principal point."""
     return torch.tensor([[focal, 0.0, 0.5], [0.0, focal, 0.5], [0.0, 0.0, 1.0]])

@@ -51,6 +51,13 @@ def location(text: str) -> AnyPath:
         raise argparse.ArgumentTypeError(f"{text}: {error}") from None
 
 
+def disk_folder(text: str) -> Path:
+    """argparse type of a folder on a disk, for what other programs read."""
+    if "://" in text:
+        raise argparse.ArgumentTypeError(f"{text}: must be a folder on a disk; copy it to the store afterwards")
+    return Path(text)
+
+
 def _at_least(least: int, text: str) -> int:
     try:
         value = int(text)

@@ -15,6 +15,7 @@ import pytest
 if TYPE_CHECKING:
     from scaling.config import Settings
     from scaling.data.scenes import SceneViews
+    from scaling.library.run_folder import RunFolder
 
 IMAGE_SIZE = 16
 NUM_VIEWS = 5
@@ -84,6 +85,16 @@ def tiny_scenes() -> list[SceneViews]:
     from scaling.data.synthetic import embedded_ids, embedded_scene
 
     return [embedded_scene(scene_id, IMAGE_SIZE, NUM_VIEWS) for scene_id in embedded_ids(4)]
+
+
+@pytest.fixture(scope="session")
+def fitted_run(tiny_settings, tiny_scenes, tmp_path_factory) -> RunFolder:
+    """A run of embedded cars with two fitted scenes, car-00002 and car-00003, in parts of one. Not to be changed."""
+    from tiny_run import make_run
+
+    run = make_run(tmp_path_factory.mktemp("run") / "cars", tiny_settings, tiny_scenes, per_part=1)
+    run.write_config("stage2", tiny_settings, {"store": "embedded"})
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,7 @@ from tiny_run import make_run
 
 from scaling.command_line import PRESETS
 from scaling.data.png import encode_png
+from scaling.library.export_planes import export_planes
 from scaling.library.render import to_pixels
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -43,7 +44,7 @@ def inline_code() -> list[str]:
 
 def test_the_examples_run(tiny_settings, tiny_scenes, tmp_path, monkeypatch, one_thread, capsys):
     """In order, as one program, beside a tiny run and a folder of views as a user has them."""
-    make_run(tmp_path / "runs" / "cars", tiny_settings, tiny_scenes)
+    export_planes(make_run(tmp_path / "runs" / "cars", tiny_settings, tiny_scenes), tmp_path / "planes")
     (tmp_path / "my-car").mkdir()
     for index, image in enumerate(to_pixels(tiny_scenes[0].images)):
         (tmp_path / "my-car" / f"{index:03d}.png").write_bytes(encode_png(image))
@@ -55,10 +56,11 @@ def test_the_examples_run(tiny_settings, tiny_scenes, tmp_path, monkeypatch, one
     names: dict[str, object] = {}
     for number, example in enumerate(examples, 1):
         exec(compile(example, f"README.md, Python example {number}", "exec"), names)
-    assert len(examples) == 5
+    assert len(examples) == 6
     assert "2 scenes, among them ['car-00002', 'car-00003']" in capsys.readouterr().out
     assert (tmp_path / "car.png").is_file()
     assert names["data"].shape == (2, 3, 5, 4, 4) and names["std"].shape == (5,)
+    assert names["views"]["images"].shape == (4, 3, 16, 16)
 
 
 # ---------------------------------------------------------------------- commands

@@ -17,7 +17,7 @@ from scaling.config import Settings, SettingsError, flatten, make_settings, merg
 from scaling.library.arrays import cameras_from_arrays, views_from_arrays
 from scaling.library.fitted_scenes import METRICS, pack_scene
 from scaling.library.run_folder import RunFolder
-from scaling.library.stored_models import StoredModels
+from scaling.library.stored_models import StoredModels, chosen_device
 from scaling.models.shared import SharedModel, load_shared, read_config, settings_on
 from scaling.models.triplanes import SceneParams, fuse_planes
 from scaling.storage import AnyPath, to_path
@@ -116,7 +116,7 @@ def load_library(run: str | AnyPath, device: torch.device | str | None = None) -
     """
     folder = RunFolder(to_path(str(run)))
     folder.check_fitted()
-    return SceneLibrary(folder, _chosen(device))
+    return SceneLibrary(folder, chosen_device(device))
 
 
 def fit_scene(
@@ -145,7 +145,7 @@ def fit_scene(
     folder = to_path(str(shared))
     chosen = _fit_settings(folder, dict(settings or {}))
     views = views_from_arrays(images, cam2world, intrinsics, scene_id, test_views, chosen.data.image_size)
-    model, _ = load_shared(folder, _chosen(device))
+    model, _ = load_shared(folder, chosen_device(device))
     [fitted] = fit_scenes(model, [views], chosen)
     pack_scene(fitted.params, chosen.stage2.micro_dtype)  # refuses a fit that diverged, as stage 2 does
     params = fitted.params[None]
@@ -163,7 +163,3 @@ def _fit_settings(folder: AnyPath, given: dict[str, Any]) -> Settings:
             'give settings={"stage2": {"mode": "frozen"}}'
         )
     return settings
-
-
-def _chosen(device: torch.device | str | None) -> torch.device:
-    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -99,9 +99,9 @@ class Library:
         has = f"it has {', '.join(ids[:5])}{', …' if len(ids) > 5 else ''}" if ids else "no scenes are fitted there"
         raise LookupError(f"{self.folder} holds no scene {scene_id!r}; {has}")
 
-    def scenes(self) -> Iterator[dict[str, Any]]:
-        """All rows, a few in memory at a time."""
-        yield from self._find(self.ids())
+    def scenes(self, ids: Collection[str] | None = None) -> Iterator[dict[str, Any]]:
+        """Whole rows of all scenes, or of those of `ids` that are there, a few in memory at a time."""
+        yield from self._find(self.ids() if ids is None else ids)
 
     def rows(self, ids: Collection[str]) -> Iterator[dict[str, Any]]:
         """Whole rows of these scenes, in the library's order; ids that it does not hold are left out."""

@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from scaling.config import Data
-from scaling.data.scene_source import EMBEDDED, SceneSource, SourceSpec
+from scaling.data.scene_source import SceneSource
 from scaling.data.scenes import SceneViews, views_from_row
 from scaling.library.render import SMALLEST_VIDEO, enlarge, grid, overview, render_scene_pictures, save_png, scene_sheet
 from scaling.library.run_folder import RunFolder
 from scaling.library.stored_models import StoredModels
+from scaling.library.truth import stored_views
 from scaling.models.shared import SharedModel
 from scaling.models.triplanes import SceneParams
 from scaling.storage import AnyPath
@@ -66,11 +66,3 @@ def render_stored_scenes(run: RunFolder, ids: Sequence[str], num_frames: int = 4
         views = stored_views(run, row["scene_id"], row["stage"], shared.settings.data)
         written += render_scene_pictures(shared, params, views, run.pictures, row["scene_id"], num_frames)
     return written
-
-
-def stored_views(run: RunFolder, scene_id: str, stage: int, data: Data) -> SceneViews:
-    """The views of a fitted scene, from the source that its stage used, as config.yaml names it; data: the settings of
-    its model. FileNotFoundError or ValueError where they cannot be read."""
-    store = run.store_of(stage)
-    source = SourceSpec.of(None if store == EMBEDDED else store, data).open()
-    return views_from_row(next(iter(source.rows([scene_id]))), data.image_size)

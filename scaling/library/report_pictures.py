@@ -15,9 +15,9 @@ from scaling.cameras import look_at_origin, normalised_intrinsics, orbit
 from scaling.data.png import encode_png
 from scaling.data.scenes import SceneViews
 from scaling.library.api import Scene
-from scaling.library.pictures import stored_views
 from scaling.library.render import ELEVATION, Pixels, error_image, some_test_views, to_pixels
 from scaling.library.report_figures import RunFigures
+from scaling.library.truth import stored_views
 from scaling.models.shared import SharedModel
 from scaling.models.triplanes import SceneParams
 from scaling.training.evaluate import render_views

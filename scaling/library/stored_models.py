@@ -16,6 +16,11 @@ from scaling.models.triplanes import SceneParams
 from scaling.storage import AnyPath
 
 
+def chosen_device(device: torch.device | str | None = None) -> torch.device:
+    """The device itself; None: the GPU if there is one."""
+    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
 class StoredModels:
     """Reads them when a scene asks for one. Shared models are kept; of cohorts the last one alone, as a library's
     scenes come cohort by cohort. known: models already in memory, by their hash."""

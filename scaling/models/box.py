@@ -34,6 +34,11 @@ class Box(nn.Module):
         low, high = ([round(number, 2) for number in corner] for corner in self.corners.tolist())
         return f"the box from {low} to {high}, where stage 1's objects are"
 
+    @property
+    def bounds(self) -> Tensor:
+        """Low and high corner [2, 3], world units; on the CPU."""
+        return torch.tensor([[-1.0] * 3, [1.0] * 3]) * (self.side / 2) if self.side is not None else self.corners.cpu()
+
     def into(self, rays: Rays) -> Rays:
         """The same rays in the box's coordinates, [−1, 1] inside; distances along them stay world units."""
         if self.side is not None:

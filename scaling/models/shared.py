@@ -169,6 +169,17 @@ class SharedModel(nn.Module):
         rays' near and far, where they are known already.
         """
         planes = fuse_planes(params.micro_planes, params.coefs, self.base_planes)
+        return self.render_planes(planes, rays, uniforms, pixels, span)
+
+    def render_planes(
+        self,
+        planes: Tensor,
+        rays: Rays,
+        uniforms: Tensor | None = None,
+        pixels: Tensor | None = None,
+        span: tuple[Tensor, Tensor] | None = None,
+    ) -> RenderOutput:
+        """As `render`, of tri-planes [S, P, F_mic + F_mac, K, K] that are fused already, or were made by a model."""
         background = self.background_of(rays.origins.shape[1], pixels)
         span = self.renderer.span(rays)[:2] if span is None else span
         if pixels is not None or self.renderer.near is not None:  # all of them have a part to sample

@@ -1,0 +1,70 @@
+"""Exports fitted scenes: python experiments/export.py --run RUN --what planes|mesh|views --out DIR
+
+planes: tri-planes as a data set to train generative models on, 2 * 3 * F * K * K bytes a scene (float16; 38 kB with
+preset default, 0.8 MB with paper). mesh: a coloured surface of each scene, some 2 MB. views: images and cameras in
+nerfstudio's layout. The same command again goes on where one was stopped.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from scaling.command_line import command_parser, disk_folder, parse_without_settings, positive_int, run_command
+
+FLAGS = {"num_views": "views", "path": "views", "format": "mesh", "points": "mesh"}  # which export a flag shapes
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = command_parser(__doc__, "run")
+    parser.add_argument("--what", choices=("planes", "mesh", "views"), required=True, help="what to export")
+    parser.add_argument("--out", type=disk_folder, required=True, metavar="DIR", help="folder to write to, on a disk")
+    parser.add_argument("--scenes", type=Path, metavar="FILE", help="file with one scene id a line (default: all)")
+    parser.add_argument("--num-views", type=positive_int, metavar="N", help="views: of each scene (default: 48)")
+    parser.add_argument(
+        "--path", choices=("sphere", "ring"),
+        help="views: spread over all elevations that scenes were seen from, or one turn (default: sphere)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--format", choices=("glb", "ply"), help="mesh: GLB for viewers, y up, or PLY, z up (default: glb)"
+    )
+    parser.add_argument(
+        "--points", type=positive_int, metavar="N",
+        help="mesh: densities along the longest side of the box; memory and time go with the cube (default: 128)",
+    )  # fmt: skip
+    return parser
+
+
+def main() -> int:
+    parser = make_parser()
+    arguments = parse_without_settings(parser)
+    for flag, what in FLAGS.items():
+        if getattr(arguments, flag) is not None and arguments.what != what:
+            parser.error(f"--{flag.replace('_', '-')} is for --what {what}")
+
+    from scaling.library.run_folder import RunFolder
+
+    run, out, scenes = RunFolder(arguments.run), arguments.out, arguments.scenes
+    if arguments.what == "planes":
+        from scaling.library.export_planes import export_planes
+
+        index = export_planes(run, out, scenes)
+        print(f"{out}: {index.num_scenes} scenes in {len(index.shards)} shards")
+        if len(index.models) > 1:
+            print(f"{len(index.models)} different fields read them, index.json says which: train on those of one")
+    elif arguments.what == "mesh":
+        from scaling.library.export_mesh import NUM_POINTS, export_meshes
+
+        made, without = export_meshes(run, out, scenes, arguments.format or "glb", arguments.points or NUM_POINTS)
+        print(f"{out}: {made} meshes")
+        for scene_id, reason in without.items():
+            print(f"scene {scene_id} has none: {reason}")
+    else:
+        from scaling.library.export_views import NUM_VIEWS, export_views
+
+        made = export_views(run, out, scenes, arguments.path or "sphere", arguments.num_views or NUM_VIEWS)
+        print(f"{out}: views of {made} scenes")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
