@@ -17,6 +17,7 @@ from scaling.command_line import run_command
 from scaling.config import SettingsError, make_settings
 from scaling.data.synthetic import embedded_ids
 from scaling.distributed.sweep_space import Plan, read_space, short
+from scaling.distributed.sweep_tune import is_whole
 from scaling.distributed.tracking import tracking_uri
 from scaling.distributed.trial import TrialFailed, TrialJob, run_trial
 from scaling.library.pareto import fronts, pareto_front
@@ -199,6 +200,12 @@ def test_a_sweep_end_to_end(ray_6_cpus_4_gpus, tmp_path, tiny_values, tiny_scene
     told = capfd.readouterr().out
     assert sweep_table(result) in told and "[3/3]" in told
 
+    state = next((run.path / "tune").glob("experiment_state-*.json"))
+    assert is_whole(state.parent)
+    whole = state.read_bytes()
+    state.write_bytes(whole[:-1])
+    assert not is_whole(state.parent), "a torn state is told from a whole one"
+    state.write_bytes(whole)
     times = {path: path.stat().st_mtime_ns for path in run.path.glob("trials/*/library/parts/*.parquet")}
     assert len(times) == 2
     assert sweep(2) == 0

@@ -21,26 +21,26 @@ from typing import Any
 
 import torch
 from ray import tune
-from ray.tune.schedulers import ASHAScheduler
-from ray.tune.search.basic_variant import BasicVariantGenerator
-from ray.tune.search.optuna import OptunaSearch
 
 from scaling.config import SettingsError, flatten
 from scaling.data.scene_source import EMBEDDED, SourceSpec, choose_ids
 from scaling.distributed.cluster import Resources
 from scaling.distributed.sweep_follow import Follow, Follower, following
-from scaling.distributed.sweep_space import Axis, Plan, Space, choices
+from scaling.distributed.sweep_space import Plan, Space
+from scaling.distributed.sweep_tune import domain, is_whole, scheduler, searcher
 from scaling.distributed.tracking import Tracker
 from scaling.distributed.trial import TrialJob, run_trial
 from scaling.library.lease import Lease
 from scaling.library.run_folder import RunFolder, ids_hash
-from scaling.library.sweep_results import DOWN, FAILED, RECORD, read_records, summarise_sweep, sweep_table
+from scaling.library.sweep_results import FAILED, RECORD, read_records, summarise_sweep, sweep_table, write_record
 from scaling.models.shared import SharedModel, read_scene_ids
+from scaling.storage import remove_tree
 from scaling.training.sampler import bucket_of
 
 ENVIRONMENT = {
     "TUNE_GLOBAL_CHECKPOINT_S": "1",  # so little is known twice after a crash
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",  # which would print a box whatever `verbose` says
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C and SIGTERM end the command alike
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # the objective comes last; see trial.py
 }
@@ -68,10 +68,10 @@ def run_sweep(
         print(f"sweep: {plan.num_trials} trials, {len(done)} of them done before", flush=True)
         tracker = Tracker(run, "sweep", tags={"preset": plan.preset})
         tracker.log_params(flatten({key: jobs.notes[key] for key in ("space", "store", "preset", "given")}))
-        follower = Follower(run, plan, tracker, lease, jobs.notes)
+        follower = Follower(run, plan, tracker, lease, store or EMBEDDED)
         try:
             with following(follower):
-                _tuner(run, plan, jobs, retry_failed).fit()
+                _tuner(folder / "tune", plan, jobs, retry_failed).fit()
             result = summarise_sweep(folder, jobs.notes, plan.space.metric)
             _finish(run, tracker, result)
         except BaseException as error:
@@ -135,7 +135,8 @@ def _plan_jobs(run: RunFolder, plan: Plan, store: str | None, resources: Resourc
     if space.search == "optuna" and importlib.util.find_spec("optuna") is None:
         raise SettingsError("search: optuna is not installed; pip install 'scaling[optuna]'")
     trials = plan.check()
-    source = SourceSpec.of(store, trials[0].settings.data).open()
+    spec = SourceSpec.of(store, trials[0].settings.data)
+    source = spec.open()
     if plan.shared is not None:
         stage1_ids: list[str] = []
         taken = read_scene_ids(plan.shared)
@@ -151,12 +152,13 @@ def _plan_jobs(run: RunFolder, plan: Plan, store: str | None, resources: Resourc
     known = set()
     for trial in trials if plan.shared is None else []:
         bucket_of(stage1_ids[: trial.stage1_scenes], trial.settings.stage1.num_buckets)
-        built = str((trial.settings.autoencoder, trial.settings.data.image_size, trial.settings.representation))
+        settings = trial.settings
+        built = str((settings.autoencoder, settings.data.image_size, settings.representation.space))
         if built not in known:
             known.add(built)
             with torch.random.fork_rng(devices=[]):
-                SharedModel(trial.settings)  # an autoencoder that cannot be loaded is told here, not by every trial
-    return Jobs(run, plan, store, stage1_ids, ids, gpus)
+                SharedModel(settings)  # an autoencoder that cannot be loaded is told here, not by every trial
+    return Jobs(run, plan, spec.store, stage1_ids, ids, gpus)
 
 
 def _gpus(space: Space, resources: Resources) -> float:
@@ -195,28 +197,25 @@ def _forget_failed(run: RunFolder, records: list[dict[str, Any]]) -> None:
             (run.path / "trials" / record["trial"] / RECORD).unlink()
 
 
-# ---------------------------------------------------------------------- Ray Tune
-
-
-def _tuner(run: RunFolder, plan: Plan, jobs: Jobs, retry_failed: bool) -> tune.Tuner:
+def _tuner(folder: Path, plan: Plan, jobs: Jobs, retry_failed: bool) -> tune.Tuner:
     """A new tuner, or the one of a sweep that was stopped."""
     os.environ.update(ENVIRONMENT)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a failed trial's pages are in its traceback.txt
     space = plan.space
     trainable = tune.with_resources(_trainable(jobs), {"cpu": space.cpus_per_trial, "gpu": jobs.gpus})
-    param_space = {name: _domain(axis, space.search) for name, axis in space.vary.items()}
-    folder = run.path / "tune"
-    if tune.Tuner.can_restore(str(folder)):
+    param_space = {name: domain(axis, space.search) for name, axis in space.vary.items()}
+    if is_whole(folder):
         return tune.Tuner.restore(
             str(folder), trainable=trainable, param_space=param_space, resume_errored=retry_failed
         )
+    remove_tree(folder)  # trials that are done say so themselves
     name = partial(trial_name, plan)
     return tune.Tuner(
         trainable,
         param_space=param_space,
         tune_config=tune.TuneConfig(
-            search_alg=_search(space),
-            scheduler=_scheduler(space),
+            search_alg=searcher(space),
+            scheduler=scheduler(space),
             num_samples=space.num_trials or 1,
             max_concurrent_trials=space.concurrent if space.search == "optuna" else None,
             trial_name_creator=name,
@@ -224,7 +223,7 @@ def _tuner(run: RunFolder, plan: Plan, jobs: Jobs, retry_failed: bool) -> tune.T
         ),
         run_config=tune.RunConfig(
             name=folder.name,
-            storage_path=str(run.path),
+            storage_path=str(folder.parent),
             callbacks=[Follow()],
             verbose=0,
         ),
@@ -233,7 +232,14 @@ def _tuner(run: RunFolder, plan: Plan, jobs: Jobs, retry_failed: bool) -> tune.T
 
 def _trainable(jobs: Jobs) -> Callable[[dict[str, Any]], None]:
     def trial(config: dict[str, Any]) -> None:
-        run_trial(jobs.job(tune.get_context().get_trial_name(), config), tune.report)
+        name = tune.get_context().get_trial_name()
+        try:
+            job = jobs.job(name, config)
+        except SettingsError as error:  # a draw whose values do not go together
+            folder = Path(str(jobs.run.path)) / "trials" / name
+            write_record(folder, {**jobs.plan.heading(name, config), "status": FAILED, "error": str(error)})
+            raise
+        run_trial(job, tune.report)
 
     return trial
 
@@ -241,34 +247,3 @@ def _trainable(jobs: Jobs) -> Callable[[dict[str, Any]], None]:
 def trial_name(plan: Plan, trial: Any) -> str:
     """The name of one of Tune's trials; its number is the first thing in its tag."""
     return plan.name(int(trial.experiment_tag.split("_")[0]), trial.config)
-
-
-def _domain(axis: Axis, search: str) -> Any:
-    """An axis in Tune's words."""
-    if axis.values is not None:
-        return tune.grid_search(choices(axis)) if search == "grid" else tune.choice(choices(axis))
-    low, high = axis.edges()
-    if axis.whole:
-        return (tune.lograndint if axis.log else tune.randint)(low, high + 1)
-    return (tune.loguniform if axis.log else tune.uniform)(low, high)
-
-
-class _FinalOnly(OptunaSearch):
-    """What a trial reports on its way is measured on other scenes than the objective, so Optuna is not told."""
-
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        pass
-
-
-def _search(space: Space) -> Any:
-    if space.search == "optuna":
-        return _FinalOnly(metric="objective", mode="min" if space.metric in DOWN else "max", seed=space.seed)
-    return BasicVariantGenerator(max_concurrent=space.concurrent or 0, random_state=space.seed)
-
-
-def _scheduler(space: Space) -> Any:
-    if space.scheduler == "none":
-        return None
-    return ASHAScheduler(
-        time_attr="progress", metric="psnr", mode="max", max_t=100, grace_period=10, reduction_factor=3
-    )

@@ -9,6 +9,7 @@ from typing import Any
 
 from ray import tune
 
+from scaling.config import SettingsError, flatten
 from scaling.data.png import decode_png
 from scaling.distributed.sweep_space import Plan, short
 from scaling.distributed.tracking import Tracker
@@ -59,10 +60,10 @@ class Follow(tune.Callback):
 
 
 class Follower:
-    """Of the trials of one driver. notes: of the sweep, for MLflow."""
+    """Of the trials of one driver. store: as MLflow is to name it."""
 
-    def __init__(self, run: RunFolder, plan: Plan, parent: Tracker, lease: Lease, notes: dict[str, Any]) -> None:
-        self.run, self.plan, self.parent, self.lease, self.notes = run, plan, parent, lease, notes
+    def __init__(self, run: RunFolder, plan: Plan, parent: Tracker, lease: Lease, store: str) -> None:
+        self.run, self.plan, self.parent, self.lease, self.store = run, plan, parent, lease, store
         self.trackers: dict[str, Tracker] = {}
         self.last_step: dict[str, int] = {}
         self.told: dict[str, int] = {}
@@ -71,14 +72,11 @@ class Follower:
         """Opens the trial's run in MLflow, or finds the one that an earlier driver opened."""
         self.lease.check()
         if name not in self.trackers:
-            trial = self.plan.trial(config)
-            shown = ", ".join(f"{key} = {value}" for key, value in short(trial.values).items())
-            tags = {"stage": "trial", "trial": name[:3], "preset": trial.preset, "values": shown}
+            heading = self.plan.heading(name, config)
+            shown = ", ".join(f"{key} = {value}" for key, value in short(heading["values"]).items())
+            tags = {"stage": "trial", "trial": name[:3], "preset": heading["preset"], "values": shown}
             tracker = Tracker(self.run, f"sweep/{name}", parent=self.parent, tags=tags)
-            job = {"preset": trial.preset, "store": self.notes["store"], "stage2_scenes": self.plan.space.stage2_scenes}
-            if self.plan.shared is None:
-                job["stage1_scenes"] = trial.stage1_scenes
-            tracker.log_settings(trial.settings, job)
+            tracker.log_params({**self._settings(config), **self._job(heading)})
             tracker.note(shown)
             self.trackers[name] = tracker
             self.last_step[name] = tracker.last_step("stage1/")
@@ -110,7 +108,7 @@ class Follower:
         record = read_record(folder)
         if record is None or record["status"] != FINISHED:
             values = {"progress": last.get("progress", 0.0), "psnr": last.get("psnr")}
-            write_record(folder, {**self._heading(name, config), "status": STOPPED, **values})
+            write_record(folder, {**self.plan.heading(name, config), "status": STOPPED, **values})
             self._close(name, "KILLED", STOPPED, f"stopped at {values['progress']:.0f} %: behind the others")
             return
         tracker = self.trackers[name]
@@ -130,7 +128,7 @@ class Follower:
         record = read_record(folder)
         if record is None or record["status"] != FAILED:
             record = {
-                **self._heading(name, config),
+                **self.plan.heading(name, config),
                 "status": FAILED,
                 "error": "its process or node is gone, repeatedly",
             }
@@ -152,11 +150,16 @@ class Follower:
         done = len(read_records(self.run.path))  # type: ignore[arg-type]
         print(f"[{done}/{self.plan.num_trials}] {name}: {told}", flush=True)
 
-    def _heading(self, name: str, config: dict[str, Any]) -> dict[str, Any]:
-        trial = self.plan.trial(config)
-        return {
-            "trial": name, "preset": trial.preset, "values": trial.values, "stage1_scenes": trial.stage1_scenes,
-        }  # fmt: skip
+    def _settings(self, config: dict[str, Any]) -> dict[str, Any]:
+        """The trial's settings, flat; of one whose values do not go together, which is about to fail, those alone."""
+        try:
+            return flatten(self.plan.trial(config).settings.model_dump())
+        except SettingsError:
+            return self.plan.values(config)
+
+    def _job(self, heading: dict[str, Any]) -> dict[str, Any]:
+        job = {"preset": heading["preset"], "store": self.store, "stage2_scenes": self.plan.space.stage2_scenes}
+        return job if self.plan.shared else {**job, "stage1_scenes": heading["stage1_scenes"]}
 
 
 def _read_png(path: Path) -> Any:

@@ -200,6 +200,13 @@ class Plan:
             values.update(zip(keys, value) if len(keys) > 1 else {keys[0]: value})
         return values
 
+    def heading(self, name: str, config: dict[str, Any]) -> dict[str, Any]:
+        """How a trial's record begins, also of one whose values do not go together."""
+        values = self.values(config)
+        number = None if self.shared else values.get("stage1_scenes", self.space.stage1_scenes)
+        preset = values.get("preset", self.preset)
+        return {"trial": name, "preset": preset, "values": values, "stage1_scenes": number}
+
     def name(self, number: int, config: dict[str, Any]) -> str:
         """A trial's name: its number and what it varies; letters, digits, `. _ - =` only."""
         text = f"{number:03d}_" + "_".join(f"{k}={v}" for k, v in short(self.values(config)).items())

@@ -54,9 +54,11 @@ def train_stage1(
     scene_ids: list[str],
     resources: Resources,
     workers: int | None,
+    preset: str = "",
 ) -> dict[str, Any]:
     """Trains the shared model on `scene_ids`, or goes on where a killed run stopped. → the run's metrics.
 
+    preset: whose settings these are, for people who compare runs.
     Raises SettingsError where workers outnumber the scene buckets or the run folder belongs to another job,
     LeaseHeld where another driver works on the run, NoWholeCheckpoint where it should go on and cannot, RuntimeError
     where training failed for good.
@@ -72,7 +74,7 @@ def train_stage1(
             bucket_of(scene_ids, settings.stage1.num_buckets)
             SharedModel(settings)  # an autoencoder that cannot be loaded is told here, not by every worker
             run.write_config("stage1", settings, job)
-        tracker = Tracker(run, "stage1")
+        tracker = Tracker(run, "stage1", tags={"preset": preset})
         try:
             if trained:
                 print(f"{run.shared}: the shared model is there already")
