@@ -18,7 +18,7 @@ from scaling.library.run_folder import RunFolder
 from scaling.library.sweep_results import FAILED, FINISHED, STOPPED, read_record, read_records, write_record
 from scaling.parsing import parse_json
 
-LOST = "its process or node was lost; --retry-failed goes on at its last epoch"
+LOST = "it could not start, or its process or node was lost; --retry-failed goes on at its last epoch"
 _follower: Follower | None = None
 
 
@@ -56,7 +56,7 @@ class Follow(tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial has failed for good."""
         if _follower:
-            _follower.failed(str(trial), trial.config)
+            _follower.failed(str(trial), trial.config, _words(trial.error_file))
 
 
 class Follower:
@@ -121,17 +121,14 @@ class Follower:
         costs = f"{record['seconds_per_scene']:.2f} s and {record['bytes_per_scene']:,.0f} bytes a scene"
         self._close(name, "FINISHED", FINISHED, f"{record['psnr']:.2f} dB, {costs}")
 
-    def failed(self, name: str, config: dict[str, Any]) -> None:
-        """Closes the run of a trial that has failed. One that left no record has lost its process."""
+    def failed(self, name: str, config: dict[str, Any], why: str) -> None:
+        """Closes the run of a trial that has failed. why: Ray's words, for one that left no record."""
         folder = self.run.path / "trials" / name
         assert isinstance(folder, Path)
         record = read_record(folder)
         if record is None or record["status"] != FAILED:
-            record = {
-                **self.plan.heading(name, config),
-                "status": FAILED,
-                "error": "its process or node is gone, repeatedly",
-            }
+            error = f"{LOST} ({why})"
+            record = {**self.plan.heading(name, config), "status": FAILED, "error": error}
             write_record(folder, record)
         if name not in self.trackers:
             self.started(name, config)
@@ -160,6 +157,12 @@ class Follower:
     def _job(self, heading: dict[str, Any]) -> dict[str, Any]:
         job = {"preset": heading["preset"], "store": self.store, "stage2_scenes": self.plan.space.stage2_scenes}
         return job if self.plan.shared else {**job, "stage1_scenes": heading["stage1_scenes"]}
+
+
+def _words(error_file: str | None) -> str:
+    """What Ray says first of a failure; a line above it says when it was."""
+    path = Path(error_file or "no file")
+    return [*path.read_text().splitlines(), ""][1] if path.is_file() else "no reason is known"
 
 
 def _read_png(path: Path) -> Any:
