@@ -62,10 +62,9 @@ def run_sweep(
     lease = Lease.take(run.path / "leases", 1)
     try:
         _note(run, plan, jobs)
-        done = read_records(folder)
         if retry_failed:
-            _forget_failed(run, done)
-        print(f"sweep: {plan.num_trials} trials, {len(done)} of them done before", flush=True)
+            _forget_failed(run, read_records(folder))
+        print(f"sweep: {plan.num_trials} trials, {len(read_records(folder))} of them done before", flush=True)
         tracker = Tracker(run, "sweep", tags={"preset": plan.preset})
         tracker.log_params(flatten({key: jobs.notes[key] for key in ("space", "store", "preset", "given")}))
         follower = Follower(run, plan, tracker, lease, store or EMBEDDED)
@@ -201,6 +200,7 @@ def _tuner(folder: Path, plan: Plan, jobs: Jobs, retry_failed: bool) -> tune.Tun
     """A new tuner, or the one of a sweep that was stopped."""
     os.environ.update(ENVIRONMENT)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a failed trial's pages are in its traceback.txt
+    logging.getLogger("optuna").setLevel(logging.WARNING)
     space = plan.space
     trainable = tune.with_resources(_trainable(jobs), {"cpu": space.cpus_per_trial, "gpu": jobs.gpus})
     param_space = {name: domain(axis, space.search) for name, axis in space.vary.items()}

@@ -152,10 +152,10 @@ def fit(
             ledger.record([event(outcome.scene_id, 1, outcome.kind, outcome.message) for outcome in failed])
             ledger.check()
             done += len(batch)
-            progress = before + (100.0 - before) * done / len(job.stage2_ids)
-            if run.library.parts():  # 100 is told when all is written: a scheduler ends a trial there
-                psnr_now = mean(run.library.table(), "psnr")
-                report({"progress": min(progress, 99.0), "psnr": psnr_now, "stage2/psnr": psnr_now, "fitted": done})
+            if done < len(job.stage2_ids) and run.library.parts():  # the end is told when all is written
+                progress = before + (100.0 - before) * done / len(job.stage2_ids)
+                fitted_psnr = mean(run.library.table(), "psnr")
+                report({"progress": progress, "psnr": fitted_psnr, "stage2/psnr": fitted_psnr, "fitted": done})
     if not run.library.parts():
         reasons = {f"{found.kind}: {found.message}" for found in run.given_up().values()}
         raise RuntimeError(f"no scene could be fitted: {'; '.join(sorted(reasons)[:3])}")

@@ -93,6 +93,6 @@ def sweep_table(result: dict[str, Any]) -> str:
             ]  # fmt: skip
         else:
             psnr = "-" if record.get("psnr") is None else f"{record['psnr']:.2f} at {record['progress']:.0f} %"
-            cells = [psnr, "-", "-", "-", "-", f"{record['status']} {record.get('error', '')}".strip()[:80]]
+            cells = [psnr, "-", "-", "-", "-", f"{record['status']}: {record.get('error', 'behind the others')}"[:80]]
         lines.append(f"| {record['trial']} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
