@@ -21,7 +21,8 @@ def main() -> int:
     if len(ids) < arguments.num_scenes:
         print(f"warning: {len(ids)} scenes are all there are; --num-scenes asked for {arguments.num_scenes}")
     run = RunFolder(arguments.run)
-    metrics = train_stage1(run, settings, spec, ids, connect(arguments.address, arguments.gpus), arguments.num_workers)
+    cluster = connect(arguments.address, arguments.gpus)
+    metrics = train_stage1(run, settings, spec, ids, cluster, arguments.num_workers, arguments.preset)
     print(table_text(metrics))
     print(f"shared model: {run.shared}   pictures: {run.pictures}")
     return 0

@@ -37,7 +37,9 @@ def main() -> int:
     if len(ids) < arguments.num_scenes:
         print(f"warning: {len(ids)} scenes are left to fit; --num-scenes asked for {arguments.num_scenes}")
     cluster = connect(arguments.address, arguments.gpus)
-    metrics = fit_stage2(run, shared, settings, spec, ids, cluster, arguments.num_actors, arguments.retry_failed)
+    metrics = fit_stage2(
+        run, shared, settings, spec, ids, cluster, arguments.num_actors, arguments.retry_failed, preset=arguments.preset
+    )
     print(table_text(metrics))
     if metrics["num_failed"]:
         print(failures_text(run))

@@ -53,12 +53,14 @@ def fit_stage2(
     retry_failed: bool = False,
     fitter: type[Fitter] | None = None,
     join_parts: bool = True,
+    preset: str = "",
 ) -> dict[str, Any]:
     """Fits `scene_ids`, or those of them that are not fitted yet. → the run's metrics.
 
     fitter: what an actor runs, by default the one of the mode; join_parts: whether many small parts of the library
-    become few large ones at the end. Raises SettingsError where more actors are asked for than there are GPUs,
-    LeaseHeld where another driver works on the run. Failed scenes raise nothing: they are in the metrics.
+    become few large ones at the end; preset: whose settings these are, for people who compare runs. Raises
+    SettingsError where more actors are asked for than there are GPUs, LeaseHeld where another driver works on the run.
+    Failed scenes raise nothing: they are in the metrics.
     """
     if num_actors:
         share(resources, num_actors, reserve_cpu=True)  # wrong use is told before anything is written
@@ -87,7 +89,7 @@ def fit_stage2(
         start, already = time.time(), len(run.library.ids(stage=2))
         with closing(batches), closing(dispatcher.run(batches, len(todo))) as progress:
             next(progress, None)  # the actors start meanwhile, for seconds
-            with _tracked(run, settings, job) as tracker:
+            with _tracked(run, settings, job, preset) as tracker:
                 for counts in progress:
                     _track(tracker, counts, time.time() - start, already)
                 ledger.publish()
@@ -183,11 +185,11 @@ class _CohortEpochs:
 
 
 @contextmanager
-def _tracked(run: RunFolder, settings: Settings, job: dict[str, Any]) -> Iterator[Tracker]:
+def _tracked(run: RunFolder, settings: Settings, job: dict[str, Any], preset: str) -> Iterator[Tracker]:
     """The MLflow run of stage 2, which ends as the block does."""
     from scaling.distributed.tracking import Tracker  # more than a second, which the actors need not wait for
 
-    tracker = Tracker(run, "stage2")
+    tracker = Tracker(run, "stage2", tags={"preset": preset})
     tracker.log_settings(settings, job)
     try:
         yield tracker

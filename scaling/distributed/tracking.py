@@ -16,7 +16,7 @@ import numpy as np
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
-from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME, MLFLOW_RUN_NOTE
 from sqlalchemy.exc import SQLAlchemyError
 
 from scaling.config import Settings, flatten
@@ -50,11 +50,19 @@ def ui_command(run: RunFolder) -> str:
 class Tracker:
     """An MLflow run named `name` in the experiment named like the run folder; found again after a restart.
 
-    uri: given where another process, which may not share the driver's environment, writes to the driver's run.
-    Raises RuntimeError where the database or server cannot be used.
+    uri: given where another process, which may not share the driver's environment, writes to the driver's run; parent:
+    the run that it is a child of; tags: what the UI's runs can be filtered and grouped by, beside `stage`, the name's
+    first word. Raises RuntimeError where the database or server cannot be used.
     """
 
-    def __init__(self, run: RunFolder, name: str, uri: str | None = None) -> None:
+    def __init__(
+        self,
+        run: RunFolder,
+        name: str,
+        uri: str | None = None,
+        parent: Tracker | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
         self.uri = uri or tracking_uri(run)
         _home(run).mkdir(parents=True, exist_ok=True)
         try:
@@ -62,6 +70,9 @@ class Tracker:
             experiment = self._experiment(run)
             self.run_id = self._find(experiment, name) or self._create(experiment, name)
             self.client.update_run(self.run_id, status="RUNNING")
+            relation = {MLFLOW_PARENT_RUN_ID: parent.run_id} if parent else {}
+            for key, value in {"stage": name.split("/")[0], **(tags or {}), **relation}.items():
+                self.client.set_tag(self.run_id, key, value)
         except (MlflowException, SQLAlchemyError) as error:
             raise RuntimeError(_unusable(self.uri, error)) from error
 
@@ -80,16 +91,33 @@ class Tracker:
         return self.client.create_run(experiment, run_name=name).info.run_id
 
     def log_settings(self, settings: Settings, job: Mapping[str, Any]) -> None:
-        """Params: the flattened settings and the job's own values. MLflow keeps the first value of a param, so what a
-        restart changed becomes a tag."""
+        """Params: the flattened settings and the job's own values."""
+        self.log_params({**flatten(settings.model_dump()), **job})
+
+    def log_params(self, given: Mapping[str, Any]) -> None:
+        """Characters that MLflow takes in no key become spaces. It keeps the first value of a param, so what a restart
+        changed becomes a tag."""
         known = self.client.get_run(self.run_id).data.params
-        values = {k: str(v)[:LONGEST_PARAM] for k, v in {**flatten(settings.model_dump()), **job}.items()}
+        values = {re.sub(r"[^\w\-. :/]+", " ", k): str(v)[:LONGEST_PARAM] for k, v in given.items()}
         new = [Param(key, value) for key, value in values.items() if key not in known]
         for start in range(0, len(new), 100):
             self.client.log_batch(self.run_id, params=new[start : start + 100])
         for key, value in values.items():
             if known.get(key, value) != value:
                 self.client.set_tag(self.run_id, f"changed.{key}", value)
+
+    def tag(self, key: str, value: str) -> None:
+        """What the UI's runs can be filtered and grouped by."""
+        self.client.set_tag(self.run_id, key, value)
+
+    def note(self, text: str) -> None:
+        """The run's description, Markdown."""
+        self.client.set_tag(self.run_id, MLFLOW_RUN_NOTE, text)
+
+    def last_step(self, prefix: str) -> int:
+        """The last step at which a metric of this prefix was logged; -1 where none was."""
+        keys = [key for key in self.client.get_run(self.run_id).data.metrics if key.startswith(prefix)]
+        return max((m.step for key in keys for m in self.client.get_metric_history(self.run_id, key)), default=-1)
 
     def log_metrics(self, values: Mapping[str, float | None], step: int) -> None:
         """Numbers at a step; None is left out."""

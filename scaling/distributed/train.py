@@ -32,25 +32,17 @@ from scaling.distributed.cluster import Resources, Share, share
 from scaling.distributed.progress import Reports, Story, drain, open_queue
 from scaling.distributed.tracking import Tracker, tracking_uri
 from scaling.distributed.train_worker import train_worker
-from scaling.files import read_limited, replace_file
-from scaling.library.fitted_scenes import pack_scene
+from scaling.files import replace_file
 from scaling.library.ledger import Ledger, open_ledger
-from scaling.library.parts import commit_part, part_name
-from scaling.library.pictures import log_scene_pictures
-from scaling.library.run_folder import RunFolder, ids_hash, settings_hash
-from scaling.library.stored_models import StoredModels
+from scaling.library.run_folder import RunFolder, ids_hash
 from scaling.library.summary import summarise
+from scaling.library.trained import finish_stage1
 from scaling.models.shared import SharedModel
-from scaling.models.triplanes import SceneParams
-from scaling.parsing import parse_json
 from scaling.storage import AnyPath
-from scaling.training.checkpoint import load_scenes, read_progress, read_state
 from scaling.training.sampler import bucket_of
 from scaling.training.seals import clear
 from scaling.training.stage1 import check_workers
 
-SCENES_PER_PART = 256
-PICTURED_SCENES = 4
 RAYS_LIST = "checkpoint_manager_snapshot.json"
 RESERVATION = "reservation.txt"
 
@@ -62,15 +54,17 @@ def train_stage1(
     scene_ids: list[str],
     resources: Resources,
     workers: int | None,
+    preset: str = "",
 ) -> dict[str, Any]:
     """Trains the shared model on `scene_ids`, or goes on where a killed run stopped. → the run's metrics.
 
+    preset: whose settings these are, for people who compare runs.
     Raises SettingsError where workers outnumber the scene buckets or the run folder belongs to another job,
     LeaseHeld where another driver works on the run, NoWholeCheckpoint where it should go on and cannot, RuntimeError
     where training failed for good.
     """
     with open_ledger(run) as ledger:
-        settings = _with_absolute_folder(settings)
+        settings = with_absolute_folder(settings)
         job = {"num_scenes": len(scene_ids), "scenes_hash": ids_hash(scene_ids), "store": spec.store or EMBEDDED}
         run.check_same_job("stage1", settings, job, ignore={"stage2"})
         trained = (run.shared / "hash.txt").is_file()
@@ -80,7 +74,7 @@ def train_stage1(
             bucket_of(scene_ids, settings.stage1.num_buckets)
             SharedModel(settings)  # an autoencoder that cannot be loaded is told here, not by every worker
             run.write_config("stage1", settings, job)
-        tracker = Tracker(run, "stage1")
+        tracker = Tracker(run, "stage1", tags={"preset": preset})
         try:
             if trained:
                 print(f"{run.shared}: the shared model is there already")
@@ -96,7 +90,7 @@ def train_stage1(
         return metrics
 
 
-def _with_absolute_folder(settings: Settings) -> Settings:
+def with_absolute_folder(settings: Settings) -> Settings:
     """A local autoencoder folder as an absolute path: workers run in other folders."""
     named = settings.autoencoder.pretrained
     if named is None or not Path(named).is_dir():
@@ -125,7 +119,7 @@ def _train(
     _clear_checkpoints(trainer)  # Ray keeps two itself, but does not know of those that were there before
     assert result.checkpoint is not None
     with result.checkpoint.as_directory() as folder:
-        _finish(ledger, Path(folder), settings, spec, tracker)
+        finish_stage1(ledger, Path(folder), settings, spec, tracker.log_image)
 
 
 def _trainer(
@@ -242,38 +236,3 @@ def _follow(trainer: TorchTrainer, queue: Queue, log: AnyPath) -> ray.train.Resu
             raise RuntimeError(
                 f"stage 1 failed: {why}{where}; once that is mended, the same command goes on"
             ) from error
-
-
-def _finish(ledger: Ledger, checkpoint: Path, settings: Settings, spec: SourceSpec, tracker: Tracker) -> None:
-    """The last checkpoint → fitted scenes in the library, pictures, and last RUN/shared, which marks the stage done."""
-    run = ledger.run
-    shared = SharedModel(settings)
-    shared.load_tensors(read_state(checkpoint))
-    shared.requires_grad_(False).eval()
-    progress, scenes = read_progress(checkpoint), load_scenes(checkpoint)
-    ids = progress["scene_ids"]
-    reports = [parse_json(read_limited(path)) for path in sorted(checkpoint.glob("metrics-*.json"))]
-    metrics = {scene_id: values for report in reports for scene_id, values in report.items()}
-    content_hash = shared.content_hash()
-    ledger.check_shared(content_hash)
-    seconds = progress["seconds"] / len(ids)
-    source = spec.open()
-    categories = dict(zip(source.ids(), source.categories()))
-    for start in range(0, len(ids), SCENES_PER_PART):
-        rows = []
-        for scene_id in ids[start : start + SCENES_PER_PART]:
-            params = SceneParams(scenes[f"{scene_id}/micro_planes"], scenes[f"{scene_id}/coefs"])
-            packed = pack_scene(params, "float16")
-            rows.append(
-                {
-                    **vars(packed), **metrics[scene_id], "scene_id": scene_id, "category": categories[scene_id],
-                    "stage": 1, "shared": content_hash, "cohort": None, "seconds": seconds,
-                    "settings_hash": settings_hash(settings), "seed": settings.seed,
-                }
-            )  # fmt: skip
-        batch = [row["scene_id"] for row in rows]
-        ledger.add(commit_part(run.library.folder, rows, part_name(ledger.epoch, 1, batch)))
-    ledger.publish()
-    models = StoredModels(run, known={content_hash: shared})
-    log_scene_pictures(run, source, ids[:PICTURED_SCENES], "stage1", tracker.log_image, models)
-    shared.save(run.shared, ids)

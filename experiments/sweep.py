@@ -1,0 +1,57 @@
+"""Runs the trials of a space, several at a time: python experiments/sweep.py --space FILE --run RUN [--store STORE]
+
+Ends with a table and the Pareto front of PSNR against seconds and bytes a scene: RUN/sweep.json and
+RUN/pictures/pareto.png. The same command again goes on with a stopped sweep; trials that are done are not run again.
+Ready spaces are in experiments/sweeps/. Flags go over a space's settings; what it varies cannot be a flag.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from scaling.command_line import command_parser, parse_settings, run_command
+
+
+def add_flags() -> argparse.ArgumentParser:
+    parser = command_parser(__doc__, "run", "store", "address", "gpus")
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--space", type=Path, required=True, help="YAML file: what the trials vary, and how")
+    parser.add_argument("--retry-failed", action="store_true", help="run trials again that failed")
+    return parser
+
+
+def named_space() -> Path | None:
+    """The space of the command line, which brings a preset and names the default run folder."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--space", type=Path)
+    return first.parse_known_args()[0].space
+
+
+def main() -> int:
+    parser = add_flags()
+    if path := named_space():
+        from scaling.distributed.sweep_space import read_space
+
+        parser.set_defaults(preset=read_space(path).preset, run=Path("runs") / f"sweep-{path.stem}")
+    arguments, _ = parse_settings(parser)
+    from scaling.distributed.cluster import connect
+    from scaling.distributed.sweep import run_sweep
+    from scaling.distributed.sweep_space import Plan, read_space
+    from scaling.distributed.tracking import ui_command
+    from scaling.library.run_folder import RunFolder
+    from scaling.library.sweep_results import sweep_table
+
+    space = read_space(arguments.space)
+    run = RunFolder(arguments.run)
+    plan = Plan(space, arguments.preset, arguments.given)
+    result = run_sweep(run, plan, arguments.store, connect(arguments.address, arguments.gpus), arguments.retry_failed)
+    print(sweep_table(result))
+    for cost, trials in result["pareto"].items():
+        print(f"Pareto front of PSNR against {cost.replace('_', ' ')}: {', '.join(trials)}")
+    print(f"figures: {run.path / 'sweep.json'}   picture: {run.pictures / 'pareto.png'}")
+    print(f"curves, pictures and comparisons in a browser: {ui_command(run)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
