@@ -33,8 +33,10 @@ def fronts(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
 
 
 def plot_fronts(rows: Sequence[Mapping[str, Any]], path: AnyPath) -> None:
-    """A picture, PSNR against each cost: a dot a row with its `label`, those of the front joined by a line."""
+    """A picture, PSNR against each cost: a dot a row with the number that its `trial` starts with, those of the front
+    joined by a line."""
     from matplotlib.figure import Figure  # no pyplot: it would look for a screen
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     figure = Figure(figsize=(13, 5.5), dpi=110, layout="constrained")
     for axes, (key, label) in zip(figure.subplots(1, 2, sharey=True), COSTS.items()):
@@ -43,12 +45,16 @@ def plot_fronts(rows: Sequence[Mapping[str, Any]], path: AnyPath) -> None:
         axes.scatter(costs, quality, color="tab:grey", zorder=2)
         axes.plot([costs[i] for i in front], [quality[i] for i in front], "o-", color="tab:red", label="Pareto front")
         for index, row in enumerate(rows):
-            place = {"textcoords": "offset points", "xytext": (5, 4), "fontsize": 7}
-            axes.annotate(row["label"], (costs[index], quality[index]), **place, zorder=3)
+            place = {"textcoords": "offset points", "xytext": (5, 4), "fontsize": 8}
+            axes.annotate(row["trial"].split("_")[0], (costs[index], quality[index]), **place, zorder=3)
         axes.set(xscale="log", xlabel=label, ylabel="test PSNR, dB")
-        axes.margins(x=0.25, y=0.12)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.margins(x=0.1, y=0.12)
         axes.grid(alpha=0.3, which="both")
         axes.legend(loc="lower right")
+    figure.suptitle("numbers are those of the trials in sweep.json and the table", fontsize=9)
     data = io.BytesIO()
     figure.savefig(data, format="png")
     replace_file(path, data.getvalue())
