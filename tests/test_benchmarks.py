@@ -86,12 +86,19 @@ def test_gpu_fit(run):
 
 
 def test_gpu_fit_compiled(run, monkeypatch):
-    """By a backend that is quick to compile: the parts can be traced whole, for as many scenes as are left."""
-    quick = functools.partial(torch.compile, backend="aot_eager", fullgraph=True)
-    monkeypatch.setattr(torch, "compile", quick)
-    flags = ("--scenes", "3", "--views", "2", "--scenes-per-batch", "2", "--latent-steps", "2", "--rgb-epochs", "1")
+    """By a backend that is quick to compile: what is compiled can be traced whole."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager", fullgraph=True))
+    monkeypatch.setattr(importlib.import_module("gpu_fit"), "measure_parts", lambda *_: {})
+    flags = ("--scenes", "1", "--views", "2", "--scenes-per-batch", "1", "--latent-steps", "2", "--rgb-epochs", "1")
     figures, _ = run("gpu_fit", *flags, "--device", "cpu", "--variants", "compiled")
-    assert figures["rows"][0]["parts"]["2a step"]["flops"] > 0
+    assert figures["rows"][0]["scenes_per_hour"] > 0
+
+
+def test_work_of_what_is_compiled_is_counted(run):
+    """A product of 3 × 2 and 2 × 4: 3 · 4 · 2 products and as many sums."""
+    layer = torch.nn.Linear(2, 4, bias=False)
+    layer.compile(backend="aot_eager")
+    assert importlib.import_module("counted").count(lambda: layer(torch.ones(3, 2))).flops == 48
 
 
 def test_gpu_fit_needs_neither_ray_nor_mlflow():
