@@ -85,14 +85,12 @@ def run_sweep(
 
 
 def _finish(run: RunFolder, tracker: Tracker, result: dict[str, Any]) -> None:
-    finished = [record for record in result["trials"] if record["status"] == "finished"]
+    """The sweep's own run in MLflow: no metrics, which would stand beside those of its trials in every chart."""
     tracker.note(sweep_table(result))
     tracker.log_file(run.path / "sweep.json")
-    tracker.log_metrics({"trials/finished": len(finished), "trials/all": len(result["trials"])}, step=0)
-    if finished:
+    if result["best"]:
+        tracker.tag("best", result["best"])
         tracker.log_file(run.pictures / "pareto.png")
-        best = finished[0]
-        tracker.log_metrics({f"best/{key}": best[key] for key in ("psnr", "seconds_per_scene", "bytes_per_scene")}, 0)
 
 
 class Jobs:

@@ -15,7 +15,6 @@ FINISHED, FAILED, STOPPED = "finished", "failed", "stopped"
 FORMAT_VERSION = 1
 DOWN = {"seconds_per_scene", "bytes_per_scene"}  # metrics of which less is better
 RECORD = "trial.json"
-LABELLED = 12  # more labels than that would hide the dots
 
 
 def write_record(folder: Path, record: dict[str, Any]) -> None:
@@ -57,7 +56,7 @@ def summarise_sweep(sweep: Path, job: dict[str, Any], metric: str) -> dict[str, 
     }
     replace_file(sweep / "sweep.json", json.dumps(result, indent=1, allow_nan=False).encode() + b"\n")
     if finished:
-        plot_fronts(_labelled(finished, result["pareto"]), sweep / "pictures" / "pareto.png")
+        plot_fronts(finished, sweep / "pictures" / "pareto.png")
     return result
 
 
@@ -69,15 +68,6 @@ def in_order(records: Sequence[dict[str, Any]], metric: str) -> list[dict[str, A
         return record["status"] != FINISHED, value if metric in DOWN else -value
 
     return sorted(records, key=place)
-
-
-def _labelled(finished: Sequence[dict[str, Any]], pareto: dict[str, list[str]]) -> list[dict[str, Any]]:
-    """Rows of the picture: where trials are many, those on no front have their number alone."""
-    named = {trial for front in pareto.values() for trial in front}
-    return [
-        {**row, "label": row["trial"] if row["trial"] in named or len(finished) <= LABELLED else row["trial"][:3]}
-        for row in finished
-    ]
 
 
 def sweep_table(result: dict[str, Any]) -> str:
