@@ -9,6 +9,7 @@ from typing import Any
 from scaling.files import replace_file
 from scaling.storage import AnyPath
 
+LISTED = 30  # names that fit beside the picture
 COSTS = {"seconds_per_scene": "device seconds a scene", "bytes_per_scene": "bytes a scene"}
 
 
@@ -33,28 +34,29 @@ def fronts(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
 
 
 def plot_fronts(rows: Sequence[Mapping[str, Any]], path: AnyPath) -> None:
-    """A picture, PSNR against each cost: a dot a row with the number that its `trial` starts with, those of the front
-    joined by a line."""
+    """A picture, PSNR against each cost: a dot a row with its number, those of the front joined by a line. What the
+    numbers of the fronts stand for is listed beside it; rows with `trial`, NUMBER_VALUES, as a sweep names them."""
     from matplotlib.figure import Figure  # no pyplot: it would look for a screen
-    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-    figure = Figure(figsize=(13, 5.5), dpi=110, layout="constrained")
-    for axes, (key, label) in zip(figure.subplots(1, 2, sharey=True), COSTS.items()):
+    figure = Figure(figsize=(15, 5.5), dpi=100, layout="constrained")
+    left, right, words = figure.subplots(1, 3, width_ratios=(3, 3, 2.4))
+    for axes, (key, label) in zip((left, right), COSTS.items()):
         costs, quality = [row[key] for row in rows], [row["psnr"] for row in rows]
         front = pareto_front(costs, quality)
         axes.scatter(costs, quality, color="tab:grey", zorder=2)
         axes.plot([costs[i] for i in front], [quality[i] for i in front], "o-", color="tab:red", label="Pareto front")
-        for index, row in enumerate(rows):
-            place = {"textcoords": "offset points", "xytext": (5, 4), "fontsize": 8}
-            axes.annotate(row["trial"].split("_")[0], (costs[index], quality[index]), **place, zorder=3)
-        axes.set(xscale="log", xlabel=label, ylabel="test PSNR, dB")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
-        axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.margins(x=0.1, y=0.12)
-        axes.grid(alpha=0.3, which="both")
+        for cost, psnr, row in zip(costs, quality, rows):
+            number = row["trial"].split("_")[0]
+            axes.annotate(number, (cost, psnr), textcoords="offset points", xytext=(5, 4), fontsize=8)
+        wide = max(costs) > 10 * min(costs) > 0
+        axes.set(xscale="log" if wide else "linear", xlabel=label, ylabel="test PSNR, dB")
+        axes.margins(0.1)
+        axes.grid(alpha=0.3)
         axes.legend(loc="lower right")
-    figure.suptitle("numbers are those of the trials in sweep.json and the table", fontsize=9)
+    named = sorted({trial for front in fronts(rows).values() for trial in front})
+    lines = [trial.replace("_", "  ", 1) for trial in named[:LISTED]]
+    words.axis("off")
+    words.text(0, 1, "\n".join(["on a front:", *lines]), va="top", fontsize=7, transform=words.transAxes)
     data = io.BytesIO()
     figure.savefig(data, format="png")
     replace_file(path, data.getvalue())
