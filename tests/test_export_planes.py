@@ -133,6 +133,7 @@ def test_a_killed_export_is_none_and_goes_on(fitted_run, tmp_path, monkeypatch):
 
     (tmp_path / "killed" / "shard-00001.safetensors").write_bytes(b"torn")
     (tmp_path / "killed" / "shard-00007.safetensors").write_bytes(b"of an earlier, larger export")
+    (tmp_path / "killed" / ".shard-00001.safetensors.0123").write_bytes(b"half written")
     monkeypatch.setattr(module, "replace_file", killed)
     with pytest.raises(KeyboardInterrupt):
         export_planes(fitted_run, tmp_path / "killed")

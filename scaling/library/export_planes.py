@@ -82,15 +82,20 @@ def export_planes(run: RunFolder, folder: Path, wanted: Path | None = None) -> P
             statistics.add(_write_shard(folder / shard_name(len(shards)), models, part, shape))
             shards.append(_describe(folder, models, part, used))
             progress.update(len(part))
-    for old in folder.glob("shard-?????.safetensors"):
-        if old.name >= shard_name(len(shards)):
-            old.unlink()
+    _tidy(folder, len(shards))
     index = PlaneIndex(
         run=uri_of(run.path), num_scenes=len(scenes), shape=list(shape), bytes_per_scene=bytes_per_scene,
         mean=statistics.mean.tolist(), std=statistics.std.tolist(), models=list(used.values()), shards=shards,
     )  # fmt: skip
     replace_file(folder / INDEX, index.model_dump_json(indent=1).encode())
     return index
+
+
+def _tidy(folder: Path, num_shards: int) -> None:
+    """Removes shards of an earlier, larger export, and what a killed one was writing."""
+    larger = [path for path in folder.glob("shard-?????.safetensors") if path.name >= shard_name(num_shards)]
+    for path in [*larger, *folder.glob(".shard-?????.safetensors.*")]:
+        path.unlink()
 
 
 def _shape(shared: SharedModel) -> tuple[int, ...]:
