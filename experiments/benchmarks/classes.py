@@ -39,9 +39,9 @@ def make_parser() -> argparse.ArgumentParser:
 
 def split(source: Any, train: int, fit: int) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
     """The first `train` and the next `fit` ids of each category. ValueError where there are too few."""
-    of_category: dict[str, list[str]] = {}
-    for scene_id, category in zip(source.ids(), source.categories()):
-        of_category.setdefault(category, []).append(scene_id)
+    from scaling.data.scene_source import ids_by_category
+
+    of_category = ids_by_category(source)
     if len(of_category) < 2:
         raise ValueError(f"{source.name}: one category only; this compares one set of base planes for several")
     short = {name: len(ids) for name, ids in of_category.items() if len(ids) < train + fit}

@@ -129,13 +129,18 @@ def read_ids(path: Path) -> list[str]:
     return ids
 
 
-def categories_in_turn(source: SceneSource) -> list[str]:
-    """All ids, one of each category in turn, each category in its own order: any first N hold as many of one as of
-    another, as far as there are as many."""
+def ids_by_category(source: SceneSource) -> dict[str, list[str]]:
+    """The ids of each category, in store order."""
     of_category: dict[str, list[str]] = {}
     for scene_id, category in zip(source.ids(), source.categories()):
         of_category.setdefault(category, []).append(scene_id)
-    rounds = zip_longest(*of_category.values())
+    return of_category
+
+
+def categories_in_turn(source: SceneSource) -> list[str]:
+    """All ids, one of each category in turn, each category in its own order: any first N hold as many of one as of
+    another, as far as there are as many."""
+    rounds = zip_longest(*ids_by_category(source).values())
     return [scene_id for in_turn in rounds for scene_id in in_turn if scene_id is not None]
 
 

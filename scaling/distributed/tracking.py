@@ -25,7 +25,7 @@ from scaling.storage import AnyPath
 from scaling.training.stage1 import PHASES
 
 LONGEST_PARAM = 500
-UNFIT = re.compile(r"[^\w\-. :/]")  # for a key of a metric
+UNFIT = re.compile(r"[^\w\-. :/]+")  # for a key of a param or a metric
 
 
 def tracking_uri(run: RunFolder) -> str:
@@ -98,7 +98,7 @@ class Tracker:
         """Characters that MLflow takes in no key become spaces. It keeps the first value of a param, so what a restart
         changed becomes a tag."""
         known = self.client.get_run(self.run_id).data.params
-        values = {re.sub(r"[^\w\-. :/]+", " ", k): str(v)[:LONGEST_PARAM] for k, v in given.items()}
+        values = {UNFIT.sub(" ", k): str(v)[:LONGEST_PARAM] for k, v in given.items()}
         new = [Param(key, value) for key, value in values.items() if key not in known]
         for start in range(0, len(new), 100):
             self.client.log_batch(self.run_id, params=new[start : start + 100])

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from scaling.config import Data
 from scaling.data.png import encode_png
-from scaling.data.scene_source import EMBEDDED, SceneSource, SourceSpec
+from scaling.data.scene_source import SceneSource
 from scaling.data.scenes import SceneViews, views_from_row
 from scaling.library.render import to_pixels
 from scaling.library.run_folder import RunFolder
+from scaling.library.truth import noted_source
 
 
 class Truth:
@@ -26,7 +27,7 @@ class Truth:
         store, or the scene is not in it."""
         if stage not in self._sources:
             store = self.run.store_of(stage) if self.store is None else self.store
-            self._sources[stage] = SourceSpec.of(None if store == EMBEDDED else store, data).open()
+            self._sources[stage] = noted_source(store, data)
         row = next(iter(self._sources[stage].rows([scene_id])))
         return views_from_row(row, data.image_size)
 
