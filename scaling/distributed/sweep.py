@@ -138,7 +138,7 @@ def _plan_jobs(run: RunFolder, plan: Plan, store: str | None, resources: Resourc
         stage1_ids: list[str] = []
         taken = read_scene_ids(plan.shared)
     else:
-        taken = stage1_ids = choose_ids(source, None, count=plan.most_stage1_scenes)
+        taken = stage1_ids = choose_ids(source, None, count=plan.most_stage1_scenes, balanced=True)
         if len(stage1_ids) < plan.most_stage1_scenes:
             raise SettingsError(
                 f"stage1_scenes: {plan.most_stage1_scenes} are asked for, {source.name} has {len(stage1_ids)}"
