@@ -43,11 +43,14 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def method_settings(method: str, autoencoder: Path | None) -> Settings:
-    """A preset with its schedules of fit.yaml over it and, in latent space, the one autoencoder."""
+def method_settings(method: str, autoencoder: Path | None, store: str | None) -> Settings:
+    """A preset with its schedules of fit.yaml over it and, in latent space, the one autoencoder; those of embedded cars
+    where `store` is None."""
     schedules = read_yaml(SCHEDULES)
     preset = "default" if method == "autoencoder" else method
     values = merge(merge(read_preset(preset), schedules["everywhere"]), schedules[method])
+    if store is None:
+        values = merge(values, schedules["embedded"][method])
     if method == "autoencoder":
         still = {phase: {"num_epochs": 0} for phase in ("warmup", "joint", "adapt", "distil")}
         values = merge(values, {"stage1": still})
@@ -75,7 +78,7 @@ def stage1_folders(out: Path, settings: dict[str, Settings], spec: Any, ids: lis
 
 def autoencoder_folder(out: Path, spec: Any, ids: list[str]) -> Path:
     """The one autoencoder, a diffusers folder; named by what shapes an autoencoder alone."""
-    settings = method_settings("autoencoder", None)
+    settings = method_settings("autoencoder", None, spec.store)
     parts = (settings.data, settings.autoencoder, settings.stage1.autoencoder)
     shaping = [settings.seed, *(part.model_dump() for part in parts)]
     return _trained(out, shaping, settings, spec, ids) / "autoencoder"
@@ -198,16 +201,16 @@ def main() -> int:
     from scaling.data.scene_source import SourceSpec, choose_ids
     from scaling.data.scenes import views_from_row
 
-    torch.set_num_threads(1)
-    alone = method_settings("autoencoder", None)
+    alone = method_settings("autoencoder", None, arguments.store)
     spec = SourceSpec.of(arguments.store, alone.data)
     train_ids = choose_ids(spec.open(), arguments.train_scenes, count=None if arguments.train_scenes else 32)
     fit_ids = choose_ids(
         spec.open(), arguments.fit_scenes, leave_out=train_ids, count=None if arguments.fit_scenes else 6
     )
 
-    autoencoder = autoencoder_folder(arguments.out, spec, train_ids)
-    settings = {method: method_settings(method, autoencoder) for method in METHODS}
+    autoencoder = autoencoder_folder(arguments.out, spec, train_ids)  # by all cores: its time is not compared
+    torch.set_num_threads(1)
+    settings = {method: method_settings(method, autoencoder, spec.store) for method in METHODS}
     folders = stage1_folders(arguments.out, settings, spec, train_ids)
     seconds = {method: parse_json((folder / "seconds.json").read_bytes()) for method, folder in folders.items()}
     scenes, train = (

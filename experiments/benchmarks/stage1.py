@@ -94,10 +94,10 @@ def main() -> int:
     from scaling.data.scenes import views_from_row
 
     torch.set_num_threads(1)
-    spec = SourceSpec.of(arguments.store, method_settings("autoencoder", None).data)
+    spec = SourceSpec.of(arguments.store, method_settings("autoencoder", None, arguments.store).data)
     ids = choose_ids(spec.open(), arguments.train_scenes, count=None if arguments.train_scenes else 32)
     autoencoder = autoencoder_folder(arguments.out, spec, ids)
-    paper, ours = (method_settings(method, autoencoder) for method in ("paper", "default"))
+    paper, ours = (method_settings(method, autoencoder, spec.store) for method in ("paper", "default"))
     views = [views_from_row(row, ours.data.image_size) for row in spec.open().rows(ids)]
     theirs = quality_curve(warmup_only(paper), ids, views, EVERY_PAPER)
     warmup = ours.stage1.warmup
