@@ -6,18 +6,18 @@ is when a square image is resized: only padding changes normalised intrinsics.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 
-def pad_to_square(image: Tensor) -> Tensor:
-    """[3, H, W] uint8 → [3, S, S], S = max(H, W): white on both sides of the shorter one, the background's colour."""
+def pad_to_square(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """[3, H, W] → [3, S, S], S = max(H, W): white on both sides of the shorter one, the background's colour."""
     height, width = image.shape[-2:]
     left, top = _margins(width, height)
-    side = max(height, width)
-    square = image.new_full((*image.shape[:-2], side, side), 255)
-    square[..., top : top + height, left : left + width] = image
-    return square
+    right, bottom = max(height - width, 0) - left, max(width - height, 0) - top
+    return np.pad(image, ((0, 0), (top, bottom), (left, right)), constant_values=255)
 
 
 def pad_intrinsics(intrinsics: Tensor, width: int, height: int) -> Tensor:

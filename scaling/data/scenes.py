@@ -191,10 +191,12 @@ def views_from_row(row: Mapping[str, Any], image_size: int) -> SceneViews:
         try:
             if png_size(data) != (width, height):
                 raise ValueError(f"the image is not {width}x{height} as the row says")
-            pixels = torch.from_numpy(decode_png(data).transpose(2, 0, 1).copy())
+            pixels = decode_png(data).transpose(2, 0, 1)
         except ValueError as error:
             raise _row_error(row, f"views[{index}]", str(error)) from error
-        images.append(resize_square(pad_to_square(pixels).float() / 255, image_size))
+        # By NumPy: torch would wake all its threads for each view, which costs ten times more where cores are busy.
+        image = np.divide(pad_to_square(pixels), 255, dtype=np.float32, order="C")
+        images.append(resize_square(torch.from_numpy(image), image_size))
     intrinsics = torch.tensor(np.asarray(row["intrinsics"], dtype=np.float32)).reshape(-1, 3, 3)
     return SceneViews(
         scene_id=row["scene_id"],
