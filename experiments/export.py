@@ -1,6 +1,6 @@
 """Exports fitted scenes: python experiments/export.py --run RUN --what planes|mesh|views --out DIR
 
-planes: tri-planes as a data set to train generative models on, 2 * 3 * F * K * K bytes a scene (float16; 38 kB with
+planes: tri-planes as a data set to train generative models on, 2 * 3 * F * K * K bytes a scene (float16; 53 kB with
 preset default, 0.8 MB with paper). mesh: a coloured surface of each scene, some 2 MB. views: images and cameras in
 nerfstudio's layout. The same command again goes on where one was stopped.
 """

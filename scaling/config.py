@@ -48,7 +48,7 @@ class Representation(Section):
 
     space: Literal["latent", "rgb"] = "latent"
     """What planes encode: the autoencoder's latents, or RGB pixels (no autoencoder)."""
-    micro_features: SizeOrZero = 4
+    micro_features: SizeOrZero = 10
     """F_mic: features of the planes that a scene owns."""
     macro_features: SizeOrZero = 12
     """F_mac: features of the base planes, which all scenes share."""
