@@ -79,9 +79,9 @@ def test_gpu_fit(run):
     (row,) = figures["rows"]
     assert row["scenes"] == 2 and row["scenes_per_hour"] > 0 and "small form" in printed
     assert list(row["parts"]) == ["encode a view", "2a step", "2b step", "evaluate a view"]
-    field = 2 * 64 * 12 * 2 * (16 * 64 + 64 * 5)  # of a scene: rays, samples, both passes, both layers
+    field = 2 * 64 * 12 * 2 * (22 * 64 + 64 * 5)  # of a scene: rays, samples, both passes, both layers
     mixing = 2 * 2 * 16 * 3 * 12 * 20 * 20
-    sampling = 2 * 2 * 4 * 64 * 12 * 3 * 16
+    sampling = 2 * 2 * 4 * 64 * 12 * 3 * 22
     assert row["parts"]["2a step"]["flops"] == pytest.approx(field + mixing + sampling)
 
 
