@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,22 +39,24 @@ def pixel_rays(cam2world: Tensor, intrinsics: Tensor, height: int, width: int) -
     """
     if cam2world.shape[-2:] != (4, 4) or intrinsics.shape[-2:] != (3, 3):
         raise ValueError(f"expected [..., 4, 4] and [..., 3, 3], got {cam2world.shape} and {intrinsics.shape}")
-    like: dict[str, Any] = {"dtype": cam2world.dtype, "device": cam2world.device}
-    v, u = torch.meshgrid(
-        (torch.arange(height, **like) + 0.5) / height,
-        (torch.arange(width, **like) + 0.5) / width,
-        indexing="ij",
-    )
-    u, v = u.flatten(), v.flatten()
-    focal_x, focal_y = intrinsics[..., 0, 0, None], intrinsics[..., 1, 1, None]
-    centre_x, centre_y, skew = intrinsics[..., 0, 2, None], intrinsics[..., 1, 2, None], intrinsics[..., 0, 1, None]
-    y = (v - centre_y) / focal_y
-    x = (u - centre_x - skew * y) / focal_x
-    in_camera = torch.stack([x, y, torch.ones_like(x)], dim=-1)
-    directions = in_camera @ cam2world[..., :3, :3].transpose(-1, -2)
+    pixels = torch.arange(height * width, device=cam2world.device)
+    return rays_through(cam2world[..., None, :, :], intrinsics[..., None, :, :], pixels, height, width)
+
+
+def rays_through(cam2world: Tensor, intrinsics: Tensor, pixels: Tensor, height: int, width: int) -> Rays:
+    """One ray for each pixel, through its centre, each with a camera of its own.
+
+    cam2world [..., 4, 4], intrinsics [..., 3, 3] (normalised), pixels [...]: row · width + column; their leading axes
+    broadcast → Rays [..., 3].
+    """
+    u = (pixels % width + 0.5) / width
+    v = (pixels // width + 0.5) / height
+    y = (v - intrinsics[..., 1, 2]) / intrinsics[..., 1, 1]
+    x = (u - intrinsics[..., 0, 2] - intrinsics[..., 0, 1] * y) / intrinsics[..., 0, 0]
+    rotation = cam2world[..., :3, :3]
+    directions = rotation[..., 0] * x[..., None] + rotation[..., 1] * y[..., None] + rotation[..., 2]
     directions = directions / directions.norm(dim=-1, keepdim=True)
-    origins = cam2world[..., None, :3, 3].expand_as(directions)
-    return Rays(origins, directions)
+    return Rays(cam2world[..., :3, 3].expand_as(directions), directions)
 
 
 def look_at_origin(azimuth: Tensor, elevation: Tensor, radius: Tensor) -> Tensor:

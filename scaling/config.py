@@ -59,10 +59,14 @@ class Representation(Section):
     plane_axes: Annotated[list[PlaneAxes], Field(min_length=1, max_length=6)] = ["xy", "xz", "yz"]
     """World axes along the width and height of each plane."""
     box_side: AboveZero | None = None
-    """Side of the cube around the origin that the planes span, world units; null: the cuboid around stage 1's objects,
-    and its cells that any of them fills, as their views show them before a white background."""
-    field_width: Size = 64
+    """Side of the cube around the origin that the planes span, world units; null: the cuboid around all train scenes of
+    the store, as their views show them before a white background."""
+    combine: Literal["product", "sum"] = "product"
+    """How a point's features on the planes become one: Π (1 + f) - 1 over the planes, or (published) their sum."""
+    field_width: Size = 32
     """Hidden units of the field, the small network from features to density and colours."""
+    field_layers: Annotated[int, Field(ge=1, le=8)] = 2
+    """Hidden layers of the field; published: 1."""
     micro_std: Rate = 0.0
     """Standard deviation of a scene's micro planes before the first step."""
     base_std: Rate = 0.1
@@ -82,6 +86,10 @@ class Representation(Section):
 class Rendering(Section):
     """Samples along a ray; distances in world units."""
 
+    sampled: Literal["hull", "cuboid"] = "hull"
+    """Where rays are sampled: in the scene's own visual hull, and there most where its densities show a surface; or
+    evenly, in all of the box (or from near to far)."""
+
     near: AboveZero | None = None
     """AboveZero along a ray at which the first stratum of samples starts; null: where the ray enters the box."""
     far: AboveZero | None = None
@@ -100,6 +108,8 @@ class Rendering(Section):
             raise ValueError("give near and far together, or neither (the box decides)")
         if self.near is not None and self.far is not None and self.near >= self.far:
             raise ValueError(f"near ({self.near}) must be below far ({self.far})")
+        if self.sampled == "hull" and (self.near is not None or self.importance_samples):
+            raise ValueError("near, far and importance_samples need sampled: cuboid; in a hull its surfaces decide")
         if self.importance_samples and self.samples < 4:
             raise ValueError("importance_samples need at least 4 samples in the first pass to draw from")
         return self
@@ -229,6 +239,9 @@ class Stage2Phase(Phase):
     null: every scene takes all steps, and lr_cosine_to spans all of them."""
     decay_steps: Positive = 150
     """Steps in which the rates of a scene fall that ends; the last ones of all steps at the latest."""
+    rounded_from: Annotated[float, Field(ge=0, le=1)] = 0.6
+    """Mode frozen, random rays: part of all steps after which scenes are rendered from planes rounded as
+    stage2.micro_dtype will store them (their gradients pass straight through); 1: never."""
     through: Literal["student", "decoder"] = "student"
     """Mode frozen: what loss.rgb decodes with; the decoder too where the shared model has no student. Mode cohort: the
     decoder."""
@@ -359,8 +372,8 @@ class Stage2(Section):
         lr_cosine_to=0.1,
     )
     """Phase 2b: the same through the decoder (or its student), against the training images."""
-    micro_dtype: Literal["float32", "float16", "int8", "int4"] = "int4"
-    """How a library stores micro planes; int8 and int4 have one scale per plane and channel."""
+    micro_dtype: Literal["float32", "float16", "int8", "int6", "int5", "int4", "int3"] = "int4"
+    """How a library stores micro planes; whole numbers have one scale per plane and channel."""
     start: Literal["mean", "random"] = "mean"
     """A scene starts at stage 1's mean coefs and zero micro planes, or (published) drawn as stage 1's scenes were, and
     in mode cohort the field starts anew too."""
@@ -450,10 +463,10 @@ def make_settings(values: dict[str, Any]) -> Settings:
 def as_noted(values: dict[str, Any]) -> dict[str, Any]:
     """Settings that an older program noted, as nested plain values; what it did not know of stands as it then was."""
     before = {
-        "representation": {"box_side": 1.05},
-        "rendering": {"background": "white"},
+        "representation": {"box_side": 1.05, "combine": "sum", "field_width": 64, "field_layers": 1},
+        "rendering": {"sampled": "cuboid", "background": "white"},
         "stage1": {"distil": {"num_epochs": 0}},
-        "stage2": {"latent": {"check_every": None}},
+        "stage2": {"latent": {"check_every": None, "rounded_from": 1.0}},
     }
     return merge(before, values)
 

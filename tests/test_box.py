@@ -6,11 +6,11 @@ import dataclasses
 
 import pytest
 import torch
+from scaling.training.space import measure_box
 
 from scaling.cameras import Rays, look_at_origin, normalised_intrinsics, pixel_rays
 from scaling.data.scenes import SceneViews
 from scaling.models.box import CELLS, Box, cell_numbers
-from scaling.training.space import measure_box
 from scaling.training.workers import Workers
 
 LATENT_SIZE = 32

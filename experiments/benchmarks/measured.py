@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
+from scaling.training.space import measure_box
 
 from scaling.cameras import Rays
 from scaling.data.scenes import SceneViews
@@ -20,7 +21,6 @@ from scaling.training.background import measure_background
 from scaling.training.evaluate import render_views
 from scaling.training.metrics import psnr
 from scaling.training.scene_data import prepare_scene
-from scaling.training.space import measure_box
 from scaling.training.workers import Workers
 
 

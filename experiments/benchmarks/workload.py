@@ -7,6 +7,7 @@ import copy
 from typing import Any
 
 import torch
+from scaling.training.space import measure_box
 
 from scaling.cameras import normalised_intrinsics
 from scaling.command_line import read_preset
@@ -16,7 +17,6 @@ from scaling.data.synthetic import FOCAL, embedded_cameras, embedded_ids, embedd
 from scaling.models.autoencoder import ImageAutoencoder
 from scaling.models.shared import SharedModel
 from scaling.training.scene_data import TrainingScene, encode_scene, prepare_scene
-from scaling.training.space import measure_box
 from scaling.training.streams import stream
 from scaling.training.workers import Workers
 

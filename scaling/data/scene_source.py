@@ -32,6 +32,8 @@ class SceneSource(Protocol):
 
     def rows(self, ids: Sequence[str] | None = None) -> Iterator[dict[str, Any]]: ...
 
+    def bounds(self) -> list[list[float]] | None: ...
+
 
 @dataclass(frozen=True)
 class EmbeddedCars:
@@ -46,6 +48,9 @@ class EmbeddedCars:
 
     def categories(self) -> list[str]:
         return ["car"] * EMBEDDED_COUNT
+
+    def bounds(self) -> None:
+        """Not known beforehand."""
 
     def rows(self, ids: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
         """Rows of the store's form, one at a time."""

@@ -12,8 +12,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from pyarrow import fs
 
 from scaling.arrow_files import TableError, open_table, read_columns
@@ -54,6 +56,7 @@ class StoreWriter:
         self.source = str(source)
         self.rejects: list[dict[str, str]] = []
         self._ids: set[str] = set()
+        self._bounds: list[NDArray[np.float64]] = []
         self._rows: list[Mapping[str, Any]] = []
         self._part: pq.ParquetWriter | None = None
         self.filesystem, self.path = open_uri(store_uri)
@@ -70,8 +73,9 @@ class StoreWriter:
             self.filesystem.delete_file(path)
         return self
 
-    def add(self, row: Mapping[str, Any]) -> bool:
-        """Adds a row made by `scenes.make_row`. False where it is rejected: its id is bad or already in the store."""
+    def add(self, row: Mapping[str, Any], bounds: Sequence[Sequence[float]] | None = None) -> bool:
+        """Adds a row made by `scenes.make_row`. bounds: low and high corner of where the scene is, as far as its views
+        say. False where it is rejected: its id is bad or already in the store."""
         scene_id = row["scene_id"]
         try:
             check_scene_id(scene_id)
@@ -82,6 +86,8 @@ class StoreWriter:
             self.reject(scene_id, row["source"], "", "another scene of this source has the same id; that one was kept")
             return False
         self._ids.add(scene_id)
+        if bounds is not None:
+            self._bounds.append(np.asarray(bounds, dtype=np.float64))
         self._rows.append(row)
         if len(self._rows) == SCENES_PER_ROW_GROUP:
             self._flush()
@@ -113,6 +119,7 @@ class StoreWriter:
             "format_version": FORMAT_VERSION,
             "num_scenes": self.num_scenes,
             "source": self.source,
+            "bounds": _union(self._bounds),
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         with self.filesystem.open_output_stream(f"{self.path}/store.json") as out:
@@ -183,6 +190,20 @@ class SceneStore:
         """The parts, in store order, as paths on `filesystem`."""
         return list(self._paths)
 
+    def bounds(self) -> list[list[float]] | None:
+        """Low and high corner, world units, of the cuboid around all scenes, as measured when the store was made; None
+        of older stores and where no view says. ValueError where store.json holds no such thing."""
+        found = self.info.get("bounds")
+        if found is None:
+            return None
+        try:
+            corners = np.asarray(found, dtype=np.float64)
+        except (TypeError, ValueError):
+            corners = np.zeros(0)
+        if corners.shape != (2, 3) or not np.isfinite(corners).all() or not (corners[0] < corners[1]).all():
+            raise ValueError(f"{self.uri}/store.json: bounds must be a low and a high corner: prepare the store again")
+        return [[float(number) for number in corner] for corner in corners]
+
     def ids(self) -> list[str]:
         """All scene ids, in store order."""
         return list(self._indexed().places)
@@ -247,6 +268,13 @@ class SceneStore:
             )
         self._index = index
         return index
+
+
+def _union(bounds: Sequence[NDArray[np.float64]]) -> list[list[float]] | None:
+    if not bounds:
+        return None
+    every = np.stack(bounds)
+    return [every[:, 0].min(0).tolist(), every[:, 1].max(0).tolist()]
 
 
 def _is_file(filesystem: fs.FileSystem, path: str) -> bool:

@@ -58,7 +58,8 @@ class SceneViews:
 
     images: [V, 3, H, W] float32 in [0, 1]; cam2world: [V, 4, 4], OpenCV axes; intrinsics: [V, 3, 3], normalised
     by the image size; test_views: indices of the views that are never trained on; latents: float16 [V, C, h, w] in
-    [−1, 1], where the encoder of the shared model in use has made them before.
+    [−1, 1], where the encoder of the shared model in use has made them before; alpha: [V, H, W] in [0, 1], where the
+    source says which pixels are transparent.
     """
 
     scene_id: str
@@ -68,6 +69,7 @@ class SceneViews:
     intrinsics: Tensor
     test_views: tuple[int, ...]
     latents: Tensor | None = None
+    alpha: Tensor | None = None
 
     @property
     def train_views(self) -> tuple[int, ...]:

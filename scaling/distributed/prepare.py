@@ -19,6 +19,7 @@ from scaling.data.scene_source import SceneSource, SourceSpec
 from scaling.data.scene_store import REJECTS_SCHEMA, SCHEMA, SceneStore, StoreWriter
 from scaling.data.scenes import SceneError, SceneRef
 from scaling.data.sources import list_scenes, read_scene
+from scaling.training.measure_box import row_bounds
 
 READER_CPUS = 2
 BLOCK_BYTES = 4 << 20
@@ -93,25 +94,36 @@ def _read_one(source: SceneSource, scene_id: str) -> dict[str, Any]:
         return {"scene_id": scene_id, "error": str(error)}
 
 
+READ = pa.schema(
+    [
+        *SCHEMA,
+        ("bounds", pa.list_(pa.list_(pa.float64()))),
+        ("reject", pa.struct(REJECTS_SCHEMA)),
+    ]
+)
+
+
 def read_refs(block: pa.Table) -> Iterator[pa.Table]:
     """A block of scene references → a table of one row a scene. Of one that cannot be read `reject` is set: a row of
     the rejects; nothing else is then."""
     for values in block.to_pylist():
         ref = SceneRef(**values)
         try:
-            row: dict[str, Any] = {**read_scene(ref), "reject": None}
+            read = read_scene(ref)
+            bounds = row_bounds(read)
+            row: dict[str, Any] = {**read, "bounds": None if bounds is None else bounds.tolist(), "reject": None}
         except SceneError as error:
             why = {"source": error.source, "file": error.file, "reason": error.reason}
             row = {"reject": {"scene_id": ref.scene_id, **why}}
-        yield pa.Table.from_pylist([row], schema=SCHEMA.append(pa.field("reject", pa.struct(REJECTS_SCHEMA))))
+        yield pa.Table.from_pylist([row], schema=READ)
 
 
 def write_rows(writer: StoreWriter, rows: pa.Table) -> None:
     """Stores what `read_refs` made: scenes and rejects."""
     for row in rows.to_pylist():
-        rejected = row.pop("reject")
+        rejected, bounds = row.pop("reject"), row.pop("bounds")
         if rejected is None:
-            writer.add(row)
+            writer.add(row, bounds)
         else:
             writer.reject(**rejected)
 

@@ -29,6 +29,7 @@ from scaling.library.trained import finish_stage1
 from scaling.parsing import parse_json
 from scaling.storage import remove_tree
 from scaling.training.evaluate import render_views
+from scaling.training.measure_box import source_bounds
 from scaling.training.metrics import psnr
 from scaling.training.phases import EpochReport
 from scaling.training.seals import clear, newest_whole, seal
@@ -93,8 +94,10 @@ def _train(
     root = SubTreeFileSystem(str(checkpoints), LocalFileSystem())
     clear(root, str(checkpoints))
     last, _ = newest_whole(root, str(checkpoints))
-    views = [views_from_row(row, settings.data.image_size) for row in spec.open().rows(ids)]
-    stage1 = Stage1(settings, ids, views, Workers(device=device))
+    source, workers = spec.open(), Workers(device=device)
+    views = [views_from_row(row, settings.data.image_size) for row in source.rows(ids)]
+    bounds = source_bounds(source, ids, workers) if settings.representation.box_side is None else None
+    stage1 = Stage1(settings, ids, views, workers, bounds)
     epochs = int(last[:5]) if last else 0
     history = [values for values in _history(run) if values["step"] <= epochs]
     for values in history:

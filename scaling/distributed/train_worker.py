@@ -23,6 +23,7 @@ from scaling.config import make_settings
 from scaling.data.scene_source import SourceSpec
 from scaling.data.scenes import views_from_row
 from scaling.library.render import save_png, scene_sheet
+from scaling.training.measure_box import source_bounds
 from scaling.training.phases import EpochReport
 from scaling.training.sampler import bucket_of
 from scaling.training.seals import newest_whole, seal
@@ -61,7 +62,8 @@ def _train(config: dict[str, Any], rank: int, size: int) -> None:
     owned = [scene_id for scene_id in config["scene_ids"] if workers.owns(buckets[scene_id])]
     source = SourceSpec(*config["spec"]).open()
     views = [views_from_row(row, settings.data.image_size) for row in source.rows(owned)]
-    stage1 = Stage1(settings, config["scene_ids"], views, workers)
+    bounds = source_bounds(source, config["scene_ids"], workers) if settings.representation.box_side is None else None
+    stage1 = Stage1(settings, config["scene_ids"], views, workers, bounds)
 
     def report(epoch: EpochReport) -> None:
         losses = {f"stage1/{epoch.phase}/{name}": value for name, value in epoch.losses.items()}

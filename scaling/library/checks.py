@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from scaling.library.quantised import RANGE
+from scaling.library.packed import SCALED, decode_levels, unpack_hull
 from scaling.models.shared import SharedModel
 from scaling.scene_ids import check_scene_id
 
-ITEM_BITS = {"float32": 32, "float16": 16, "int8": 8, "int4": 4}
+ITEM_BITS = {"float32": 32, "float16": 16, "int8": 8, "int4": 4, "coded": 0}
 _HASH = re.compile(r"[0-9A-Za-z]{1,64}")
 
 
@@ -39,14 +39,21 @@ def check_planes(row: Mapping[str, Any]) -> None:
     if len(shape) != 4 or min(shape) < 0:
         raise ValueError(f"scene {name}: micro planes of shape {shape!s:.80}, expected [P, F_mic, K, K]")
     # Of Python's whole numbers: exact.
+    try:
+        if dtype == "coded":
+            decode_levels(row["micro_planes"], math.prod(shape))
+        if row.get("hull") is not None:
+            unpack_hull(row["hull"])
+    except ValueError as error:
+        raise ValueError(f"scene {name}: micro planes of shape {shape} or hull: {error}") from None
     found, needed = len(row["micro_planes"]), (math.prod(shape) * ITEM_BITS[dtype] + 7) // 8
-    if found != needed:
+    if dtype != "coded" and found != needed:
         raise ValueError(f"scene {name}: {found} bytes of micro planes, shape {shape} needs {needed}")
     scale = np.asarray(row["micro_scale"], dtype=np.float64)
-    if dtype in RANGE and len(scale) != shape[0] * shape[1]:
+    if dtype in SCALED and len(scale) != shape[0] * shape[1]:
         raise ValueError(f"scene {name}: {len(scale)} scales for {shape[0]} planes of {shape[1]} channels")
     numbers = {"micro_scale": scale, "coefs": np.asarray(row["coefs"], dtype=np.float64)}
-    if dtype not in RANGE:
+    if dtype not in SCALED:
         numbers["micro_planes"] = np.frombuffer(row["micro_planes"], dtype=dtype)
     for key, values in numbers.items():
         if not np.isfinite(values).all():

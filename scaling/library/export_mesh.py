@@ -54,7 +54,8 @@ def export_meshes(
     for row, shared, params in read_chosen(models, todo, "meshes"):
         planes = fuse_planes(params.micro_planes, params.coefs, shared.base_planes)[0]
         try:
-            surface, colours, level = coloured_surface(shared, planes, num_points, *cameras)
+            hull = None if params.hull is None else params.hull[0]
+            surface, colours, level = coloured_surface(shared, planes, num_points, *cameras, hull)
         except NoSurface as error:
             without[row["scene_id"]] = str(error)
             continue
@@ -67,17 +68,23 @@ def export_meshes(
 
 
 def coloured_surface(
-    shared: SharedModel, planes: Tensor, num_points: int, cam2world: Tensor, intrinsics: Tensor
+    shared: SharedModel,
+    planes: Tensor,
+    num_points: int,
+    cam2world: Tensor,
+    intrinsics: Tensor,
+    hull: Tensor | None = None,
 ) -> tuple[Surface, NDArray[np.uint8], float]:
-    """The surface of a tri-plane [P, F, K, K], its vertices' colours [N, 3], sRGB, and its raw density.
+    """The surface of a tri-plane [P, F, K, K] in its hull [CELLS³], its vertices' colours [N, 3], sRGB,
+    and its raw density.
 
     cam2world [V, 4, 4], intrinsics [V, 3, 3]: views from around, which say where it is and what colours it
     has. NoSurface where they show nothing.
     """
-    grid = density_grid(shared, planes, num_points)
-    level = outline_level(shared, planes, grid, cam2world, intrinsics)
+    grid = density_grid(shared, planes, num_points, hull)
+    level = outline_level(shared, planes, grid, cam2world, intrinsics, hull)
     surface = find_surface(grid, level)
-    return surface, seen_colours(shared, planes, surface, grid, cam2world, intrinsics), level
+    return surface, seen_colours(shared, planes, surface, grid, cam2world, intrinsics, hull), level
 
 
 def mesh_bytes(surface: Surface, colours: NDArray[np.uint8], file_format: str) -> bytes:

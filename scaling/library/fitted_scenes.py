@@ -13,17 +13,19 @@ import torch
 from numpy.typing import NDArray
 
 from scaling.library.checks import check_planes
-from scaling.library.quantised import RANGE, pack_int4, quantise, unpack_int4
+from scaling.library.packed import SCALED, decode_levels, encode_levels, pack_hull, unpack_hull, unpack_int4
+from scaling.models.rounding import LEVELS, best_scale, to_levels
 from scaling.models.triplanes import SceneParams
 
-# 1: parts without the epoch and attempt in their names, no manifest; 2: nothing compressed, float64 metrics, no int4
-FORMAT_VERSION = 3
+# 1: parts without the epoch and attempt in their names, no manifest; 2: nothing compressed, float64 metrics, no int4;
+# 3: no hulls, whole numbers as int8 or two in a byte
+FORMAT_VERSION = 4
 METRICS = (
     "psnr", "ssim", "lpips", "train_psnr", "train_ssim", "autoencoder_psnr", "autoencoder_ssim", "mean_image_psnr",
     "latent_psnr",
 )  # fmt: skip
 COEF_BITS = 12  # one more than float16 has
-PLANES = ("micro_planes", "micro_dtype", "micro_shape", "micro_scale", "coefs")
+PLANES = ("micro_planes", "micro_dtype", "micro_shape", "micro_scale", "coefs", "hull")
 SCHEMA = pa.schema(
     [
         ("scene_id", pa.string()),
@@ -36,6 +38,7 @@ SCHEMA = pa.schema(
         ("micro_shape", pa.list_(pa.int32())),
         ("micro_scale", pa.list_(pa.float32())),
         ("coefs", pa.list_(pa.float32())),
+        ("hull", pa.large_binary()),
         *[(name, pa.float32()) for name in METRICS],
         ("seconds", pa.float32()),
         ("settings_hash", pa.string()),
@@ -47,14 +50,24 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class PackedScene:
-    """One scene's parameters as bytes. float32, float16: the numbers themselves; int8, int4 (two in a byte): numbers /
-    scale, one scale per plane and channel, scale [P · F_mic]."""
+    """One scene's parameters as bytes.
+
+    micro_dtype float32, float16: the numbers themselves; coded: whole numbers, to be multiplied by one scale per plane
+    and channel, scale [P · F_mic] (see packed.py). Rows of format 3 and before: int8, or int4, two in a byte. hull: see
+    `pack_hull`; None where rays are sampled evenly.
+    """
 
     micro_planes: bytes
     micro_dtype: str
     micro_shape: tuple[int, ...]
     micro_scale: list[float]
     coefs: list[float]
+    hull: bytes | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        """What a scene takes beside its id and metrics."""
+        return len(self.micro_planes) + 4 * len(self.micro_scale) + 4 * len(self.coefs) + len(self.hull or b"")
 
 
 class NotFinite(ValueError):
@@ -62,25 +75,31 @@ class NotFinite(ValueError):
 
 
 def pack_scene(params: SceneParams, micro_dtype: str) -> PackedScene:
-    """params of one scene: micro_planes [P, F_mic, K, K], coefs [M]. Coefs keep COEF_BITS significant bits, all of them
-    beside float32 planes. Raises NotFinite, or ValueError for another type than float32, float16, int8 and int4."""
+    """params of one scene: micro_planes [P, F_mic, K, K], coefs [M], hull [CELLS³]. Coefs keep COEF_BITS significant
+    bits, all of them beside float32 planes. Raises NotFinite, or ValueError for a type that is not one of stage 2's
+    settings."""
     micro, coefs = params.micro_planes.detach().cpu().float(), params.coefs.detach().cpu().float().numpy()
     if not (torch.isfinite(micro).all() and np.isfinite(coefs).all()):
         raise NotFinite("the fit diverged: planes or coefs are not finite")
     scale: list[float] = []
-    if micro_dtype in RANGE:
-        array, scale = quantise(micro, micro_dtype)
+    if micro_dtype in LEVELS:
+        scales = best_scale(micro, micro_dtype)
+        data, scale = encode_levels(to_levels(micro, scales, micro_dtype)), scales.flatten().tolist()
     elif micro_dtype in ("float16", "float32"):
         with np.errstate(over="ignore"):  # told below
             array = micro.numpy().astype(micro_dtype)
+        data = array.tobytes()
+        if not np.isfinite(array).all():
+            raise NotFinite("the fit diverged: micro planes exceed the range of what they are stored as")
     else:
-        raise ValueError(f"micro planes are stored as float32, float16, int8 or int4, not {micro_dtype!r}")
+        raise ValueError(f"micro planes are stored as float32, float16 or {', '.join(LEVELS)}, not {micro_dtype!r}")
     if micro_dtype != "float32":
         coefs = _rounded(coefs)
-    if not (np.isfinite(array).all() and np.isfinite(coefs).all()):
-        raise NotFinite("the fit diverged: micro planes or coefs exceed the range of what they are stored as")
-    data = pack_int4(array) if micro_dtype == "int4" else array.tobytes()
-    return PackedScene(data, micro_dtype, tuple(array.shape), scale, coefs.tolist())
+    if not np.isfinite(coefs).all():
+        raise NotFinite("the fit diverged: coefs exceed the range of what they are stored as")
+    stored_as = "coded" if micro_dtype in LEVELS else micro_dtype
+    hull = None if params.hull is None else pack_hull(params.hull)
+    return PackedScene(data, stored_as, tuple(micro.shape), scale, coefs.tolist(), hull)
 
 
 def _rounded(numbers: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -91,17 +110,21 @@ def _rounded(numbers: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def unpack_scene(row: Mapping[str, Any]) -> SceneParams:
-    """The parameters of a row (or of a PackedScene's fields): micro_planes [P, F_mic, K, K], coefs [M], float32.
+    """The parameters of a row (or of a PackedScene's fields): micro_planes [P, F_mic, K, K], coefs [M], float32, hull
+    [CELLS³] or None.
 
     Raises ValueError naming the scene where bytes, shape and type do not fit together, or numbers are not finite.
     """
     check_planes(row)
-    shape = tuple(row["micro_shape"])
-    if row["micro_dtype"] == "int4":
+    shape, dtype = tuple(row["micro_shape"]), row["micro_dtype"]
+    if dtype == "coded":
+        array = decode_levels(row["micro_planes"], math.prod(shape))
+    elif dtype == "int4":
         array = unpack_int4(row["micro_planes"], math.prod(shape))
     else:
-        array = np.frombuffer(row["micro_planes"], dtype=row["micro_dtype"])
+        array = np.frombuffer(row["micro_planes"], dtype=dtype)
     micro = torch.from_numpy(array.reshape(shape).astype(np.float32))
-    if row["micro_dtype"] in RANGE:
+    if dtype in SCALED:
         micro = micro * torch.tensor(row["micro_scale"], dtype=torch.float32).view(*shape[:2], 1, 1)
-    return SceneParams(micro, torch.tensor(row["coefs"], dtype=torch.float32))
+    hull = None if row.get("hull") is None else unpack_hull(row["hull"])
+    return SceneParams(micro, torch.tensor(row["coefs"], dtype=torch.float32), hull)

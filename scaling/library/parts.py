@@ -25,7 +25,7 @@ from scaling.storage import AnyPath, file_of
 
 _NAME = re.compile(r"part-(?:(\d{6})-(\d{4})-)?[0-9a-f]{20}\.parquet")
 NAME = r"^part-(\d{6}-\d{4}-)?[0-9a-f]{20}\.parquet$"
-NULLABLE = ("cohort", *METRICS)
+NULLABLE = ("cohort", "hull", *METRICS)
 ROW_GROUP_BYTES = 1 << 20  # before compression: what is read to get one scene
 MOST_GAIN = 16  # by compression; planes gain less, and readers refuse a file that unpacks to very much (`arrow_files`)
 FLOATS = (*METRICS, "seconds", "coefs.list.element")

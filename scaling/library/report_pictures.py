@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from scaling.library.render import ELEVATION, Pixels, error_image, some_test_vie
 from scaling.library.report_figures import RunFigures
 from scaling.library.truth import stored_views
 from scaling.models.shared import SharedModel
-from scaling.models.triplanes import SceneParams
+from scaling.models.triplanes import SceneParams, either_hull
 from scaling.training.evaluate import render_views
 
 VIEWS = 3  # of a scene
@@ -199,16 +199,16 @@ def interpolation_sheet(run: RunFigures) -> Sheet | None:
     label = " and ".join(["coefs"] * has_coefs + ["micro planes"] * has_micro)
     strips = [_strip(label, rendered(path))]
     if has_micro and has_coefs:
-        alone = [SceneParams(torch.zeros_like(params.micro_planes), params.coefs) for params in path]
+        alone = [replace(params, micro_planes=torch.zeros_like(params.micro_planes)) for params in path]
         strips.append(_strip("coefs alone", rendered(alone)))
     heads = [first.scene_id, *(f"{place:.2f}" for place in places[1:-1]), last.scene_id]
     return Sheet("", strips, heads)
 
 
 def _between(first: SceneParams, last: SceneParams, place: float) -> SceneParams:
-    """Linear: 0 is the first scene, 1 the last."""
+    """Linear: 0 is the first scene, 1 the last. What lies between them may be where either of them is."""
     micro = torch.lerp(first.micro_planes, last.micro_planes, place)
-    return SceneParams(micro, torch.lerp(first.coefs, last.coefs, place))
+    return SceneParams(micro, torch.lerp(first.coefs, last.coefs, place), either_hull(first, last))
 
 
 def _ends(run: RunFigures) -> tuple[str, str] | None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from scaling.cameras import Rays, pixel_rays
-from scaling.models.box import Box, cell_numbers
+from scaling.models.box import CELLS, OLD_CELLS, Box, cell_numbers
 from scaling.models.shared import SharedModel
 
 AT_ONCE = 1 << 16  # points, or rays, looked up together
@@ -63,8 +63,9 @@ class Surface:
 
 
 @torch.no_grad()
-def density_grid(shared: SharedModel, planes: Tensor, num_points: int) -> DensityGrid:
-    """Raw densities of a tri-plane [P, F, K, K], at num_points along the box's longest side."""
+def density_grid(shared: SharedModel, planes: Tensor, num_points: int, hull: Tensor | None = None) -> DensityGrid:
+    """Raw densities of a tri-plane [P, F, K, K], at num_points along the box's longest side, the lowest outside of its
+    hull [CELLS³]."""
     box = shared.renderer.box
     bounds = box.bounds
     sides = bounds[1] - bounds[0]
@@ -72,8 +73,8 @@ def density_grid(shared: SharedModel, planes: Tensor, num_points: int) -> Densit
     axes = [torch.linspace(low, high, count) for low, high, count in zip(*bounds.tolist(), counts)]
     points = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).view(-1, 3)
     raw = torch.cat([_query(shared, planes, part) for part in points.split(AT_ONCE)])
-    if box.side is None:
-        filled = torch.cat([_is_filled(box, part.to(shared.device)).cpu() for part in points.split(AT_ONCE)])
+    if hull is not None or box.side is None:
+        filled = torch.cat([_is_filled(box, part.to(shared.device), hull).cpu() for part in points.split(AT_ONCE)])
         raw = torch.where(filled, raw, raw.min())
     return DensityGrid(raw.view(*counts), bounds)
 
@@ -85,14 +86,20 @@ def _query(shared: SharedModel, planes: Tensor, points: Tensor) -> Tensor:
     return shared.renderer.query(planes[None], shared.field, shared.renderer.box.into(still), depths)[0][0, :, 0].cpu()
 
 
-def _is_filled(box: Box, points: Tensor) -> Tensor:
+def _is_filled(box: Box, points: Tensor, hull: Tensor | None) -> Tensor:
     inside = box.into(Rays(points, torch.zeros_like(points)))
-    return box.filled.flatten()[cell_numbers(inside, torch.zeros_like(points[:, :1]))[:, 0]]
+    cells, filled = (OLD_CELLS, box.filled.flatten()) if hull is None else (CELLS, hull)
+    return filled[cell_numbers(inside, torch.zeros_like(points[:, :1]), cells)[:, 0]]
 
 
 @torch.no_grad()
 def outline_level(
-    shared: SharedModel, planes: Tensor, grid: DensityGrid, cam2world: Tensor, intrinsics: Tensor
+    shared: SharedModel,
+    planes: Tensor,
+    grid: DensityGrid,
+    cam2world: Tensor,
+    intrinsics: Tensor,
+    hull: Tensor | None = None,
 ) -> float:
     """The raw density at which the surface has the outlines that the renderer shows: a ray meets it where the highest
     density on its way is above the level, and should where its opacity is ½ or more.
@@ -101,7 +108,8 @@ def outline_level(
     """
     rays = pixel_rays(cam2world, intrinsics, OUTLINE_SIZE, OUTLINE_SIZE)
     flat = Rays(rays.origins.reshape(-1, 3), rays.directions.reshape(-1, 3))
-    found = [_opacity_and_highest(shared, planes, grid, flat[start : start + AT_ONCE])
+    cells = shared.cells(planes[None], None if hull is None else hull[None])
+    found = [_opacity_and_highest(shared, planes, grid, flat[start : start + AT_ONCE], cells)
              for start in range(0, len(flat.origins), AT_ONCE)]  # fmt: skip
     opacity, highest = (torch.cat(values) for values in zip(*found))
     shown = opacity >= 0.5
@@ -113,7 +121,9 @@ def outline_level(
     return (highest[best] + highest[min(best + 1, len(highest) - 1)]).item() / 2
 
 
-def _opacity_and_highest(shared: SharedModel, planes: Tensor, grid: DensityGrid, rays: Rays) -> tuple[Tensor, Tensor]:
+def _opacity_and_highest(
+    shared: SharedModel, planes: Tensor, grid: DensityGrid, rays: Rays, cells: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """Of rays [R]: their opacity, and the highest raw density that they meet, the grid's lowest where they miss it."""
     near, far, hit = shared.renderer.box.span(rays.to(shared.device))
     near, far, hit = near.cpu(), far.cpu(), hit.cpu()
@@ -125,9 +135,9 @@ def _opacity_and_highest(shared: SharedModel, planes: Tensor, grid: DensityGrid,
         depths = near[hit, None] + (far - near)[hit, None] * place
         points = met.origins[:, None] + depths[..., None] * met.directions[:, None]
         highest[hit] = grid.at(points).amax(1)
-        none = torch.zeros(shared.autoencoder.latent_channels, device=shared.device)
         batch = Rays(met.origins[None], met.directions[None]).to(shared.device)
-        opacity[hit] = shared.renderer(planes[None], shared.field, batch, none).opacity[0].cpu()
+        nowhere = torch.zeros(1, len(met.origins), dtype=torch.int64, device=shared.device)  # colours are not asked for
+        opacity[hit] = shared.render_planes(planes[None], batch, pixels=nowhere, cells=cells).opacity[0].cpu()
     return opacity, highest
 
 

@@ -25,7 +25,13 @@ OUT_OF_VIEW = -1e4  # added to the logarithm of a weight
 
 @torch.no_grad()
 def seen_colours(
-    shared: SharedModel, planes: Tensor, surface: Surface, grid: DensityGrid, cam2world: Tensor, intrinsics: Tensor
+    shared: SharedModel,
+    planes: Tensor,
+    surface: Surface,
+    grid: DensityGrid,
+    cam2world: Tensor,
+    intrinsics: Tensor,
+    hull: Tensor | None = None,
 ) -> NDArray[np.uint8]:
     """The mean over decoded views of the pixel that a vertex falls on. → [N, 3], sRGB.
 
@@ -34,7 +40,7 @@ def seen_colours(
     logarithms, so what no view sees takes the colour of the one that nearly does.
     cam2world [V, 4, 4], intrinsics [V, 3, 3].
     """
-    views = render_planes(shared, planes, cam2world, intrinsics)
+    views = render_planes(shared, planes, cam2world, intrinsics, hull)
     images, opacities = views["images"].cpu(), views["opacity"].cpu()[:, None]
     vertices, normals = torch.from_numpy(surface.vertices), torch.from_numpy(surface.normals)
     colours = []

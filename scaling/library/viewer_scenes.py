@@ -23,7 +23,7 @@ from scaling.library.viewer_truth import Truth
 from scaling.library.viewer_work import Cache
 from scaling.models.shared import SharedModel
 from scaling.models.student import Student
-from scaling.models.triplanes import SceneParams
+from scaling.models.triplanes import SceneParams, either_hull
 from scaling.training.metrics import psnr
 
 MODES = {"rgb": "Colour", "latents": "Latents", "depth": "Depth"}
@@ -82,6 +82,7 @@ def mix(first: OpenScene, second: OpenScene, coefs: float, micro: float) -> Scen
     return SceneParams(
         first.params.micro_planes.lerp(second.params.micro_planes, micro),
         first.params.coefs.lerp(second.params.coefs, coefs),
+        either_hull(first.params, second.params),
     )
 
 

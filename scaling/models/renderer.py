@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from scaling.cameras import Rays
-from scaling.models.box import Box
+from scaling.models.box import Box, Parts
 from scaling.models.field import Field
-from scaling.models.sampling import importance_depths, stratified_depths
-from scaling.models.triplanes import sample_planes
+from scaling.models.sampling import importance_depths, stratified_depths, surface_depths
+from scaling.models.triplanes import Combine, point_features
 
 
 @dataclass(frozen=True)
@@ -35,17 +35,32 @@ def quadrature(depths: Tensor, raw_densities: Tensor, colours: Tensor) -> tuple[
     """
     deltas = depths[..., 1:] - depths[..., :-1]
     middle = (depths[..., 1:] + depths[..., :-1]) / 2
-    density = softplus((raw_densities[..., 1:] + raw_densities[..., :-1]) / 2 - 1)
+    raw = (raw_densities[..., 1:] + raw_densities[..., :-1]) / 2
     colour = (colours[..., 1:, :] + colours[..., :-1, :]) / 2
-    optical_depth = density * deltas
+    out, depth, opacity, weights = compose(middle, deltas, raw, colour)
+    # Of a ray that shows nothing: its far end.
+    depth = torch.where(opacity < 1e-8, depths[..., -1], depth)
+    return out, depth.clamp(depths[..., 0], depths[..., -1]), opacity, weights
+
+
+def compose(
+    depths: Tensor, lengths: Tensor, raw_densities: Tensor, colours: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Volume rendering of samples that each stand for a piece of a ray.
+
+    depths, lengths, raw_densities [..., R, D], colours [..., R, D, C] → as `quadrature`, with a weight for each sample.
+    density = softplus(raw − 1), α = 1 − exp(−density · length), weight = α Π (1 − α before it). The depth is the mean
+    of the weights, the last sample's of a ray that shows nothing.
+    """
+    density = softplus(raw_densities - 1)
+    optical_depth = density * lengths
     before = torch.cumsum(optical_depth, -1) - optical_depth
     weights = torch.exp(-before) * (-torch.expm1(-optical_depth))
     opacity = weights.sum(-1)
-    out = (weights[..., None] * colour).sum(-2)
+    out = (weights[..., None] * colours).sum(-2)
     empty = opacity < 1e-8
-    mean_depth = (weights * middle).sum(-1) / torch.where(empty, torch.ones_like(opacity), opacity)
-    depth = torch.where(empty, depths[..., -1], mean_depth)
-    return out, depth.clamp(depths[..., 0], depths[..., -1]), opacity, weights
+    mean_depth = (weights * depths).sum(-1) / torch.where(empty, torch.ones_like(opacity), opacity)
+    return out, torch.where(empty, depths[..., -1], mean_depth), opacity, weights
 
 
 def composite(colours: Tensor, opacity: Tensor, background: Tensor) -> Tensor:
@@ -67,8 +82,10 @@ class Renderer(nn.Module):
         far: float | None,
         samples: int,
         importance_samples: int = 0,
+        combine: Combine = "sum",
     ) -> None:
         super().__init__()
+        self.combine: Combine = combine
         self.plane_axes = tuple(plane_axes)
         self.box = box
         self.near, self.far = near, far
@@ -86,14 +103,17 @@ class Renderer(nn.Module):
         rays: Rays,
         background: Tensor,
         uniforms: Tensor | None = None,
-        span: tuple[Tensor, Tensor] | None = None,
+        parts: Parts | None = None,
     ) -> RenderOutput:
         """planes [S, P, F, K, K], rays [S, R], background [C] or [S, R, C], and uniforms
-        [S, R, uniforms_per_ray], both in [0, 1]; span: the rays' near and far [S, R] where they are known already.
+        [S, R, uniforms_per_ray], both in [0, 1]; parts of the rays [S, R]: they are sampled where the scenes' cells
+        say; None: evenly, in all of the box or between near and far.
 
         Without uniforms every sample lies in the middle of its stratum: the same picture each time.
         """
-        near, far = self.span(rays)[:2] if span is None else span
+        if parts is not None:
+            return self._at_surfaces(planes, field, rays, background, uniforms, parts)
+        near, far, _ = self.span(rays)
         inside = self.box.into(rays)
         jitter = None if uniforms is None else uniforms[..., : self.samples]
         depths = stratified_depths(near, far, self.samples, jitter)
@@ -109,6 +129,14 @@ class Renderer(nn.Module):
         out, depth, opacity, _ = quadrature(depths, raw, colours)
         return RenderOutput(composite(out, opacity, background), depth, opacity)
 
+    def _at_surfaces(
+        self, planes: Tensor, field: Field, rays: Rays, background: Tensor, uniforms: Tensor | None, parts: Parts
+    ) -> RenderOutput:
+        depths, lengths = surface_depths(parts, self.samples, uniforms)
+        raw, colours = self.query(planes, field, self.box.into(rays), depths)
+        out, depth, opacity, _ = compose(depths, lengths, raw, colours)
+        return RenderOutput(composite(out, opacity, background), depth, opacity)
+
     def span(self, rays: Rays) -> tuple[Tensor, Tensor, Tensor]:
         """The part of each ray that is sampled: near and far [..., R], world units, and whether there is any [..., R]
         (bool): of what crosses the box, or of all rays between a fixed near and far."""
@@ -119,11 +147,16 @@ class Renderer(nn.Module):
 
     def query(self, planes: Tensor, field: Field, inside: Rays, depths: Tensor) -> tuple[Tensor, Tensor]:
         """Field at depths [S, R, D] of rays in the box's coordinates → raw densities [S, R, D], colours [S, R, D, C];
-        plane features are summed."""
+        plane features are combined as `combine` says."""
         points = inside.origins[..., None, :] + depths[..., None] * inside.directions[..., None, :]
-        features = sample_planes(planes, points.flatten(1, 2), self.plane_axes).sum(1)
+        features = point_features(planes, points.flatten(1, 2), self.plane_axes, self.combine)
         raw, colours = field(features)
         return raw.unflatten(1, depths.shape[1:]), colours.unflatten(1, depths.shape[1:])
+
+    def densities(self, planes: Tensor, field: Field, points: Tensor) -> Tensor:
+        """Densities [N] of one scene's tri-planes [1, P, F, K, K] at points [N, 3] in the box's coordinates."""
+        features = point_features(planes, points[None], self.plane_axes, self.combine)
+        return softplus(field(features)[0][0] - 1)
 
     def _importance_uniforms(self, depths: Tensor, uniforms: Tensor | None) -> Tensor:
         if uniforms is not None:

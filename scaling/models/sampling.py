@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from scaling.models.box import Parts
+
 
 def stratified_depths(near: Tensor, far: Tensor, samples: int, jitter: Tensor | None = None) -> Tensor:
     """One depth in each of `samples` equal strata between near and far. near, far [..., R] → [..., R, samples].
@@ -40,3 +42,51 @@ def importance_depths(depths: Tensor, weights: Tensor, uniform: Tensor) -> Tenso
         width = torch.where(width < 1e-5, torch.ones_like(width), width)
         edge_below, edge_above = edges.gather(-1, below), edges.gather(-1, above)
         return edge_below + (uniform - cdf_below) / width * (edge_above - edge_below)
+
+
+BLUR = 1  # parts beside a surface that are sampled as it is: a cell says where it is to half a cell
+EVENLY = 0.3  # share of the samples that are spread over all that a ray may meet, so that nothing stays undiscovered
+
+
+def surface_depths(parts: Parts, samples: int, jitter: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Depths drawn where a scene's cells show a surface, and what lies between them.
+
+    Of a part of length δ whose cell says 1 + σ, the weight is T (1 − exp(−σ' δ)), σ' = σ + ½, T what the parts before
+    it let through (volume rendering, where ½ stands for what is not known). Depths are drawn, one in each of `samples`
+    equal strata, from the distribution EVENLY · (even over parts above 0) + (1 − EVENLY) · (blurred weights), by
+    inverting its piecewise-linear CDF. jitter [..., R, samples] in [0, 1) places a depth in its stratum; None: the
+    middle.
+
+    → depths [..., R, samples], and [..., R, samples] how much of the ray each stands for: the length above 0 of its
+    stratum. No gradient flows through them.
+    """
+    with torch.no_grad():
+        above = (parts.values > 0).to(parts.length.dtype)
+        optical = (parts.values.to(above.dtype) - 0.5) * above * parts.length[..., None]
+        through = optical.cumsum(-1)
+        weights = torch.exp(optical - through) * -torch.expm1(-optical)
+        blurred = F.max_pool1d(weights.flatten(0, -2)[:, None], 2 * BLUR + 1, stride=1, padding=BLUR)
+        blurred = blurred.view(weights.shape) * above
+        even = above / above.sum(-1, keepdim=True).clamp(min=1)
+        mass = EVENLY * even + (1 - EVENLY) * blurred / blurred.sum(-1, keepdim=True).clamp(min=1e-9)
+        cdf = F.pad(mass.cumsum(-1), (1, 0))
+        cdf = cdf / cdf[..., -1:].clamp(min=1e-9)
+        length_before = F.pad(above.cumsum(-1), (1, 0))
+        strata = torch.arange(samples, dtype=cdf.dtype, device=cdf.device)
+        inner = ((strata[1:]) / samples).expand(*cdf.shape[:-1], samples - 1)
+        places = (strata + (0.5 if jitter is None else jitter)) / samples
+        places = places.expand(*cdf.shape[:-1], samples)
+        at = _invert(cdf, torch.cat([places, inner], -1))
+        whole = at.floor().long().clamp(max=mass.shape[-1] - 1)
+        filled = length_before.gather(-1, whole) + above.gather(-1, whole) * (at - whole)
+        edges = F.pad(filled[..., samples:], (1, 0))
+        edges = torch.cat([edges, length_before[..., -1:]], -1)
+        step = parts.length[..., None]
+        return parts.near[..., None] + at[..., :samples] * step, (edges[..., 1:] - edges[..., :-1]) * step
+
+
+def _invert(cdf: Tensor, uniform: Tensor) -> Tensor:
+    """Places in [0, D] at which a piecewise-linear CDF [..., R, D + 1] over D parts takes the values [..., R, N]."""
+    above = torch.searchsorted(cdf, uniform.contiguous(), right=True).clamp(1, cdf.shape[-1] - 1)
+    low, high = cdf.gather(-1, above - 1), cdf.gather(-1, above)
+    return (above - 1) + ((uniform - low) / (high - low).clamp(min=1e-9)).clamp(0, 1)

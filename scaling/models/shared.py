@@ -25,7 +25,7 @@ from scaling.models.autoencoder import (
     LatentDecoder,
     build_autoencoder,
 )
-from scaling.models.box import Box
+from scaling.models.box import CELLS, Box
 from scaling.models.field import Field
 from scaling.models.precision import set_precision
 from scaling.models.renderer import Renderer, RenderOutput
@@ -78,7 +78,7 @@ class SharedModel(nn.Module):
             autoencoder.precision = settings.precision
         self.renderer = Renderer(
             tuple(shape.plane_axes), Box(shape.box_side), settings.rendering.near, settings.rendering.far,
-            settings.rendering.samples, settings.rendering.importance_samples,
+            settings.rendering.samples, settings.rendering.importance_samples, shape.combine,
         )  # fmt: skip
         each_pixel = settings.rendering.background == "views" and shape.space == "latent"
         pixels = (self.latent_size**2,) if each_pixel else ()
@@ -91,7 +91,8 @@ class SharedModel(nn.Module):
     def new_field(self) -> Field:
         """A field of this model's sizes with random weights."""
         shape = self.settings.representation
-        field = Field(shape.micro_features + shape.macro_features, shape.field_width, self.autoencoder.latent_channels)
+        features, colours = shape.micro_features + shape.macro_features, self.autoencoder.latent_channels
+        field = Field(features, shape.field_width, colours, shape.field_layers)
         field.precision = self.settings.precision
         return field
 
@@ -155,21 +156,41 @@ class SharedModel(nn.Module):
         """Rays of latent images: [..., 4, 4], [..., 3, 3] → Rays [..., h · w]."""
         return pixel_rays(cam2world, intrinsics, self.latent_size, self.latent_size)
 
+    @torch.no_grad()
+    def cells(self, planes: Tensor, hull: Tensor | None) -> Tensor | None:
+        """What rays find in each cell of the box (see models/box.py): tri-planes [S, P, F_mic + F_mac, K, K] of S
+        scenes and their hulls [S, CELLS³] → [S, CELLS³] uint8: 0 outside of the hull, else 1 + the density in the cell's
+        middle, up to 254. None where rays are sampled evenly. Scenes without a hull: all of the box."""
+        if self.settings.rendering.sampled != "hull":
+            return None
+        if hull is None:
+            hull = torch.ones(len(planes), CELLS**3, dtype=torch.bool, device=planes.device)
+        cells = hull.to(torch.uint8)
+        centres = self.renderer.box.centres().to(planes.device)
+        for row in range(len(planes)):  # hulls differ in size
+            inside = hull[row].nonzero()[:, 0]
+            if len(inside):
+                density = self.renderer.densities(planes[row : row + 1], self.field, centres[inside])
+                cells[row, inside] = (1 + density).clamp(max=255).to(torch.uint8)
+        return cells
+
     def render(
         self,
         params: SceneParams,
         rays: Rays,
         uniforms: Tensor | None = None,
         pixels: Tensor | None = None,
-        span: tuple[Tensor, Tensor] | None = None,
+        cells: Tensor | None = None,
     ) -> RenderOutput:
         """Rays [S, R] of S scenes → colours [S, R, C] in [−1, 1] (normalised latents), depth, opacity.
 
-        pixels [S, R]: which of a latent image's h · w they go through; None: R rays of whole views, in order. span: the
-        rays' near and far, where they are known already.
+        pixels [S, R]: which of a latent image's h · w they go through; None: R rays of whole views, in order. cells:
+        what `cells` made of the scenes before; None: of the scenes as they are.
         """
         planes = fuse_planes(params.micro_planes, params.coefs, self.base_planes)
-        return self.render_planes(planes, rays, uniforms, pixels, span)
+        if cells is None:
+            cells = self.cells(planes, params.hull)
+        return self.render_planes(planes, rays, uniforms, pixels, cells)
 
     def render_planes(
         self,
@@ -177,30 +198,31 @@ class SharedModel(nn.Module):
         rays: Rays,
         uniforms: Tensor | None = None,
         pixels: Tensor | None = None,
-        span: tuple[Tensor, Tensor] | None = None,
+        cells: Tensor | None = None,
     ) -> RenderOutput:
-        """As `render`, of tri-planes [S, P, F_mic + F_mac, K, K] that are fused already, or were made by a model."""
+        """As `render`, of tri-planes [S, P, F_mic + F_mac, K, K] that are fused already, or were made by a model, and
+        their `cells`; None: sampled evenly."""
         background = self.background_of(rays.origins.shape[1], pixels)
-        span = self.renderer.span(rays)[:2] if span is None else span
-        if pixels is not None or self.renderer.near is not None:  # all of them have a part to sample
-            return self.renderer(planes, self.field, rays, background, uniforms, span)
-        return self._render_hits(planes, rays, background, uniforms, span)
-
-    def _render_hits(
-        self, planes: Tensor, rays: Rays, background: Tensor, uniforms: Tensor | None, span: tuple[Tensor, Tensor]
-    ) -> RenderOutput:
-        """Samples none of the rays that meet nothing, but for those that fill up a scene's number to the largest."""
-        near, far = span
-        hit = far > near
+        if cells is not None:
+            parts = self.renderer.box.parts(rays, cells)
+            hit, far = parts.hit, parts.far
+        elif self.renderer.near is None and pixels is None:
+            parts = None
+            _, far, hit = self.renderer.span(rays)
+        else:  # all of them have a part to sample
+            return self.renderer(planes, self.field, rays, background, uniforms)
+        if pixels is not None:  # a step's random rays were chosen because they meet something
+            return self.renderer(planes, self.field, rays, background, uniforms, parts)
+        # None of the rays that meet nothing is sampled, but for those that fill up a scene's number to the largest.
         most = int(hit.sum(1).max())
         order = hit.byte().argsort(dim=1, descending=True, stable=True)[:, :most]
         scene = torch.arange(len(order), device=order.device)[:, None]
-        background = background.expand(*near.shape, -1)
-        found = self.renderer(
-            planes, self.field, rays[scene, order], background[scene, order],
-            None if uniforms is None else uniforms[scene, order], (near[scene, order], far[scene, order]),
-        )  # fmt: skip
+        background = background.expand(*hit.shape, -1)
         place = (scene, order)
+        found = self.renderer(
+            planes, self.field, rays[place], background[place], None if uniforms is None else uniforms[place],
+            None if parts is None else parts[place],
+        )  # fmt: skip
         return RenderOutput(
             (2 * background - 1).index_put(place, found.colours),
             far.index_put(place, found.depth),

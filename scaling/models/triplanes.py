@@ -7,18 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from scaling.models.sparse_samples import sample_sparse
+
 AXES = {"x": 0, "y": 1, "z": 2}
+Combine = Literal["product", "sum"]
 
 
 @dataclass(frozen=True)
 class SceneParams:
-    """What belongs to S scenes: their micro planes [S, P, F_mic, K, K] and their coefs [S, M] over the base planes.
+    """What belongs to S scenes: their micro planes [S, P, F_mic, K, K], their coefs [S, M] over the base planes, and
+    their visual hulls [S, CELLS³] (bool): the box's cells that their views do not carve away. None: they have none.
 
     Everything else is shared. SharedModel.start_params and random_params make them; library/fitted_scenes.py packs
     them.
@@ -26,13 +30,21 @@ class SceneParams:
 
     micro_planes: Tensor
     coefs: Tensor
+    hull: Tensor | None = None
 
     def __getitem__(self, rows: Any) -> SceneParams:
-        return SceneParams(self.micro_planes[rows], self.coefs[rows])
+        hull = None if self.hull is None else self.hull[rows]
+        return SceneParams(self.micro_planes[rows], self.coefs[rows], hull)
 
     def to(self, device: torch.device | str) -> SceneParams:
         """The same on a device."""
-        return SceneParams(self.micro_planes.to(device), self.coefs.to(device))
+        hull = None if self.hull is None else self.hull.to(device)
+        return SceneParams(self.micro_planes.to(device), self.coefs.to(device), hull)
+
+
+def either_hull(first: SceneParams, second: SceneParams) -> Tensor | None:
+    """The cells [S, CELLS³] that one hull or the other holds; None where one of them has none."""
+    return None if first.hull is None or second.hull is None else first.hull | second.hull
 
 
 def mix_base_planes(coefs: Tensor, base_planes: Tensor) -> Tensor:
@@ -68,7 +80,8 @@ def project(points: Tensor, plane_axes: Sequence[str]) -> Tensor:
 
 
 def sample_planes(planes: Tensor, points: Tensor, plane_axes: Sequence[str]) -> Tensor:
-    """Bilinear samples of every plane at the points' projections; zero outside the box.
+    """Bilinear samples of every plane at the points' projections; zero outside the box. What a GPU computes, and the
+    reference for what a CPU does (sparse_samples.py).
 
     planes [S, P, F, K, K], points [S, N, 3], [−1, 1] inside the box → [S, P, F, N]. ValueError unless every plane has
     its axes.
@@ -79,6 +92,25 @@ def sample_planes(planes: Tensor, points: Tensor, plane_axes: Sequence[str]) -> 
     grid = project(points, plane_axes).flatten(0, 1)[:, None]
     sampled = F.grid_sample(planes.flatten(0, 1), grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     return sampled[:, :, 0].unflatten(0, (num_scenes, num_planes))
+
+
+def combine_planes(features: Tensor, combine: Combine) -> Tensor:
+    """A point's features from those of its projections, [S, P, …] → [S, …]: their sum over planes (paper), or
+    Π (1 + f) − 1, so that zero planes are neutral and a point is something only where every plane says so."""
+    if combine == "sum":
+        return features.sum(1)
+    product, *others = (1 + features).unbind(1)
+    for other in others:
+        product = product * other
+    return product - 1
+
+
+def point_features(planes: Tensor, points: Tensor, plane_axes: Sequence[str], combine: Combine) -> Tensor:
+    """planes [S, P, F, K, K], points [S, N, 3], [−1, 1] inside the box → their features [S, N, F]."""
+    if planes.device.type == "cpu" and planes.dtype == torch.float32 and not points.requires_grad:
+        columns = [(AXES[axes[0]], AXES[axes[1]]) for axes in plane_axes]
+        return combine_planes(sample_sparse(planes, points, columns), combine)
+    return combine_planes(sample_planes(planes, points, plane_axes), combine).transpose(1, 2)
 
 
 def total_variation(planes: Tensor) -> Tensor:

@@ -113,6 +113,8 @@ def _scene_tensors(run: Phases) -> dict[str, Tensor]:
     for scene_id, row in run.row.items():
         tensors[f"{scene_id}/micro_planes"] = run.table.micro_planes[row]
         tensors[f"{scene_id}/coefs"] = run.table.coefs[row]
+        if run.table.hull is not None:
+            tensors[f"{scene_id}/hull"] = run.table.hull[row]
         for key, optimiser in run.row_optimisers.items():
             tensors[f"{scene_id}/{key}.first"] = optimiser.first[row]
             tensors[f"{scene_id}/{key}.second"] = optimiser.second[row]

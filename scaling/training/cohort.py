@@ -11,7 +11,7 @@ import copy
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -28,7 +28,7 @@ from scaling.training.checkpoint import load_checkpoint, load_optimisers, read_p
 from scaling.training.phases import Diverged, EpochReport, Phases, PhaseStep
 from scaling.training.scene_data import encode_scene, prepare_scene
 from scaling.training.seals import fault, seal
-from scaling.training.stage2 import PHASES, FittedScene, start_params
+from scaling.training.stage2 import PHASES, FittedScene, hulls_of, start_params
 from scaling.training.streams import stream
 from scaling.training.workers import Workers
 
@@ -59,7 +59,7 @@ class Cohort(Phases):
             settings,
             own,
             ready,
-            table=start_params(shared, settings, ids),
+            table=replace(start_params(shared, settings, ids), hull=hulls_of(ready)),
             phases={name: phase for name, phase in phases.items() if phase.num_epochs},
             identity={"scene_ids": ids, "settings": settings.shaping(), "shared": shared_hash},
             buckets=dict.fromkeys(ids, 0),
@@ -182,6 +182,7 @@ def _result(cohort: Cohort, start: SharedModel) -> CohortFit:
     scenes = []
     for scene_id in fitted:
         row = cohort.row[scene_id]
-        params = SceneParams(cohort.table.micro_planes[row].detach(), cohort.table.coefs[row].detach())
+        params = cohort.table[row]
+        params = SceneParams(params.micro_planes.detach(), params.coefs.detach(), params.hull)
         scenes.append(FittedScene(scene_id, params, cohort.seconds / len(fitted)))
     return CohortFit(own, tuned, scenes, dict(cohort.dropped))

@@ -20,20 +20,25 @@ def render_views(shared: SharedModel, params: SceneParams, cam2world: Tensor, in
     → images [V, 3, H, W] in [0, 1], latents [V, C, h, w] in [−1, 1], depth and opacity [V, h, w].
     """
     planes = fuse_planes(params.micro_planes, params.coefs, shared.base_planes)
-    return render_planes(shared, planes[0], cam2world, intrinsics)
+    hull = None if params.hull is None else params.hull[0]
+    return render_planes(shared, planes[0], cam2world, intrinsics, hull)
 
 
 @torch.no_grad()
-def render_planes(shared: SharedModel, planes: Tensor, cam2world: Tensor, intrinsics: Tensor) -> dict[str, Tensor]:
-    """As `render_views`, of a tri-plane [P, F_mic + F_mac, K, K] on the model's device, fitted or generated."""
+def render_planes(
+    shared: SharedModel, planes: Tensor, cam2world: Tensor, intrinsics: Tensor, hull: Tensor | None = None
+) -> dict[str, Tensor]:
+    """As `render_views`, of a tri-plane [P, F_mic + F_mac, K, K] on the model's device, fitted or generated. hull
+    [CELLS³]: where the scene is; None: its densities alone say."""
     parts: dict[str, list[Tensor]] = {"images": [], "latents": [], "depth": [], "opacity": []}
     size = shared.latent_size
+    cells = shared.cells(planes[None], None if hull is None else hull[None])
     for start in range(0, len(cam2world), VIEW_CHUNK):
         chunk = slice(start, start + VIEW_CHUNK)
         rays = shared.latent_rays(cam2world[chunk], intrinsics[chunk]).to(shared.device)
         views = rays.origins.shape[0]
         flat = type(rays)(rays.origins.reshape(1, -1, 3), rays.directions.reshape(1, -1, 3))
-        out = shared.render_planes(planes[None], flat)
+        out = shared.render_planes(planes[None], flat, cells=cells)
         latents = shared.as_latents(out.colours[0].unflatten(0, (views, size * size)))
         parts["latents"].append(latents)
         parts["images"].append(shared.decode(latents))

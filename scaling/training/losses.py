@@ -19,13 +19,14 @@ from scaling.models.triplanes import SceneParams, fuse_planes, total_variation
 class Batch:
     """B items: rays of one scene each. Whole views have all h · w rays of a latent image, in order.
 
-    rays [B, R], their near and far, and pixels [B, R] of their latent image that they go through, None for whole views;
+    rays [B, R], the cells [B, CELLS³] of their scenes (see `SharedModel.cells`; None where rays are sampled evenly),
+    and pixels [B, R] of their latent image that they go through, None for whole views;
     uniforms [B, R, U] in [0, 1); latents [B, R, C] cached targets in [−1, 1]; images [B, 3, H, W] in [0, 1] and noise
     [B, C, h, w] where views are decoded or encoded. None where the losses do not ask for it.
     """
 
     rays: Rays | None = None
-    span: tuple[Tensor, Tensor] | None = None
+    cells: Tensor | None = None
     pixels: Tensor | None = None
     uniforms: Tensor | None = None
     latents: Tensor | None = None
@@ -66,7 +67,7 @@ def item_losses(
         losses["autoencoder"] = pixel_error(shared.autoencoder.decode(encoded), batch.images)
     if weights.latent or weights.rgb or weights.student:
         assert batch.rays is not None and params is not None
-        colours = shared.render(params, batch.rays, batch.uniforms, batch.pixels, batch.span).colours
+        colours = shared.render(params, batch.rays, batch.uniforms, batch.pixels, batch.cells).colours
         if weights.latent:
             target = batch.latents if encoded is None else encoded.flatten(2).transpose(1, 2)
             assert target is not None

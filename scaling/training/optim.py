@@ -47,19 +47,27 @@ class RowAdam:
 
     @torch.no_grad()
     def step(self, rows: Tensor, grad: Tensor, lr: float | Tensor) -> None:
-        """Moves `rows` [N] (no duplicates) along their gradients [N, …]. lr: one for all, or (not `dense`) one a row,
+        """Moves `rows` [N] (ascending, no duplicates) along their gradients [N, …]. lr: one for all, or (not `dense`) one a row,
         [N]."""
         if self.dense:
             rows, grad = torch.arange(len(self.table)), torch.zeros_like(self.table).index_copy_(0, rows, grad)
         self.steps[rows] += 1
-        first = self.first[rows].lerp_(grad, 1 - BETAS[0])
-        second = self.second[rows].mul_(BETAS[1]).addcmul_(grad, grad, value=1 - BETAS[1])
-        self.first[rows], self.second[rows] = first, second
         # In double precision: in single, 1 - 0.999 ** count loses four digits at the first steps.
         count = self.steps[rows].double().view(-1, *[1] * (grad.dim() - 1))
-        denominator = (second / (1 - BETAS[1] ** count).to(grad.dtype)).sqrt_().add_(EPSILON)
         rate = lr.view(count.shape) if isinstance(lr, Tensor) else lr
-        self.table[rows] -= (rate / (1 - BETAS[0] ** count)).to(grad.dtype) * first / denominator
+        rate, correction = (rate / (1 - BETAS[0] ** count)).to(grad.dtype), (1 - BETAS[1] ** count).to(grad.dtype)
+        if len(rows) == len(self.table):  # all of them, mostly: nothing need be taken out and put back
+            self._move(self.table, self.first, self.second, grad, rate, correction)
+            return
+        table, first, second = self.table[rows], self.first[rows], self.second[rows]
+        self._move(table, first, second, grad, rate, correction)
+        self.table[rows], self.first[rows], self.second[rows] = table, first, second
+
+    @staticmethod
+    def _move(table: Tensor, first: Tensor, second: Tensor, grad: Tensor, rate: Tensor, correction: Tensor) -> None:
+        first.lerp_(grad, 1 - BETAS[0])
+        second.mul_(BETAS[1]).addcmul_(grad, grad, value=1 - BETAS[1])
+        table.sub_((second / correction).sqrt_().add_(EPSILON).reciprocal_().mul_(first).mul_(rate))
 
 
 def shared_parts(shared: SharedModel) -> dict[str, list[nn.Parameter]]:

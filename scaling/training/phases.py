@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from scaling import pulse
 from scaling.config import Phase, Settings
 from scaling.models.shared import SharedModel
-from scaling.models.triplanes import SceneParams
+from scaling.models.triplanes import SceneParams, fuse_planes
 from scaling.training.losses import Batch, item_losses, variation, weighted
 from scaling.training.optim import RowAdam, lr_factor, set_learning_rates, shared_optimiser
 from scaling.training.sampler import Entry, epoch_batches
@@ -161,6 +161,7 @@ class Phases:
         return owned
 
     def _epoch(self, name: str, phase: Phase, step: nn.Module) -> dict[str, float]:
+        self._look_where_scenes_are(phase)
         entries = self._entries(phase)
         items_per_step = phase.items_per_step or len(self.scenes) - len(self.dropped)
         steps = phase.steps_per_epoch or self._one_pass(items_per_step)
@@ -185,6 +186,17 @@ class Phases:
         total = self.workers.sum(torch.stack([sums[key] for key in keys])) / (steps * items_per_step)
         self._check(name, dict(zip(keys, total.tolist())), first_bad, int(whole_batch_bad))
         return dict(zip(keys, total.tolist()))
+
+    @torch.no_grad()
+    def _look_where_scenes_are(self, phase: Phase) -> None:
+        """Before an epoch: fills the scenes' cells from their densities, where they have any yet and move."""
+        started = self.phase_index or self.epoch
+        if started and (phase.loss.latent or phase.loss.rgb or phase.loss.student):
+            for scene, row in zip(self.scenes, range(len(self.scenes))):
+                now = self.table[row : row + 1]
+                planes = fuse_planes(now.micro_planes, now.coefs, self.shared.base_planes)
+                found = self.shared.cells(planes, now.hull)
+                scene.cells = None if found is None else found[0]
 
     def _one_pass(self, items_per_step: int) -> int:
         """Steps that take every training view at least once; the last ones of a short rest are views again."""

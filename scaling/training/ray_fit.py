@@ -1,9 +1,10 @@
-"""A frozen fit on random rays (2a): every scene has an Adam of its own and ends when it has stopped to improve.
+"""A frozen fit on random rays (2a): every scene has an Adam of its own and ends when it stops improving.
 
 At the end of a fit the learning rate must fall, or its noise stays in the planes. So a scene goes at its full rate
 until a look at two training views, which it is not trained on, finds it hardly better than the best look before; then
 its rate falls to the lowest within `decay_steps` and it leaves the batch. Its training loss tells nothing, and its test
-views are not asked.
+views are not asked. In its last steps a scene is rendered from planes that are rounded as they will be stored, so that
+what is lost by rounding is made good.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from torch import Tensor
 
 from scaling import pulse
 from scaling.config import Stage2Phase
+from scaling.models.rounding import LEVELS, best_scale, rounded
 from scaling.models.shared import SharedModel
-from scaling.models.triplanes import SceneParams
+from scaling.models.triplanes import SceneParams, fuse_planes
 from scaling.training.losses import item_losses, variation, weighted
 from scaling.training.optim import RowAdam, lr_factors
 from scaling.training.ray_table import RayTable
@@ -28,6 +30,7 @@ HELD_OUT = 2  # training views to look at
 LEAST_VIEWS = 10  # of a scene that can spare them; with fewer it trains on all of them, for all steps
 RAYS_LOOKED_AT = 512  # of those views at most, evenly spread: in RGB space a look would cost as much as the fit
 LEAST_GAIN = 0.02  # part of its error that a scene must have lost since its best look to go on
+LOOK_AGAIN = 100  # steps after which cells are filled from the scenes' densities again, and scales measured again
 
 
 def fit_rays(
@@ -37,22 +40,28 @@ def fit_rays(
     ready: Sequence[TrainingScene],
     params: SceneParams,
     seed: int,
+    micro_dtype: str,
     on_step: Callable[[str, int, float], None] | None,
 ) -> None:
-    """Moves params (S scenes) in place through a phase with rays_per_item. on_step(name, step, mean loss of those that
-    still move) is called after every step."""
+    """Moves params (S scenes) in place through a phase with rays_per_item. micro_dtype: what planes will be stored as.
+    on_step(name, step, mean loss of those that still move) is called after every step."""
     epoch_steps = phase.steps_per_epoch or ready[0].num_views
     total = phase.num_epochs * epoch_steps
     ends = Ends(shared, phase, ready, total)
     table = RayTable(shared, ends.trained)
     tables = {"micro_planes": params.micro_planes, "coefs": params.coefs}
     moves = {key: RowAdam(t) for key, t in tables.items() if getattr(phase.lr, key) and t.numel()}
+    rounding = Rounding(params, micro_dtype, round(phase.rounded_from * total)) if "micro_planes" in moves else None
+    cells = Cells(shared, ready)
     draws = table.draws([stream(seed, name, scene.scene_id) for scene in ready], phase.rays_per_item or 0, total)
     for step, uniforms in enumerate(draws):
         rows = ends.moving
+        cells.look(params, rows, step)
         leaves = {key: moves[key].leaf(rows) if key in moves else t[rows] for key, t in tables.items()}
         now = SceneParams(**leaves)
-        batch = table.batch(uniforms[rows], rows)
+        if rounding:
+            now = replace(now, micro_planes=rounding.apply(now.micro_planes, rows, step))
+        batch = table.batch(uniforms[rows], rows, cells.of(rows))
         loss = weighted(item_losses(shared, phase.loss, batch, now), phase.loss).sum()
         if phase.tv_weight:
             loss = loss + phase.tv_weight * variation(shared, now)
@@ -63,9 +72,58 @@ def fit_rays(
         pulse.beat()
         if on_step is not None:
             on_step(name, step, loss.item() / len(rows))
-        ends.look(params, step + 1)
+        ends.look(params, cells, step + 1)
         if not len(ends.moving):
             break
+    if rounding:
+        rounding.finish()
+
+
+class Cells:
+    """What rays find in the boxes of the scenes, [S, CELLS³], filled from their densities again and again; none where
+    rays are sampled evenly."""
+
+    def __init__(self, shared: SharedModel, ready: Sequence[TrainingScene]) -> None:
+        self.shared = shared
+        grids = [scene.cells for scene in ready if scene.cells is not None]
+        self.table = torch.stack(grids) if grids else None
+
+    def of(self, rows: Tensor) -> Tensor | None:
+        """Those of the scenes in `rows` [N]."""
+        return None if self.table is None else self.table[rows]
+
+    @torch.no_grad()
+    def look(self, params: SceneParams, rows: Tensor, step: int) -> None:
+        """Where it is time: fills the cells of `rows` [N] from the scenes as they are."""
+        if self.table is not None and step and step % LOOK_AGAIN == 0:
+            now = params[rows]
+            planes = fuse_planes(now.micro_planes, now.coefs, self.shared.base_planes)
+            found = self.shared.cells(planes, self.table[rows] > 0)
+            assert found is not None
+            self.table[rows] = found
+
+
+class Rounding:
+    """Micro planes of S scenes rounded as they will be stored, from a step on; floats are left as they are."""
+
+    def __init__(self, params: SceneParams, dtype: str, first: int) -> None:
+        self.micro, self.dtype, self.first = params.micro_planes, dtype, first
+        self.scale: Tensor | None = None
+
+    def apply(self, micro: Tensor, rows: Tensor, step: int) -> Tensor:
+        """micro [N, P, F_mic, K, K] of the scenes in `rows` [N], as a render at this step takes them."""
+        if step < self.first or self.dtype not in LEVELS:
+            return micro
+        if self.scale is None:
+            self.scale = best_scale(self.micro, self.dtype)
+        elif (step - self.first) % LOOK_AGAIN == 0:
+            self.scale[rows] = best_scale(self.micro[rows], self.dtype)
+        return rounded(micro, self.scale[rows], self.dtype)
+
+    def finish(self) -> None:
+        """Rounds all scenes in place, if any step was taken with rounded planes."""
+        if self.scale is not None:
+            self.micro.copy_(rounded(self.micro, self.scale, self.dtype))
 
 
 class Ends:
@@ -78,7 +136,8 @@ class Ends:
             self.check_every = None  # too short for a look that could end anything
         split = [_split(scene, shared.latent_size**2) for scene in ready] if self.check_every else []
         self.trained = [trained for trained, _ in split] or list(ready)
-        self.held_out = RayTable(shared, [held for _, held in split]) if split else None
+        held_out = [held for _, held in split]
+        self.held_out = RayTable(shared, held_out) if any(len(held.drawn) for held in held_out) else None
         self.rows = list(range(len(ready)))
         self.moving = torch.arange(len(ready), device=shared.device)
         self.best = torch.full((len(ready),), torch.inf, device=shared.device)
@@ -91,25 +150,25 @@ class Ends:
         length = self.decay_steps if self.check_every else self.total
         return lr_factors(phase, epoch, (step - self.falls_there[self.moving]).clamp(min=0) / length)
 
-    def look(self, params: SceneParams, step: int) -> None:
+    def look(self, params: SceneParams, cells: Cells, step: int) -> None:
         """After `step` steps: at the held-out views, where it is time; those whose rates have fallen leave."""
-        if self.held_out is None:
+        if not self.check_every:
             return
-        if self.check_every and step % self.check_every == 0:
-            self._end_those_that_stand(params, step)
+        if self.held_out and step % self.check_every == 0:
+            self._end_those_that_stand(params, cells, step)
         if any(step - fall == self.decay_steps for fall in self.falls):
             self.rows = [row for row in self.rows if step - self.falls[row] < self.decay_steps]
             self.moving = torch.tensor(self.rows, dtype=torch.int64, device=self.moving.device)
 
     @torch.no_grad()
-    def _end_those_that_stand(self, params: SceneParams, step: int) -> None:
+    def _end_those_that_stand(self, params: SceneParams, cells: Cells, step: int) -> None:
         at_full_rate = [row for row in self.rows if self.falls[row] > step]
-        if not at_full_rate or self.held_out is None or not self.held_out.numbers.shape[1]:
+        if not at_full_rate or self.held_out is None:
             return
         rows = torch.tensor(at_full_rate, device=self.moving.device)
-        batch = self.held_out.every_ray(rows)
+        batch = self.held_out.every_ray(rows, cells.of(rows))
         assert batch.rays is not None and batch.latents is not None
-        colours = self.shared.render(params[rows], batch.rays, None, batch.pixels, batch.span).colours
+        colours = self.shared.render(params[rows], batch.rays, None, batch.pixels, batch.cells).colours
         errors = (colours - batch.latents).square().mean(-1) * self.held_out.real(rows)
         error = errors.sum(1) / self.held_out.counts[rows, 0]  # not a number, so never at its end, of one without any
         stands = error > self.best[rows] * (1 - LEAST_GAIN)
@@ -121,10 +180,10 @@ class Ends:
 def _split(scene: TrainingScene, rays_per_view: int) -> tuple[TrainingScene, TrainingScene]:
     """The scene without the held-out views' rays, and with them alone; none are held out where that would leave little
     to train on."""
-    held = torch.linspace(0, scene.num_views - 1, HELD_OUT + 2)[1:-1].round().long().to(scene.hits.device)
-    of_held = torch.isin(scene.hits // rays_per_view, held)
-    if scene.num_views < LEAST_VIEWS or 2 * of_held.sum() > len(scene.hits):
+    held = torch.linspace(0, scene.num_views - 1, HELD_OUT + 2)[1:-1].round().long().to(scene.drawn.device)
+    of_held = torch.isin(scene.drawn // rays_per_view, held)
+    if scene.num_views < LEAST_VIEWS or 2 * of_held.sum() > len(scene.drawn):
         of_held[:] = False
-    looked_at = scene.hits[of_held]
+    looked_at = scene.drawn[of_held].unique()
     spread = torch.linspace(0, len(looked_at) - 1, min(len(looked_at), RAYS_LOOKED_AT)).round().long()
-    return replace(scene, hits=scene.hits[~of_held]), replace(scene, hits=looked_at[spread.to(looked_at.device)])
+    return replace(scene, drawn=scene.drawn[~of_held]), replace(scene, drawn=looked_at[spread.to(looked_at.device)])

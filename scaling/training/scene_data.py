@@ -1,4 +1,4 @@
-"""A scene made ready for training: its training views, the table of all their rays, and their encoded latents."""
+"""A scene made ready for training: its training views, where it is, which rays are worth drawing, encoded latents."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 
-from scaling.cameras import Rays
+from scaling.cameras import Rays, rays_through
 from scaling.config import Phase
 from scaling.data.latents import REMEDY
 from scaling.data.scenes import SceneError, SceneViews
+from scaling.models.box import CELLS
 from scaling.models.shared import SharedModel
 from scaling.training.losses import Batch
+from scaling.training.visual_hull import dilated, pooled, silhouettes, visual_hull
 
 # Views encoded at once: as many as stay in a core's cache, or as keep a GPU busy. With channels last, convolutions at
 # growing widths read memory in order: 12.5 ms a view against 22 (32 at once, channels first) on a CPU.
@@ -21,18 +24,32 @@ ENCODE_CHUNK = {"cpu": 4}
 ENCODE_CHUNK_ELSEWHERE = 64
 
 
+EDGE = 64  # of 255: difference of brightness between neighbours, in one channel, that makes an edge
+BESIDE = (
+    2  # latent pixels around silhouettes that rays are drawn from, too: the hull holds a little more than the scene
+)
+EDGE_DRAWS = 3  # times as often as others rays at an edge are drawn: they teach most
+MARGIN = 1.0  # latent pixels around silhouettes that belong to the hull, as a pixel shows what lies beside its centre
+
+
 @dataclass
 class TrainingScene:
-    """images uint8 [V, 3, H, W] (a quarter of the memory of floats); rays [V · h · w], their near and far, and hits:
-    indices of those that have a part to sample; latents [V · h · w, C] in [−1, 1] once encoded; cached [V, C, h, w]:
-    latents made before, by the encoder as it stands now."""
+    """The training views of a scene, on the shared model's device.
+
+    images: uint8 [V, 3, H, W] (a quarter of the memory of floats); cam2world [V, 4, 4]; intrinsics [V, 3, 3]; drawn:
+    which of the views' V · h · w latent pixels random rays go through, those at edges several times; hull [CELLS³]:
+    see `visual_hull`, None where rays are sampled evenly; cells [CELLS³]: see `SharedModel.cells`, at first the hull's;
+    latents [V · h · w, C] in [−1, 1] once encoded; cached [V, C, h, w]: latents made before, by the encoder as it stands
+    now.
+    """
 
     scene_id: str
     images: Tensor
-    rays: Rays
-    near: Tensor
-    far: Tensor
-    hits: Tensor
+    cam2world: Tensor
+    intrinsics: Tensor
+    drawn: Tensor
+    hull: Tensor | None = None
+    cells: Tensor | None = None
     latents: Tensor | None = None
     cached: Tensor | None = None
 
@@ -46,21 +63,60 @@ class TrainingScene:
 
 
 def prepare_scene(shared: SharedModel, views: SceneViews) -> TrainingScene:
-    """The training views of a scene on the shared model's device. ValueError where none of their rays meets the box,
-    SceneError (a ValueError) where its cached latents are not of the model's size."""
+    """The training views of a scene on the shared model's device. ValueError where its views contradict each other or
+    none of their rays meets the box, SceneError (a ValueError) where its cached latents are not of the model's size."""
     train = list(views.train_views)
     images = as_bytes(views.images[train]).to(shared.device)
-    rays = shared.latent_rays(views.cam2world[train], views.intrinsics[train])
-    rays = Rays(rays.origins.reshape(-1, 3), rays.directions.reshape(-1, 3)).to(shared.device)
-    near, far, hit = shared.renderer.span(rays)
-    hits = hit.nonzero()[:, 0]
-    if not len(hits):
+    cached = None if views.latents is None else _of_size(shared, views.scene_id, views.latents)[train]
+    cameras = views.cam2world[train].to(shared.device), views.intrinsics[train].to(shared.device)
+    if shared.settings.rendering.sampled == "hull":
+        shown = silhouettes(views)
+        hull = scene_hull(shared, views, shown)
+        shown = shown.to(shared.device)
+        if not shown.any():  # a white scene: nothing is known of where it is
+            shown = ~shown
+        near_it = dilated(pooled(shown, shared.autoencoder.shrink), BESIDE)
+    else:
+        rays = shared.latent_rays(*cameras)
+        hull, near_it = None, shared.renderer.span(rays)[2].view(len(train), *[shared.latent_size] * 2)
+    drawn = _drawn(near_it, _edges(images, shared.autoencoder.shrink))
+    if not len(drawn) or (hull is not None and not hull.any()):
         raise ValueError(
             f"scene {views.scene_id}: no ray of its training views meets {shared.renderer.box}: check the poses' axes "
             "(OpenCV, camera-to-world) and scale"
         )
-    cached = None if views.latents is None else _of_size(shared, views.scene_id, views.latents)[train]
-    return TrainingScene(views.scene_id, images, rays, near, far, hits, cached=cached)
+    cells = None if hull is None else hull.to(torch.uint8)
+    return TrainingScene(views.scene_id, images, *cameras, drawn, hull, cells, cached=cached)
+
+
+def scene_hull(shared: SharedModel, views: SceneViews, shown: Tensor) -> Tensor:
+    """The visual hull of a scene in the shared model's box: [CELLS³], on its device. shown: its silhouettes."""
+    margin = MARGIN * shared.autoencoder.shrink
+    return visual_hull(shared.renderer.box.bounds, CELLS, views, shown.to(shared.device), margin)
+
+
+def _edges(images: Tensor, shrink: int) -> Tensor:
+    """Latent pixels [V, h, w] beside which the uint8 images [V, 3, H, W] change by EDGE, and their neighbours."""
+    small = images if shrink == 1 else avg_pool2d(images.float(), shrink).to(torch.uint8)
+    edges = torch.zeros_like(small[:, 0], dtype=torch.bool)
+    # Of bytes the larger less the smaller, as they know no sign.
+    below = (
+        torch.maximum(small[:, :, 1:], small[:, :, :-1]) - torch.minimum(small[:, :, 1:], small[:, :, :-1]) > EDGE
+    ).any(1)
+    right = (
+        torch.maximum(small[..., 1:], small[..., :-1]) - torch.minimum(small[..., 1:], small[..., :-1]) > EDGE
+    ).any(1)
+    edges[:, 1:] |= below
+    edges[:, :-1] |= below
+    edges[..., 1:] |= right
+    edges[..., :-1] |= right
+    return dilated(edges, 1)
+
+
+def _drawn(near_it: Tensor, edges: Tensor) -> Tensor:
+    """Indices into the flattened pixels, those of edges EDGE_DRAWS times."""
+    at_edges = (near_it & edges).flatten().nonzero()[:, 0]
+    return torch.cat([near_it.flatten().nonzero()[:, 0], *[at_edges] * (EDGE_DRAWS - 1)])
 
 
 def as_bytes(images: Tensor) -> Tensor:
@@ -108,7 +164,7 @@ def make_batch(shared: SharedModel, phase: Phase, items: Sequence[Item]) -> Batc
     """
     loss = phase.loss
     device = shared.device
-    images = noise = latents = uniforms = rays = span = pixels = None
+    images = noise = latents = uniforms = rays = pixels = cells = None
     if loss.rgb or loss.student or phase.encodes_views:
         images = torch.stack([item.scene.float_images([item.view])[0] for item in items if item.view is not None])
     if phase.encodes_views:
@@ -116,21 +172,22 @@ def make_batch(shared: SharedModel, phase: Phase, items: Sequence[Item]) -> Batc
         noise = torch.stack([torch.randn(size, generator=item.generator) for item in items]).to(device)
     if loss.latent or loss.rgb or loss.student:
         picks = [_pick_rays(item, phase.rays_per_item, shared.latent_size**2) for item in items]
-        rays = Rays(
-            torch.stack([item.scene.rays.origins[pick] for item, pick in zip(items, picks)]),
-            torch.stack([item.scene.rays.directions[pick] for item, pick in zip(items, picks)]),
-        )
-        span = (
-            torch.stack([item.scene.near[pick] for item, pick in zip(items, picks)]),
-            torch.stack([item.scene.far[pick] for item, pick in zip(items, picks)]),
-        )
+        per_item = [_rays(shared, item.scene, pick) for item, pick in zip(items, picks)]
+        rays = Rays(torch.stack([r.origins for r in per_item]), torch.stack([r.directions for r in per_item]))
+        grids = [item.scene.cells for item in items if item.scene.cells is not None]
+        cells = torch.stack(grids) if grids else None
         numbers = (rays.origins.shape[1], shared.renderer.uniforms_per_ray)
         uniforms = torch.stack([torch.rand(numbers, generator=item.generator) for item in items]).to(device)
         if phase.rays_per_item:
-            pixels = torch.stack([pick % shared.latent_size**2 for pick in picks if isinstance(pick, Tensor)])
+            pixels = torch.stack([pick % shared.latent_size**2 for pick in picks])
         if loss.latent and not phase.encodes_views:
             latents = torch.stack([_latents(item.scene)[pick] for item, pick in zip(items, picks)])
-    return Batch(rays, span, pixels, uniforms, latents, images, noise)
+    return Batch(rays, cells, pixels, uniforms, latents, images, noise)
+
+
+def _rays(shared: SharedModel, scene: TrainingScene, pick: Tensor) -> Rays:
+    view, pixel = pick // shared.latent_size**2, pick % shared.latent_size**2
+    return rays_through(scene.cam2world[view], scene.intrinsics[view], pixel, *[shared.latent_size] * 2)
 
 
 def _latents(scene: TrainingScene) -> Tensor:
@@ -139,9 +196,10 @@ def _latents(scene: TrainingScene) -> Tensor:
     return scene.latents
 
 
-def _pick_rays(item: Item, rays_per_item: int | None, rays_per_view: int) -> Tensor | slice:
+def _pick_rays(item: Item, rays_per_item: int | None, rays_per_view: int) -> Tensor:
+    """Numbers of latent pixels, over all of the scene's training views: of a whole view, or random ones."""
+    drawn = item.scene.drawn
     if item.view is not None:
-        return slice(item.view * rays_per_view, (item.view + 1) * rays_per_view)
-    hits = item.scene.hits
-    choice = torch.randint(len(hits), (rays_per_item or 0,), generator=item.generator)
-    return hits[choice.to(hits.device)]
+        return item.view * rays_per_view + torch.arange(rays_per_view, device=drawn.device)
+    choice = torch.randint(len(drawn), (rays_per_item or 0,), generator=item.generator)
+    return drawn[choice.to(drawn.device)]

@@ -9,9 +9,11 @@ and are never synchronised.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from scaling.config import Phase, Settings, SettingsError
 from scaling.data.scenes import SceneViews
@@ -20,10 +22,11 @@ from scaling.models.shared import SharedModel
 from scaling.training.background import measure_background
 from scaling.training.checkpoint import load_checkpoint, load_optimisers, save_checkpoint
 from scaling.training.evaluate import evaluate_scene
+from scaling.training.measure_box import set_box
 from scaling.training.phases import EpochReport, Phases, PhaseStep
 from scaling.training.sampler import bucket_of
 from scaling.training.scene_data import encode_scene, prepare_scene
-from scaling.training.space import measure_box
+from scaling.training.stage2 import hulls_of
 from scaling.training.streams import stream
 from scaling.training.workers import Workers
 
@@ -41,19 +44,26 @@ class Stage1(Phases):
     """scene_ids: all scenes of the stage, in order; scenes: those that this worker owns."""
 
     def __init__(
-        self, settings: Settings, scene_ids: Sequence[str], scenes: Sequence[SceneViews], workers: Workers | None = None
+        self,
+        settings: Settings,
+        scene_ids: Sequence[str],
+        scenes: Sequence[SceneViews],
+        workers: Workers | None = None,
+        bounds: Tensor | None = None,
     ) -> None:
         workers = workers or Workers()
         torch.manual_seed(settings.seed)  # initial weights of the shared model, alike on every worker
         shared = SharedModel(settings).to(workers.device)
         self.scene_ids = list(scene_ids)
         self.views = list(scenes)
-        measure_box(shared.renderer.box, self.views, shared.latent_size, workers)
+        set_box(shared.renderer.box, bounds, self.views, shared.latent_size, workers)
+        ready = [prepare_scene(shared, views) for views in scenes]
+        table = shared.random_params([stream(settings.seed, "start", views.scene_id) for views in scenes])
         super().__init__(
             settings,
             shared,
-            [prepare_scene(shared, views) for views in scenes],
-            table=shared.random_params([stream(settings.seed, "start", views.scene_id) for views in scenes]),
+            ready,
+            table=replace(table, hull=hulls_of(ready)),
             phases={name: getattr(settings.stage1, name) for name in active_phases(settings)},
             identity={"scene_ids": self.scene_ids, "settings": settings.model_dump(exclude={"stage2"})},
             buckets=bucket_of(self.scene_ids, settings.stage1.num_buckets),

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 import torch
+from torch import Tensor
 
 from scaling import pulse
 from scaling.config import Settings, Stage2Phase
@@ -72,15 +73,21 @@ def _fit_group(
     for scene in ready:
         encode_scene(shared, scene)
         pulse.beat()
-    params = start_params(shared, settings, [scene.scene_id for scene in ready])
+    params = replace(start_params(shared, settings, [scene.scene_id for scene in ready]), hull=hulls_of(ready))
     for name in PHASES:
         phase: Stage2Phase = getattr(settings.stage2, name)
         if phase.num_epochs:
-            run_phase(shared, name, phase, ready, params, settings.seed, on_step)
-    params = SceneParams(params.micro_planes.detach(), params.coefs.detach())
+            run_phase(shared, name, phase, ready, params, settings.seed, settings.stage2.micro_dtype, on_step)
+    params = SceneParams(params.micro_planes.detach(), params.coefs.detach(), params.hull)
     if shared.device.type == "cuda":
         torch.cuda.synchronize(shared.device)
     return params, time.perf_counter() - start
+
+
+def hulls_of(ready: Sequence[TrainingScene]) -> Tensor | None:
+    """Their visual hulls [S, CELLS³]; None where rays are sampled evenly."""
+    hulls = [scene.hull for scene in ready if scene.hull is not None]
+    return torch.stack(hulls) if hulls else None
 
 
 def start_params(shared: SharedModel, settings: Settings, scene_ids: Sequence[str]) -> SceneParams:
@@ -97,11 +104,12 @@ def run_phase(
     ready: Sequence[TrainingScene],
     params: SceneParams,
     seed: int,
+    micro_dtype: str,
     on_step: Callable[[str, int, float], None] | None,
 ) -> None:
     """Moves params (S scenes) in place through one phase, "latent" or "rgb"; see `fit_scenes` for on_step."""
     if phase.rays_per_item:
-        fit_rays(shared, name, phase, ready, params, seed, on_step)
+        fit_rays(shared, name, phase, ready, params, seed, micro_dtype, on_step)
         return
     optimiser = _scene_optimiser(phase, params)
     decode = shared.student if phase.through == "student" else None  # without one: the decoder
