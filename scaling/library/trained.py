@@ -41,7 +41,8 @@ def finish_stage1(ledger: Ledger, checkpoint: Path, settings: Settings, spec: So
     for start in range(0, len(ids), SCENES_PER_PART):
         rows = []
         for scene_id in ids[start : start + SCENES_PER_PART]:
-            params = SceneParams(*(scenes.get(f"{scene_id}/{key}") for key in ("micro_planes", "coefs", "hull")))
+            micro, coefs = scenes[f"{scene_id}/micro_planes"], scenes[f"{scene_id}/coefs"]
+            params = SceneParams(micro, coefs, scenes.get(f"{scene_id}/hull"))
             packed = pack_scene(params, "float16")
             rows.append(
                 {

@@ -26,7 +26,8 @@ STEPS = 64  # parts of a ray's way through the cuboid, each about as long as a c
 @dataclass(frozen=True)
 class Parts:
     """A ray's way through the cuboid in STEPS equal parts: where it enters, near [..., R], the length of a part
-    [..., R] (world units; 0 of a ray that misses the cuboid), and what the scene's cells say there, values [..., R, STEPS]."""
+    [..., R] (world units; 0 of a ray that misses the cuboid), and what the scene's cells say there, values [..., R,
+    STEPS]."""
 
     near: Tensor
     length: Tensor

@@ -159,8 +159,8 @@ class SharedModel(nn.Module):
     @torch.no_grad()
     def cells(self, planes: Tensor, hull: Tensor | None) -> Tensor | None:
         """What rays find in each cell of the box (see models/box.py): tri-planes [S, P, F_mic + F_mac, K, K] of S
-        scenes and their hulls [S, CELLS³] → [S, CELLS³] uint8: 0 outside of the hull, else 1 + the density in the cell's
-        middle, up to 254. None where rays are sampled evenly. Scenes without a hull: all of the box."""
+        scenes and their hulls [S, CELLS³] → [S, CELLS³] uint8: 0 outside of the hull, else 1 + the density in the
+        cell's middle, up to 254. None where rays are sampled evenly. Scenes without a hull: all of the box."""
         if self.settings.rendering.sampled != "hull":
             return None
         if hull is None:

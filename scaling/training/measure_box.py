@@ -93,9 +93,9 @@ def _readable_bounds(source: SceneSource, ids: Sequence[str]) -> Iterator[Tensor
 
 
 def set_box(box: Box, bounds: Tensor | None, scenes: Sequence[SceneViews], latent_size: int, workers: Workers) -> None:
-    """Sets the corners of a `box` that is to be measured to the bounds [2, 3] and a latent pixel around them, as a pixel
-    shows what lies beside its centre, too; in place. bounds None: around the workers' own scenes. Any other box, and
-    all where nothing says where scenes are, stay as they are. Every worker must call it."""
+    """Sets the corners of a `box` that is to be measured to the bounds [2, 3] and a latent pixel around them, as a
+    pixel shows what lies beside its centre, too; in place. bounds None: around the workers' own scenes. Any other box,
+    and all where nothing says where scenes are, stay as they are. Every worker must call it."""
     if box.side is not None:
         return
     if bounds is None:

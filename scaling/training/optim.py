@@ -47,8 +47,8 @@ class RowAdam:
 
     @torch.no_grad()
     def step(self, rows: Tensor, grad: Tensor, lr: float | Tensor) -> None:
-        """Moves `rows` [N] (ascending, no duplicates) along their gradients [N, …]. lr: one for all, or (not `dense`) one a row,
-        [N]."""
+        """Moves `rows` [N] (ascending, no duplicates) along their gradients [N, …]. lr: one for all, or (not `dense`)
+        one a row, [N]."""
         if self.dense:
             rows, grad = torch.arange(len(self.table)), torch.zeros_like(self.table).index_copy_(0, rows, grad)
         self.steps[rows] += 1

@@ -39,8 +39,8 @@ class TrainingScene:
     images: uint8 [V, 3, H, W] (a quarter of the memory of floats); cam2world [V, 4, 4]; intrinsics [V, 3, 3]; drawn:
     which of the views' V · h · w latent pixels random rays go through, those at edges several times; hull [CELLS³]:
     see `visual_hull`, None where rays are sampled evenly; cells [CELLS³]: see `SharedModel.cells`, at first the hull's;
-    latents [V · h · w, C] in [−1, 1] once encoded; cached [V, C, h, w]: latents made before, by the encoder as it stands
-    now.
+    latents [V · h · w, C] in [−1, 1] once encoded; cached [V, C, h, w]: latents made before, by the encoder as it
+    stands now.
     """
 
     scene_id: str
@@ -99,17 +99,13 @@ def _edges(images: Tensor, shrink: int) -> Tensor:
     """Latent pixels [V, h, w] beside which the uint8 images [V, 3, H, W] change by EDGE, and their neighbours."""
     small = images if shrink == 1 else avg_pool2d(images.float(), shrink).to(torch.uint8)
     edges = torch.zeros_like(small[:, 0], dtype=torch.bool)
-    # Of bytes the larger less the smaller, as they know no sign.
-    below = (
-        torch.maximum(small[:, :, 1:], small[:, :, :-1]) - torch.minimum(small[:, :, 1:], small[:, :, :-1]) > EDGE
-    ).any(1)
-    right = (
-        torch.maximum(small[..., 1:], small[..., :-1]) - torch.minimum(small[..., 1:], small[..., :-1]) > EDGE
-    ).any(1)
-    edges[:, 1:] |= below
-    edges[:, :-1] |= below
-    edges[..., 1:] |= right
-    edges[..., :-1] |= right
+    for dim in (1, 2):
+        size = small.shape[dim + 1] - 1
+        first, second = small.narrow(dim + 1, 0, size), small.narrow(dim + 1, 1, size)
+        # Of bytes the larger less the smaller, as they know no sign.
+        change = (torch.maximum(first, second) - torch.minimum(first, second) > EDGE).any(1)
+        edges.narrow(dim, 0, size).logical_or_(change)
+        edges.narrow(dim, 1, size).logical_or_(change)
     return dilated(edges, 1)
 
 

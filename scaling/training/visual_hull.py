@@ -125,7 +125,8 @@ def dilated(mask: Tensor, reach: int) -> Tensor:
 
 @dataclass(frozen=True)
 class _Masks:
-    """Cameras [V, 3, 4], what they show, widened [V, h, w], one number for `pool` pixels a side, and an image's size."""
+    """Cameras [V, 3, 4], what they show, widened [V, h, w], one number for `pool` pixels a side, and an image's
+    size."""
 
     cameras: Tensor
     wide: Tensor
