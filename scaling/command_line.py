@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 
 from scaling import files
-from scaling.config import Settings, SettingsError, flatten, make_settings, merge
+from scaling.config import REMOVED, Settings, SettingsError, flatten, make_settings, merge
 from scaling.parsing import MAX_YAML_BYTES, parse_yaml
 
 if TYPE_CHECKING:
@@ -171,7 +171,10 @@ def parse_without_settings(parser: argparse.ArgumentParser, argv: Sequence[str] 
 
 
 def _explain_unknown(flag: str, keys: list[str]) -> str:
-    section = flag.removeprefix("--").split("=")[0].rpartition(".")[0]
+    named = flag.removeprefix("--").split("=")[0]
+    if named in REMOVED:
+        return f"{flag}: {REMOVED[named]}"
+    section = named.rpartition(".")[0]
     near = [key for key in keys if section and key.rpartition(".")[0] == section]
     hint = f"keys of {section}: {', '.join(near)}" if near else "--help lists the flags and keys"
     return f"unknown flag {flag}; {hint}"

@@ -22,6 +22,10 @@ AboveZero = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 MAX_TOLD = 10  # wrong keys in an error message
+REMOVED = {  # keys that there were, and what took their place
+    "representation.space": "removed: autoencoder.kind says what planes encode; instead of `rgb` write `autoencoder: "
+    "{kind: super_resolution, shrink: 1, decoder_blocks: 0}`, instead of `latent` write `autoencoder: {kind: kl}`",
+}
 
 
 class SettingsError(ValueError):
@@ -46,15 +50,13 @@ class Data(Section):
 class Representation(Section):
     """Planes and field: T_i = concat(T_i^mic, Σ_k w_i^k B_k), then a small network (paper, section on the method)."""
 
-    space: Literal["latent", "rgb"] = "latent"
-    """What planes encode: the autoencoder's latents, or RGB pixels (no autoencoder)."""
     micro_features: SizeOrZero = 10
     """F_mic: features of the planes that a scene owns."""
     macro_features: SizeOrZero = 12
     """F_mac: features of the base planes, which all scenes share."""
     num_base_planes: SizeOrZero = 16
     """M: number of base tri-planes; a scene has one coefficient for each."""
-    resolution: Annotated[int, Field(ge=2, le=4096)] = 20
+    resolution: Annotated[int, Field(ge=2, le=4096)] = 40
     """K: side of a plane in texels."""
     plane_axes: Annotated[list[PlaneAxes], Field(min_length=1, max_length=6)] = ["xy", "xz", "yz"]
     """World axes along the width and height of each plane."""
@@ -94,13 +96,13 @@ class Rendering(Section):
     """AboveZero along a ray at which the first stratum of samples starts; null: where the ray enters the box."""
     far: AboveZero | None = None
     """AboveZero at which the last stratum ends; null: where the ray leaves the box."""
-    samples: Annotated[int, Field(ge=2, le=4096)] = 12
+    samples: Annotated[int, Field(ge=2, le=4096)] = 24
     """Stratified samples a ray."""
     importance_samples: SizeOrZero = 0
     """Samples a ray drawn from the weights of a first pass; 0: one pass only."""
     background: Literal["views", "white"] = "views"
     """What a ray that meets nothing shows: for each latent pixel the mean of stage 1's views where they are white, or
-    (published) everywhere the latent of a white image; pixels themselves are white in RGB space."""
+    (published) everywhere the latent of a white image. The latents of super_resolution are white either way."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Rendering:
@@ -116,30 +118,64 @@ class Rendering(Section):
 
 
 class Autoencoder(Section):
-    """The image autoencoder, pre-trained or from scratch; ignored in RGB space."""
+    """The image autoencoder, whose latents planes encode, pre-trained or from scratch."""
 
-    pretrained: str | None = "stable-diffusion-v1-5/stable-diffusion-v1-5"
-    """Hub name or local folder of a diffusers AutoencoderKL (safetensors); null: train one from scratch."""
-    subfolder: str | None = "vae"
+    kind: Literal["super_resolution", "kl", "tiny"] = "super_resolution"
+    """super_resolution: the image made smaller, and a decoder that adds the detail (pixels: shrink 1, decoder_blocks
+    0); kl: diffusers' AutoencoderKL; tiny: diffusers' AutoencoderTiny, pre-trained."""
+    shrink: Size = 2
+    """super_resolution: pixels a side of one latent."""
+    decoder_width: Size = 48
+    """super_resolution: features of the decoder, whose convolutions keep the latents' resolution."""
+    decoder_blocks: Annotated[int, Field(ge=0, le=64)] = 4
+    """super_resolution: residual blocks of the decoder, two convolutions each; 0: bilinear upsampling, no network."""
+    pretrained: str | None = None
+    """Hub name or local folder of a diffusers autoencoder (safetensors), or the folder `autoencoder` of another shared
+    model; null: train one from scratch."""
+    subfolder: str | None = None
     """Folder inside the hub repository; ignored where the local folder itself holds config.json."""
-    revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = "451f4fe16113bff5a5d2269ed5ad43b0592e9a14"
+    revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = None
     """Commit of the hub repository; branches and tags are refused, as they can move."""
     block_out_channels: Channels = [32, 64, 96, 128]
-    """From scratch: channels per resolution; n entries shrink images 2^(n-1) times a side."""
+    """kl from scratch: channels per resolution; n entries shrink images 2^(n-1) times a side."""
     layers_per_block: Annotated[int, Field(ge=1, le=16)] = 1
-    """From scratch: residual layers per resolution."""
+    """kl from scratch: residual layers per resolution."""
     norm_num_groups: Size = 4
-    """From scratch: groups of the group norms; must divide every entry of block_out_channels. With groups of one
+    """kl from scratch: groups of the group norms; must divide every entry of block_out_channels. With groups of one
     channel images are kept worse, by a dB or so; whether rendered latents decode worse must be measured."""
     latent_channels: Annotated[int, Field(ge=1, le=256)] = 4
-    """From scratch: channels of the latents."""
+    """kl from scratch: channels of the latents."""
     latent_scale: AboveZero | None = None
-    """s of the normalisation tanh(s z); null: 0.11 / std(z), measured on training images."""
+    """kl and tiny: s of the normalisation tanh(s z); null: 0.11 / std(z), measured on training images."""
     kl_weight: Rate = 1e-4
-    """From scratch: weight of the mean KL divergence of the latents from N(0, 1)."""
+    """kl from scratch: weight of the mean KL divergence of the latents from N(0, 1)."""
+
+    @property
+    def has_encoder(self) -> bool:
+        """Whether a network encodes, so that encoding takes time and is worth caching."""
+        return self.kind != "super_resolution"
+
+    @property
+    def has_decoder(self) -> bool:
+        """Whether a network decodes, which phases can train."""
+        return self.kind != "super_resolution" or self.decoder_blocks > 0
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether latents are the pixels themselves."""
+        return not (self.has_encoder or self.has_decoder) and self.shrink == 1
+
+    @property
+    def trains_first(self) -> bool:
+        """Whether it has something to learn before scenes do, in phase `autoencoder` of stage 1."""
+        return self.pretrained is None and self.has_decoder
 
     @model_validator(mode="after")
     def _consistent(self) -> Autoencoder:
+        if self.kind == "tiny" and self.pretrained is None:
+            raise ValueError("pretrained must name a hub repository or a folder: kind tiny is not trained from scratch")
+        if self.pretrained is not None and not self.has_decoder:
+            raise ValueError("pretrained must be null: decoder_blocks is 0, so there is nothing to load")
         for channels in self.block_out_channels:
             if channels % self.norm_num_groups:
                 raise ValueError(f"norm_num_groups ({self.norm_num_groups}) must divide block_out_channels {channels}")
@@ -269,10 +305,11 @@ class Stage1(Section):
         num_epochs=40,
         items_per_step=32,
         loss=LossWeights(autoencoder=1.0),
-        lr=Rates(encoder=1e-3, decoder=1e-3),
+        lr=Rates(decoder=1e-3),
         lr_cosine_to=0.05,
     )
-    """Phase 0: an autoencoder from scratch, left out where a pre-trained one is named."""
+    """Phase 0: an autoencoder from scratch, left out where a pre-trained one is named or there is nothing to train.
+    Kind super_resolution has a decoder alone; kl needs lr.encoder, too."""
     warmup: Stage1Phase = Stage1Phase(
         num_epochs=20,
         steps_per_epoch=500,
@@ -284,14 +321,15 @@ class Stage1(Section):
     )
     """Phase 1a: planes, coefs and field on cached latents; the autoencoder is frozen."""
     joint: Stage1Phase = Stage1Phase(
-        num_epochs=10,
+        num_epochs=0,
         steps_per_epoch=500,
         items_per_step=8,
         loss=LossWeights(latent=1.0, autoencoder=0.3),
         lr=Rates(encoder=1e-4, decoder=1e-4, field=1e-4, base_planes=1e-3, micro_planes=1e-3, coefs=1e-3),
         lr_cosine_to=0.1,
     )
-    """Phase 1b: everything, the autoencoder included: the latent space becomes 3D-aware. To read rendered latents is
+    """Phase 1b, left out unless asked for (there is no encoder to train in kind super_resolution): everything, the
+    autoencoder included: the latent space becomes 3D-aware. To read rendered latents is
     left to 1c, so that the autoencoder stays a good one of images, and a step takes half the time."""
     adapt: Stage1Phase = Stage1Phase(
         num_epochs=10,
@@ -365,7 +403,7 @@ class Stage2(Section):
     )
     """Phase 2a: micro planes and coefs against the encoded training views."""
     rgb: Stage2Phase = Stage2Phase(
-        num_epochs=1,
+        num_epochs=0,
         items_per_step=8,
         loss=LossWeights(rgb=1.0),
         lr=Rates(decoder=5e-4, field=1e-3, base_planes=1e-3, micro_planes=2e-2, coefs=2e-2),
@@ -406,24 +444,30 @@ class Settings(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Settings:
-        if self.representation.space == "rgb":
+        autoencoder = self.autoencoder
+        if not autoencoder.has_decoder:
             for key in ("stage1.joint", "stage1.adapt", "stage1.distil", "stage2.rgb"):
                 section, name = key.split(".")
                 if getattr(getattr(self, section), name).num_epochs:
-                    raise ValueError(f"{key}.num_epochs must be 0: representation.space is rgb, which has no decoder")
+                    raise ValueError(f"{key}.num_epochs must be 0: autoencoder.decoder_blocks is 0, so no decoder")
             if self.stage2.latent.lr.decoder:
-                raise ValueError(
-                    "stage2.latent.lr.decoder must be 0: representation.space is rgb, which has no decoder"
-                )
-        shrink = 2 ** (len(self.autoencoder.block_out_channels) - 1)
-        scratch = self.representation.space == "latent" and self.autoencoder.pretrained is None
+                raise ValueError("stage2.latent.lr.decoder must be 0: autoencoder.decoder_blocks is 0, so no decoder")
+        if autoencoder.kind == "super_resolution" and self.data.image_size % autoencoder.shrink:
+            raise ValueError(
+                f"data.image_size ({self.data.image_size}) must be a multiple of autoencoder.shrink "
+                f"({autoencoder.shrink})"
+            )
+        shrink = 2 ** (len(autoencoder.block_out_channels) - 1)
+        scratch = autoencoder.kind == "kl" and autoencoder.pretrained is None
         if scratch and self.data.image_size % shrink:
             raise ValueError(
                 f"data.image_size ({self.data.image_size}) must be a multiple of {shrink}, "
-                f"as autoencoder.block_out_channels has {len(self.autoencoder.block_out_channels)} entries"
+                f"as autoencoder.block_out_channels has {len(autoencoder.block_out_channels)} entries"
             )
         if scratch and not self.stage1.autoencoder.num_epochs:
             raise ValueError("autoencoder.pretrained is null, so stage1.autoencoder.num_epochs must be at least 1")
+        if scratch and not self.stage1.autoencoder.lr.encoder:
+            raise ValueError("autoencoder.pretrained is null, so stage1.autoencoder.lr.encoder must be above 0")
         return self
 
 
@@ -433,7 +477,9 @@ def _describe(error: ValidationError) -> str:
     for item in error.errors()[:MAX_TOLD]:
         key = ".".join(str(part) for part in item["loc"]) or "settings"
         message = item["msg"].removeprefix("Value error, ")
-        if item["type"] == "extra_forbidden":
+        if key in REMOVED:
+            lines.append(f"{key}: {REMOVED[key]}")
+        elif item["type"] == "extra_forbidden":
             message = f"unknown key; allowed here: {', '.join(_fields_at(item['loc'][:-1]))}"
             lines.append(f"{key}: {message}")
         else:
@@ -460,6 +506,13 @@ def make_settings(values: dict[str, Any]) -> Settings:
         raise SettingsError(_describe(error)) from None
 
 
+NOT_NAMED = {"pretrained": None, "subfolder": None, "revision": None}
+PIXELS: dict[str, Any] = {  # what `representation.space: rgb` meant
+    "autoencoder": {"kind": "super_resolution", "shrink": 1, "decoder_blocks": 0, **NOT_NAMED},
+    "stage1": {"autoencoder": {"lr": {"encoder": 0.0}}},
+}
+
+
 def as_noted(values: dict[str, Any]) -> dict[str, Any]:
     """Settings that an older program noted, as nested plain values; what it did not know of stands as it then was."""
     before = {
@@ -468,7 +521,23 @@ def as_noted(values: dict[str, Any]) -> dict[str, Any]:
         "stage1": {"distil": {"num_epochs": 0}},
         "stage2": {"latent": {"check_every": None, "rounded_from": 1.0}},
     }
-    return merge(before, values)
+    return merge(before, _with_kind(values))
+
+
+def _with_kind(values: dict[str, Any]) -> dict[str, Any]:
+    """autoencoder.kind for `representation.space`, where that stands in its place. What an autoencoder in use does not
+    need is left out, as presets do, so that a run of theirs goes on."""
+    known, shape = (values.get(name) for name in ("autoencoder", "representation"))
+    if isinstance(known, dict) and "kind" in known:
+        return values
+    space = None
+    if isinstance(shape, dict):
+        space = shape.get("space")
+        values = {**values, "representation": {key: value for key, value in shape.items() if key != "space"}}
+    if space == "rgb":
+        return merge(values, PIXELS)
+    unnamed = isinstance(known, dict) and known.get("pretrained", "") is None
+    return merge(values, {"autoencoder": {"kind": "kl", **(NOT_NAMED if unnamed else {})}})
 
 
 def with_stage2(settings: Settings, mode: str | None, cohort_size: int | None) -> Settings:

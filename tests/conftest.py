@@ -31,9 +31,14 @@ TINY: dict[str, Any] = {
         "field_width": 8,
     },
     "rendering": {"samples": 4},
-    "autoencoder": {"pretrained": None, "block_out_channels": [8, 8], "norm_num_groups": 4},
+    "autoencoder": {"kind": "kl", "block_out_channels": [8, 8], "norm_num_groups": 4},
     "stage1": {
-        "autoencoder": {"num_epochs": 1, "steps_per_epoch": 3, "items_per_step": 4},
+        "autoencoder": {
+            "num_epochs": 1,
+            "steps_per_epoch": 3,
+            "items_per_step": 4,
+            "lr": {"encoder": 1e-3, "decoder": 1e-3},
+        },
         "warmup": {"num_epochs": 2, "steps_per_epoch": 3, "items_per_step": 4, "rays_per_item": 16},
         "joint": {
             "num_epochs": 2,

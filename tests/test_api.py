@@ -164,7 +164,11 @@ def test_a_fit_needs_a_shared_model(tmp_path, tiny_scenes):
 
 
 def test_rgb_space(tiny_values, tiny_scenes, tmp_path):
-    rgb: dict[str, Any] = {"representation": {"space": "rgb"}, "stage1": {}, "stage2": {"rgb": {"num_epochs": 0}}}
+    rgb: dict[str, Any] = {
+        "autoencoder": {"kind": "super_resolution", "shrink": 1, "decoder_blocks": 0},
+        "stage1": {},
+        "stage2": {"rgb": {"num_epochs": 0}},
+    }
     rgb["stage1"] = {"joint": {"num_epochs": 0}, "adapt": {"num_epochs": 0}, "distil": {"num_epochs": 0}}
     settings = make_settings(merge(tiny_values, rgb))
     train_shared(settings, tiny_scenes[:2], tmp_path / "shared")

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from scaling.cameras import Rays
-from scaling.models.autoencoder import derive_background
 from scaling.models.shared import SharedModel
 from scaling.training.background import PRIOR, measure_background
 from scaling.training.scene_data import prepare_scene
@@ -33,7 +32,7 @@ def test_white_views_give_the_latent_of_white(shared, tiny_scenes):
 
 def test_without_any_white_it_is_the_mean_latent_of_a_white_image(shared, tiny_scenes):
     black = prepare_scene(shared, replace(tiny_scenes[0], images=torch.zeros_like(tiny_scenes[0].images)))
-    expected = derive_background(shared.autoencoder, shared.settings.data.image_size, "cpu")
+    expected = shared.autoencoder.background(shared.settings.data.image_size, "cpu")
     found = measure_background(shared, [black], Workers())
     torch.testing.assert_close(found, expected.expand_as(found))
 

@@ -35,10 +35,11 @@ def ball() -> tuple[SharedModel, torch.Tensor]:
     values = {
         "data": {"image_size": 64},
         "representation": {
-            "space": "rgb", "micro_features": 4, "macro_features": 0, "num_base_planes": 0, "resolution": 64,
+            "micro_features": 4, "macro_features": 0, "num_base_planes": 0, "resolution": 64,
             "field_width": 4, "box_side": 2.0,
         },
         "rendering": {"samples": 64},
+        "autoencoder": {"kind": "super_resolution", "shrink": 1, "decoder_blocks": 0},
         "stage1": {phase: {"num_epochs": 0} for phase in ("joint", "adapt", "distil")},
         "stage2": {"rgb": {"num_epochs": 0}},
     }  # fmt: skip

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from scaling.cameras import Rays, look_at_origin, pixel_rays
-from scaling.models.autoencoder import denormalise, normalise
+from scaling.models.autoencoders.normalised import denormalise, normalise
 from scaling.models.box import Box
 from scaling.models.field import Field
 from scaling.models.renderer import Renderer, composite, quadrature

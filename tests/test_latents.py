@@ -280,7 +280,7 @@ def test_a_store_in_an_object_store(s3_server, made, tiny_settings):
         (["--shared", "there"], "--latents and --shared DIR go together"),
         ([], "nothing to do: give --source DIR"),
         (["--latents", "--shared", "there", "--category", "cars"], "--layout and --category say how --source is read"),
-        (["--latents", "--shared", "RGB"], "a shared model of RGB space encodes nothing"),
+        (["--latents", "--shared", "RGB"], "kind is super_resolution, which has no network to encode"),
     ],
 )
 def test_wrong_use(tmp_path, monkeypatch, capsys, flags, told):

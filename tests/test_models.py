@@ -14,14 +14,9 @@ from torch import Tensor
 from scaling.cameras import Rays
 from scaling.config import Autoencoder as AutoencoderSettings
 from scaling.config import SettingsError, make_settings, merge
-from scaling.models.autoencoder import (
-    IdentityAutoencoder,
-    LatentAutoencoder,
-    build_autoencoder,
-    denormalise,
-    derive_background,
-    normalise,
-)
+from scaling.models.autoencoders.kl import KLAutoencoder
+from scaling.models.autoencoders.load import build_autoencoder
+from scaling.models.autoencoders.normalised import denormalise, normalise
 from scaling.models.box import Box
 from scaling.models.field import Field
 from scaling.models.renderer import Renderer, composite, quadrature
@@ -207,7 +202,7 @@ def test_normalisation_and_back():
 @pytest.fixture(scope="module")
 def vae() -> AutoencoderKL:
     torch.manual_seed(3)
-    settings = AutoencoderSettings(pretrained=None, block_out_channels=[8, 8, 8], norm_num_groups=4, latent_channels=2)
+    settings = AutoencoderSettings(kind="kl", block_out_channels=[8, 8, 8], norm_num_groups=4, latent_channels=2)
     return build_autoencoder(settings, 16).vae.requires_grad_(False)
 
 
@@ -219,7 +214,7 @@ def offline(monkeypatch):
 
 
 def test_sizes_of_an_autoencoder(vae):
-    autoencoder = LatentAutoencoder(vae, 0.1)
+    autoencoder = KLAutoencoder(vae, 0.1)
     assert (autoencoder.latent_channels, autoencoder.shrink) == (2, 4)
     latents = autoencoder.encode(torch.rand(3, 3, 16, 16))
     assert latents.shape == (3, 2, 4, 4) and latents.abs().max() < 1
@@ -230,7 +225,7 @@ def test_sizes_of_an_autoencoder(vae):
 
 
 def test_samples_and_their_divergence(vae):
-    autoencoder = LatentAutoencoder(vae, 0.1)
+    autoencoder = KLAutoencoder(vae, 0.1)
     images = torch.rand(2, 3, 16, 16)
     mean, log_variance = autoencoder.encode_raw(images)
     sample, divergence = autoencoder.encode_sample(images, torch.zeros_like(mean))
@@ -247,24 +242,23 @@ def test_the_background_is_the_latent_of_white(vae):
     scale = 0.3
     white = vae.encode(torch.ones(1, 3, 16, 16)).latent_dist.mean  # 1 is white in [−1, 1]
     by_hand = (torch.tanh(scale * white) + 1).mean((0, 2, 3)) / 2
-    close(derive_background(LatentAutoencoder(vae, scale), 16, "cpu"), by_hand)
-    close(derive_background(IdentityAutoencoder(), 16, "cpu"), [1.0, 1.0, 1.0])
+    close(KLAutoencoder(vae, scale).background(16, "cpu"), by_hand)
 
 
 @pytest.mark.parametrize("subfolder", ["", "vae"])
 def test_a_local_autoencoder_loads(vae, tmp_path, subfolder, offline):
     vae.save_pretrained(tmp_path / subfolder, safe_serialization=True)
-    settings = AutoencoderSettings(pretrained=str(tmp_path), subfolder="vae", latent_scale=0.5)
+    settings = AutoencoderSettings(kind="kl", pretrained=str(tmp_path), subfolder="vae", latent_scale=0.5)
     loaded = build_autoencoder(settings, 16)
     images = torch.rand(1, 3, 16, 16)
-    close(loaded.encode(images), LatentAutoencoder(vae, 0.5).encode(images))
+    close(loaded.encode(images), KLAutoencoder(vae, 0.5).encode(images))
 
 
 @pytest.mark.filterwarnings("ignore:The `local_dir_use_symlinks` argument:UserWarning")  # diffusers passes it on
 @pytest.mark.parametrize("name", ["/no/such/folder", "no-such-owner/no-such-autoencoder"])
 def test_a_missing_autoencoder_is_named(name, offline):
     with pytest.raises(ValueError) as error:
-        build_autoencoder(AutoencoderSettings(pretrained=name), 16)
+        build_autoencoder(AutoencoderSettings(kind="kl", pretrained=name), 16)
     assert "autoencoder.pretrained: cannot load" in str(error.value) and name in str(error.value)
     assert "set autoencoder.pretrained to null" in str(error.value)
 
@@ -273,7 +267,7 @@ def test_pickled_weights_are_refused(vae, tmp_path, offline):
     vae.save_pretrained(tmp_path, safe_serialization=False)
     assert list(tmp_path.glob("*.bin"))
     with pytest.raises(ValueError, match=r"no file named diffusion_pytorch_model\.safetensors"):
-        build_autoencoder(AutoencoderSettings(pretrained=str(tmp_path)), 16)
+        build_autoencoder(AutoencoderSettings(kind="kl", pretrained=str(tmp_path)), 16)
 
 
 def test_an_adapted_decoder_is_a_copy(tiny_settings):
@@ -292,7 +286,9 @@ def test_an_adapted_decoder_is_a_copy(tiny_settings):
 def test_a_student_keeps_the_place_of_every_pixel():
     """Pixels change only around a latent that changes, and come out where the decoder puts them."""
     torch.manual_seed(0)
-    student = Student(channels=4, shrink=4, width=8, num_blocks=1, precision="float32").requires_grad_(False)
+    student = Student(channels=4, shrink=4, latent_std=0.11, width=8, num_blocks=1, precision="float32").requires_grad_(
+        False
+    )
     latents = torch.zeros(2, 4, 16, 16)
     latents[1, :, 2, 12] = 1.0
     first, second = student(latents)
@@ -311,7 +307,7 @@ def shared(tiny_settings) -> SharedModel:
     torch.manual_seed(0)
     shared = SharedModel(tiny_settings).requires_grad_(False)
     shared.autoencoder.latent_scale.fill_(0.2)
-    shared.background.copy_(derive_background(shared.autoencoder, tiny_settings.data.image_size, "cpu"))
+    shared.background.copy_(shared.autoencoder.background(tiny_settings.data.image_size, "cpu"))
     shared.coefs_mean.copy_(torch.tensor([0.3, -0.2]))
     next(shared.adapt_decoder().parameters()).add_(0.1)
     shared.add_student()
@@ -353,7 +349,7 @@ def test_the_hash_follows_every_tensor(shared):
 
 def test_a_shared_model_in_rgb_space(tiny_values, tmp_path):
     values = {
-        "representation": {"space": "rgb"},
+        "autoencoder": {"kind": "super_resolution", "shrink": 1, "decoder_blocks": 0},
         "stage1": {"joint": {"num_epochs": 0}, "adapt": {"num_epochs": 0}, "distil": {"num_epochs": 0}},
         "stage2": {"rgb": {"num_epochs": 0}},
     }
@@ -447,7 +443,7 @@ def test_stage_2_takes_its_representation_from_the_shared_model(shared, tmp_path
 def test_images_that_the_autoencoder_cannot_halve_are_refused(vae, tiny_settings):
     settings = tiny_settings.model_copy(update={"data": tiny_settings.data.model_copy(update={"image_size": 18})})
     with pytest.raises(SettingsError, match=r"data\.image_size \(18\) must be a multiple of 4"):
-        SharedModel(settings, LatentAutoencoder(vae, 0.1))
+        SharedModel(settings, KLAutoencoder(vae, 0.1))
 
 
 def test_micro_only_has_nothing_to_train_in_the_base_planes(tiny_values):

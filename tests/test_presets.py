@@ -47,7 +47,7 @@ def two_steps(preset: str, autoencoder: str) -> Settings:
 
 @pytest.mark.parametrize("preset", sorted(path.stem for path in PRESETS.glob("*.yaml")))
 def test_preset_runs_both_stages(preset, saved_autoencoder, tmp_path):
-    """Stage 2 in the preset's own mode; default in both modes."""
+    """Stage 2 in the preset's own mode; sd in both modes."""
     settings = two_steps(preset, saved_autoencoder)
     ids = embedded_ids(6)
     views = [embedded_scene(scene_id, settings.data.image_size, 6) for scene_id in ids]
@@ -59,7 +59,7 @@ def test_preset_runs_both_stages(preset, saved_autoencoder, tmp_path):
     results: list[tuple[SharedModel, FittedScene]] = []
     if settings.stage2.mode == "frozen":
         results.append((shared, fit_scenes(shared, views[4:], settings)[0]))
-    if settings.stage2.mode == "cohort" or preset == "default":
+    if settings.stage2.mode == "cohort" or preset == "sd":
         cohort = fit_cohort(shared, shared.content_hash(), views[4:], settings, tmp_path)
         assert {name.split(".")[0] for name in cohort.tuned} == {"base_planes", "field", "decoder"}
         results.append((cohort.shared, cohort.scenes[0]))
@@ -68,24 +68,25 @@ def test_preset_runs_both_stages(preset, saved_autoencoder, tmp_path):
         assert fitted.params.coefs.shape == (shape.num_base_planes,)
         metrics = evaluate_scene(model, fitted.params[None], views[4])
         assert 0 < metrics["psnr"] < 60
-        assert (metrics["autoencoder_psnr"] is None) == (shape.space == "rgb")
+        assert (metrics["autoencoder_psnr"] is None) == settings.autoencoder.is_identity
 
 
 @pytest.mark.parametrize(
-    ("preset", "space", "micro", "macro", "num_base"),
+    ("preset", "pixels", "micro", "macro", "num_base"),
     [
-        ("paper", "latent", 10, 22, 50),
-        ("ulw", "latent", 0, 32, 50),
-        ("micro_only", "latent", 32, 0, 0),
-        ("m1", "latent", 10, 22, 1),
-        ("rgb_micro_macro", "rgb", 10, 22, 50),
-        ("rgb_triplanes", "rgb", 32, 0, 0),
+        ("paper", False, 10, 22, 50),
+        ("ulw", False, 0, 32, 50),
+        ("micro_only", False, 32, 0, 0),
+        ("m1", False, 10, 22, 1),
+        ("rgb_micro_macro", True, 10, 22, 50),
+        ("rgb_triplanes", True, 32, 0, 0),
     ],
 )
-def test_variants_are_the_papers(preset, space, micro, macro, num_base):
-    shape = make_settings(read_preset(preset)).representation
-    found = (shape.space, shape.micro_features, shape.macro_features, shape.num_base_planes)
-    assert found == (space, micro, macro, num_base)
+def test_variants_are_the_papers(preset, pixels, micro, macro, num_base):
+    settings = make_settings(read_preset(preset))
+    shape = settings.representation
+    found = (settings.autoencoder.is_identity, shape.micro_features, shape.macro_features, shape.num_base_planes)
+    assert found == (pixels, micro, macro, num_base)
 
 
 def test_paper_is_the_published_method():
@@ -114,5 +115,14 @@ def test_no_default_of_ours_can_change_paper():
     """Every key of its phases and of the representation and rendering is written in the file itself."""
     values = read_preset("paper")
     written, known = flatten(values), flatten(make_settings(values).model_dump())
-    sections = ("representation.", "rendering.", "stage1.warmup.", "stage1.joint.", "stage2.latent.", "stage2.rgb.")
+    sections = (
+        "autoencoder.pretrained",
+        "autoencoder.latent_scale",
+        "representation.",
+        "rendering.",
+        "stage1.warmup.",
+        "stage1.joint.",
+        "stage2.latent.",
+        "stage2.rgb.",
+    )
     assert [key for key in known if key.startswith(sections) and key not in written] == []

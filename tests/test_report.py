@@ -39,7 +39,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS = 3.0  # of stage 1, a scene; there are two
 RGB = {
-    "representation": {"space": "rgb", "num_base_planes": 0, "macro_features": 0},
+    "representation": {"num_base_planes": 0, "macro_features": 0},
+    "autoencoder": {"kind": "super_resolution", "shrink": 1, "decoder_blocks": 0},
     "stage1": {name: {"num_epochs": 0} for name in ("joint", "adapt", "distil")},
     "stage2": {"rgb": {"num_epochs": 0}},
 }

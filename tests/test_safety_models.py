@@ -17,6 +17,7 @@ from test_bad_input import edit_json, edit_tensors, header, write
 from test_library import row as fitted_row
 from tiny_run import make_run
 
+from scaling.command_line import read_preset
 from scaling.config import Autoencoder, SettingsError, make_settings
 from scaling.files import replace_file
 from scaling.library.cohorts import commit_cohort, load_cohort
@@ -24,7 +25,8 @@ from scaling.library.fitted_scenes import unpack_scene
 from scaling.library.parts import encode_rows
 from scaling.library.run_folder import RunFolder
 from scaling.library.stored_models import StoredModels
-from scaling.models.autoencoder import build_autoencoder, check_vae_config
+from scaling.models.autoencoders.checks import check_config
+from scaling.models.autoencoders.load import build_autoencoder
 from scaling.models.shared import SharedModelError, load_shared, tensors_hash
 from scaling.models.tensor_files import read_tensors, tensor_kinds
 from scaling.training.checkpoint import read_progress, read_state
@@ -197,12 +199,17 @@ def test_weights_of_the_hub_are_pinned_and_safetensors(monkeypatch: pytest.Monke
         calls.append({"source": source, **options})
         raise OSError("not here")
 
+    monkeypatch.setattr(AutoencoderKL, "load_config", lambda source, **options: {"latent_channels": 4})
     monkeypatch.setattr(AutoencoderKL, "from_pretrained", from_pretrained)
+    pinned = Autoencoder(**read_preset("sd")["autoencoder"])
     with pytest.raises(ValueError, match="not here"):
-        build_autoencoder(Autoencoder(), 64)
+        build_autoencoder(pinned, 64)
     assert calls[0]["use_safetensors"] is True and len(calls[0]["revision"]) == 40
     with pytest.raises(ValueError, match=r"autoencoder\.revision is null: name the commit"):
-        build_autoencoder(Autoencoder(revision=None), 64)
+        build_autoencoder(pinned.model_copy(update={"revision": None}), 64)
+    monkeypatch.setattr(AutoencoderKL, "load_config", lambda source, **options: {"_class_name": "AutoencoderTiny"})
+    with pytest.raises(ValueError, match=r"autoencoder\.kind must be tiny"):
+        build_autoencoder(pinned, 64)
     assert len(calls) == 1 and "trust_remote_code" not in calls[0]
     for moving in ("main", "v1.0", "fp16", "refs/pr/1"):
         with pytest.raises(SettingsError, match=r"autoencoder\.revision"):
@@ -213,11 +220,11 @@ def test_a_local_autoencoder_that_is_none(run: RunFolder) -> None:
     folder = run.shared / "autoencoder"
     (folder / "diffusion_pytorch_model.safetensors").write_bytes(header(2**60, b""))
     with pytest.raises(ValueError, match=f"autoencoder.pretrained: cannot load '{folder}'"):
-        build_autoencoder(Autoencoder(pretrained=str(folder)), 16)
+        build_autoencoder(Autoencoder(kind="kl", pretrained=str(folder)), 16)
     vae(layers_per_block=10**9)(run.shared)
     with pytest.raises(ValueError, match=rf"'{folder}'.*layers_per_block: Input should be less than"):
-        build_autoencoder(Autoencoder(pretrained=str(folder)), 16)
-    check_vae_config({"sample_size": 512, "block_out_channels": [128, 256, 512, 512], "layers_per_block": 2})
+        build_autoencoder(Autoencoder(kind="kl", pretrained=str(folder)), 16)
+    check_config({"sample_size": 512, "block_out_channels": [128, 256, 512, 512], "layers_per_block": 2}, "kl")
 
 
 def test_damaged_checkpoints_are_named(tmp_path: Path) -> None:

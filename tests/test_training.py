@@ -469,7 +469,8 @@ def test_metrics_of_a_fitted_scene(shared, tiny_scenes):
 
 def test_rgb_space_learns_in_both_stages(tiny_values, tiny_scenes):
     values = {
-        "representation": {"space": "rgb", "resolution": 8, "micro_features": 4},
+        "representation": {"resolution": 8, "micro_features": 4},
+        "autoencoder": {"kind": "super_resolution", "shrink": 1, "decoder_blocks": 0},
         "rendering": {"samples": 12},
         "stage1": {
             "warmup": {"num_epochs": 4, "steps_per_epoch": 25, "rays_per_item": 64},

@@ -248,7 +248,10 @@ def test_a_scene_of_a_cohort_stands_on_its_model_and_mixes_with_no_other(run, tm
 
 
 def test_rgb_space_has_no_latents_and_drafts_of_fewer_rays(tiny_values, tiny_scenes, tmp_path, monkeypatch):
-    values: dict[str, Any] = {"representation": {"space": "rgb"}, "stage2": {"rgb": {"num_epochs": 0}}}
+    values: dict[str, Any] = {
+        "autoencoder": {"kind": "super_resolution", "shrink": 1, "decoder_blocks": 0},
+        "stage2": {"rgb": {"num_epochs": 0}},
+    }
     values["stage1"] = {phase: {"num_epochs": 0} for phase in ("joint", "adapt", "distil")}
     settings = make_settings(merge(tiny_values, values))
     run = make_run(tmp_path / "rgb", settings, tiny_scenes[:3])

@@ -72,7 +72,7 @@ def encode_rate(size: str, variant: tuple[int, bool, str, bool], least_seconds: 
     from sd_size import sd_size_autoencoder
     from workload import preset_settings
 
-    from scaling.models.autoencoder import build_autoencoder
+    from scaling.models.autoencoders.load import build_autoencoder
     from scaling.models.precision import set_precision
 
     batch, channels_last, precision, compiled = variant

@@ -47,14 +47,14 @@ def method_settings(method: str, autoencoder: Path | None, store: str | None) ->
     """A preset with its schedules of fit.yaml over it and, in latent space, the one autoencoder; those of embedded cars
     where `store` is None."""
     schedules = read_yaml(SCHEDULES)
-    preset = "default" if method == "autoencoder" else method
+    preset = "sd" if method in ("autoencoder", "default") else method
     values = merge(merge(read_preset(preset), schedules["everywhere"]), schedules[method])
     if store is None:
         values = merge(values, schedules["embedded"][method])
     if method == "autoencoder":
         still = {phase: {"num_epochs": 0} for phase in ("warmup", "joint", "adapt", "distil")}
         values = merge(values, {"stage1": still})
-    elif make_settings(values).representation.space == "latent":
+    elif make_settings(values).autoencoder.kind == "kl":
         values = merge(values, {"autoencoder": {"pretrained": str(autoencoder), "subfolder": None}})
     return make_settings(values)
 
@@ -167,7 +167,7 @@ def own_model(folder: Path, settings: Settings, scenes: Sequence[Any]) -> dict[s
     shared, _ = load_shared(folder)
     curve, params, ready, encoding = our_2a(shared, settings, scenes)
     aligned, cohort = curve, None
-    if settings.representation.space == "latent":
+    if settings.autoencoder.kind == "kl":
         first = one_decoded_batch(shared, len(scenes))
         cohort = our_cohort(shared, laid_over(shared, settings, "cohort_2b"), scenes, params, first)
         print(f"  ours, 2b in mode cohort {cohort.end}", flush=True)

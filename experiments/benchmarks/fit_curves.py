@@ -72,7 +72,7 @@ def our_2a(
     def count(name: str, step: int, loss: float) -> None:
         nonlocal taken
         taken = step + 1
-        every(POINTS[shared.settings.representation.space], measure)(name, step, loss)
+        every(POINTS["latent" if shared.autoencoder.has_encoder else "rgb"], measure)(name, step, loss)
 
     run_phase(shared, "latent", settings.stage2.latent, ready, params, settings.seed, count)
     measure(taken)  # scenes end when they have stopped to improve

@@ -49,7 +49,7 @@ def row_settings(preset: str, mode: str, section: str, autoencoder: Path | None)
     """A preset with the schedules of variants.yaml over it and, in latent space, the one autoencoder."""
     schedules = read_yaml(SCHEDULES)
     values = merge(merge(read_preset(preset), schedules["everywhere"]), schedules[section])
-    if autoencoder is not None and make_settings(values).representation.space == "latent":
+    if autoencoder is not None and make_settings(values).autoencoder.kind == "kl":
         values = merge(values, {"autoencoder": {"pretrained": str(autoencoder), "subfolder": None}})
     return make_settings(merge(values, {"stage2": {"mode": mode}}))
 

@@ -14,7 +14,7 @@ from scaling.command_line import read_preset
 from scaling.config import Settings, make_settings, merge
 from scaling.data.scenes import SceneViews, default_test_views
 from scaling.data.synthetic import FOCAL, embedded_cameras, embedded_ids, embedded_scene
-from scaling.models.autoencoder import ImageAutoencoder
+from scaling.models.autoencoders.base import ImageAutoencoder
 from scaling.models.shared import SharedModel
 from scaling.training.scene_data import TrainingScene, encode_scene, prepare_scene
 from scaling.training.streams import stream
@@ -34,7 +34,7 @@ def untrained_model(
     """A frozen shared model as stage 1 leaves it, with an adapted decoder and a student, all of random weights."""
     torch.manual_seed(0)
     shared = SharedModel(settings, autoencoder)
-    if settings.representation.space == "latent":
+    if shared.autoencoder.has_decoder:
         shared.adapt_decoder()
         shared.add_student()
     cars = [embedded_scene(scene_id, settings.data.image_size, 8) for scene_id in embedded_ids(2)]

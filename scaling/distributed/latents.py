@@ -118,9 +118,10 @@ def check_encodes(shared_folder: AnyPath) -> Settings:
     """The settings of a shared model that has an encoder. SettingsError where it has none, SharedModelError where there
     is no shared model."""
     settings = read_config(shared_folder)
-    if settings.representation.space == "rgb":
+    if not settings.autoencoder.has_encoder:
         raise SettingsError(
-            f"--shared {shared_folder}: a shared model of RGB space encodes nothing; no latents to cache"
+            f"--shared {shared_folder}: autoencoder.kind is {settings.autoencoder.kind}, which has no network to "
+            "encode with; there are no latents to cache, and stage 2 needs none"
         )
     return settings
 

@@ -150,7 +150,7 @@ def _plan_jobs(run: RunFolder, plan: Plan, store: str | None, resources: Resourc
     for trial in trials if plan.shared is None else []:
         bucket_of(stage1_ids[: trial.stage1_scenes], trial.settings.stage1.num_buckets)
         settings = trial.settings
-        built = str((settings.autoencoder, settings.data.image_size, settings.representation.space))
+        built = str((settings.autoencoder, settings.data.image_size))
         if built not in known:
             known.add(built)
             with torch.random.fork_rng(devices=[]):

@@ -168,7 +168,8 @@ def _write_model(folder: Path, row: Mapping[str, Any], shared: SharedModel) -> P
     replace_file(path, save(tensors))
     representation, renderer = shared.settings.representation, shared.renderer
     return PlaneModel(
-        shared=row["shared"], cohort=row["cohort"], renderer=path.name, space=representation.space,
+        shared=row["shared"], cohort=row["cohort"], renderer=path.name,
+        space="rgb" if shared.autoencoder.is_identity else "latent",
         plane_axes=list(representation.plane_axes), micro_features=representation.micro_features,
         macro_features=representation.macro_features, box=renderer.box.bounds.tolist(), samples=renderer.samples,
         importance_samples=renderer.importance_samples, near=renderer.near, far=renderer.far,

@@ -42,8 +42,9 @@ def turntable(
 ) -> dict[str, Pixels]:
     """One turn around a scene (params of S = 1). radius: world units; elevation: radians; focal: of the image size.
 
-    → "rgb", "latents" (first three channels, each stretched over the turn) and "depth" (near yellow, far blue, empty
-    white), each [num_frames, H, W, 3]; latents and depth are rendered at the latents' size and enlarged.
+    → "rgb", "latents" (small images, or the first three channels, each stretched over the turn) and "depth" (near
+    yellow, far blue, empty white), each [num_frames, H, W, 3]; latents and depth are rendered at the latents' size and
+    enlarged.
     ValueError where num_frames is below 1.
     """
     if num_frames < 1:
@@ -53,7 +54,7 @@ def turntable(
     factor = shared.autoencoder.shrink
     return {
         "rgb": to_pixels(views["images"]),
-        "latents": enlarge(latent_colours(views["latents"]), factor),
+        "latents": enlarge(latent_colours(views["latents"], shown_range(shared)), factor),
         "depth": enlarge(depth_colours(views["depth"], views["opacity"]), factor),
     }
 
@@ -71,6 +72,13 @@ def latent_colours(latents: Tensor, stretch: tuple[Tensor, Tensor] | None = None
     """
     low, high = latent_range(latents) if stretch is None else stretch
     return to_pixels((_three(latents) - low) / (high - low).clamp(min=1e-6))
+
+
+def shown_range(shared: SharedModel) -> tuple[Tensor, Tensor] | None:
+    """The range for `latent_colours` of latents that are small images: their colours as they are. None of others."""
+    if shared.autoencoder.has_encoder:
+        return None
+    return torch.tensor(-1.0, device=shared.device), torch.tensor(1.0, device=shared.device)
 
 
 def latent_range(latents: Tensor) -> tuple[Tensor, Tensor]:
@@ -196,7 +204,7 @@ def scene_sheet(shared: SharedModel, params: SceneParams, views: SceneViews, num
     truth = views.images[chosen].to(shared.device)
     rendered = render_views(shared, params, views.cam2world[chosen], views.intrinsics[chosen])["images"]
     autoencoded = None
-    if shared.settings.representation.space == "latent":
+    if not shared.autoencoder.is_identity:
         autoencoded = shared.autoencoder.decode(shared.autoencoder.encode(truth))
     return contact_sheet(truth, rendered, autoencoded)
 

@@ -80,7 +80,8 @@ class RunFigures:
     def fits_alone(self) -> bool:
         """Whether its scenes share no planes and no autoencoder: what the method is measured against."""
         noted = self.noted
-        return noted.get("representation.num_base_planes") == 0 and noted.get("representation.space") == "rgb"
+        no_decoder = noted.get("autoencoder.kind") == "super_resolution" and not noted.get("autoencoder.decoder_blocks")
+        return noted.get("representation.num_base_planes") == 0 and no_decoder
 
     def psnr(self) -> dict[str, float]:
         """Test PSNR of the scenes that have one."""

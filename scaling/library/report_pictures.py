@@ -101,7 +101,7 @@ def _figures(scene: Scene) -> str:
 def _checks(shared: SharedModel, truth: Tensor, rendered: Tensor) -> list[Strip]:
     """What the autoencoder makes of the truth, and where the render is wrong."""
     strips = []
-    if shared.settings.representation.space == "latent":
+    if not shared.autoencoder.is_identity:
         encoded = shared.autoencoder.encode(truth.to(shared.device))
         strips.append(_strip("autoencoder", shared.autoencoder.decode(encoded)))
     return [*strips, _strip("error", error_image(truth, rendered))]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from markupsafe import Markup
 
@@ -94,10 +95,17 @@ def _what(run: RunFigures) -> str:
     if fitted:
         how = MODES.get(str(noted.get("stage2.mode")), "")
         told.append(f"{fitted:,} {'more ' if trained else ''}were fitted on it{how}.")
-    size, space = noted.get("data.image_size"), noted.get("representation.space")
+    size = noted.get("data.image_size")
     if size is not None:
-        told.append(f"Images have {size} by {size} pixels; planes hold {'pixels' if space == 'rgb' else 'latents'}.")
+        told.append(f"Images have {size} by {size} pixels; planes hold {_held(noted)}.")
     return " ".join(told)
+
+
+def _held(noted: Mapping[str, Any]) -> str:
+    if noted.get("autoencoder.kind") != "super_resolution":
+        return "latents"
+    shrink = noted.get("autoencoder.shrink")
+    return "pixels" if shrink == 1 else f"images {shrink} times smaller"
 
 
 def _progress(run: RunFigures) -> list[str]:

@@ -164,11 +164,12 @@ def make_app(viewed: ViewedRun, worker: Worker, reader: Worker) -> App:
 
 
 def _header(viewed: ViewedRun, gallery: Gallery) -> None:
-    data, shape = viewed.shared.settings.data, viewed.shared.settings.representation
+    data = viewed.shared.settings.data
     with ui.row().classes("head w-full items-baseline no-wrap gap-4"):
         ui.label(viewed.run.name).classes("run")
         ui.label(f"{len(gallery):,} fitted scenes").classes("faint")
-        space = "RGB space" if shape.space == "rgb" else f"latents of {viewed.shared.latent_size}²"
+        identity = viewed.shared.autoencoder.is_identity
+        space = "RGB space" if identity else f"latents of {viewed.shared.latent_size}²"
         ui.label(f"{data.image_size}² images, {space}").classes("faint")
         ui.space()
         ui.label("drag to orbit · wheel to zoom · reload for scenes that were committed since").classes("faint")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from scaling.cameras import pixel_rays
 from scaling.data.png import encode_png
-from scaling.library.render import depth_colours, latent_colours, latent_range, to_pixels
+from scaling.library.render import depth_colours, latent_colours, latent_range, shown_range, to_pixels
 from scaling.library.run_folder import RunFolder
 from scaling.library.stored_models import StoredModels
 from scaling.library.viewer_camera import Camera, start_camera
@@ -27,7 +27,7 @@ from scaling.models.triplanes import SceneParams, either_hull
 from scaling.training.metrics import psnr
 
 MODES = {"rgb": "Colour", "latents": "Latents", "depth": "Depth"}
-DRAFT_SIDE = 64  # pixels a side of a draft in RGB space, where every ray is a pixel
+DRAFT_SIDE = 64  # rays a side of a draft where latents are images or pixels
 OPENED = 4  # scenes in memory: the two that are shown and those before; each may hold its cohort's own model
 
 
@@ -92,14 +92,13 @@ def _name(model: tuple[str, str | None]) -> str:
 
 
 def modes_of(shared: SharedModel) -> dict[str, str]:
-    """MODES that there are: RGB space has no latents beside its pixels."""
-    latent = shared.settings.representation.space == "latent"
-    return {mode: name for mode, name in MODES.items() if latent or mode != "latents"}
+    """MODES that there are: none for latents where those are the pixels."""
+    return {mode: name for mode, name in MODES.items() if mode != "latents" or not shared.autoencoder.is_identity}
 
 
 def has_drafts(shared: SharedModel, mode: str) -> bool:
     """Whether a draft differs from the full picture: see `render`."""
-    if shared.settings.representation.space == "latent":
+    if shared.autoencoder.has_encoder:
         return mode == "rgb" and _drafting(shared) is not None
     return shared.latent_size > DRAFT_SIDE
 
@@ -122,10 +121,11 @@ def render(shared: SharedModel, params: SceneParams, camera: Camera, decoded: bo
     """One view: latents [1, C, h, w] in [−1, 1], depth and opacity [1, h, w], and if `decoded` images [1, 3, H, W].
 
     With an autoencoder of Stable Diffusion's size the decoder is 99 % of the cost, so a draft goes through stage 1's
-    student where that is smaller; in RGB space, where rays cost, it takes fewer of them. params: of S = 1.
+    student where that is smaller; where latents are images or pixels themselves, rays cost, and it takes fewer of them.
+    params: of S = 1.
     """
-    latent = shared.settings.representation.space == "latent"
-    size = min(shared.latent_size, DRAFT_SIDE) if draft and not latent else shared.latent_size
+    fewer = draft and not shared.autoencoder.has_encoder
+    size = min(shared.latent_size, DRAFT_SIDE) if fewer else shared.latent_size
     pose, intrinsics = camera.cam2world.float(), camera.intrinsics.float()
     out = shared.render(params, pixel_rays(pose, intrinsics, size, size)[None].to(shared.device))
     latents = out.colours.transpose(1, 2).unflatten(2, (size, size))
@@ -193,7 +193,10 @@ class ViewedRun:
         return Drawn(encode_png(pixels), draft, reached)
 
     def _latent_range(self, scene: OpenScene) -> tuple[Tensor, Tensor]:
-        """Of four views around the scene: so that colours do not change as it turns."""
+        """Of four views around the scene: so that colours do not change as it turns; small images keep theirs."""
+        whole = shown_range(scene.shared)
+        if whole is not None:
+            return whole
         if scene.scene_id not in self._ranges:
             around = [self.start.turned(quarter * math.pi / 2, 0.0) for quarter in range(4)]
             views = [render(scene.shared, scene.params, camera, False, False)["latents"] for camera in around]

@@ -18,25 +18,28 @@ from torch import Tensor, nn
 from scaling.cameras import Rays, pixel_rays
 from scaling.config import Settings, SettingsError, as_noted, flatten, make_settings
 from scaling.files import replace_file
-from scaling.models.autoencoder import (
-    IdentityAutoencoder,
-    ImageAutoencoder,
-    LatentAutoencoder,
-    LatentDecoder,
-    build_autoencoder,
-)
+from scaling.models.autoencoders.base import ImageAutoencoder
+from scaling.models.autoencoders.load import WEIGHTS, build_autoencoder
 from scaling.models.box import CELLS, Box
 from scaling.models.field import Field
 from scaling.models.precision import set_precision
 from scaling.models.renderer import Renderer, RenderOutput
-from scaling.models.shared_files import RESTORE, SharedModelError, empty_vae, read_json, read_tensors, read_text
+from scaling.models.shared_files import (
+    RESTORE,
+    SharedModelError,
+    described_autoencoder,
+    read_json,
+    read_tensors,
+    read_text,
+)
 from scaling.models.student import Student
 from scaling.models.triplanes import SceneParams, fuse_planes
 from scaling.storage import AnyPath
 
 FORMAT_VERSION = 2  # 1: one background for all pixels, a cube, no student
 FILES = {  # where tensors of these names are stored, without the prefix; all others are in planes.safetensors
-    "autoencoder.vae.": "autoencoder/diffusion_pytorch_model.safetensors",
+    "autoencoder.vae.": f"autoencoder/{WEIGHTS}",
+    "autoencoder.decoder.": f"autoencoder/{WEIGHTS}",
     "decoder.": "decoder/model.safetensors",
     "student.": "student/model.safetensors",
 }
@@ -57,16 +60,15 @@ class SharedModel(nn.Module):
         self.settings = settings
         shape = settings.representation
         if autoencoder is None:
-            rgb = shape.space == "rgb"
-            size = settings.data.image_size
-            autoencoder = IdentityAutoencoder() if rgb else build_autoencoder(settings.autoencoder, size)
-        self.autoencoder: ImageAutoencoder = autoencoder
+            autoencoder = build_autoencoder(settings.autoencoder, settings.data.image_size)
+        self.autoencoder = autoencoder
+        autoencoder.precision = settings.precision
         if settings.data.image_size % autoencoder.shrink:
             raise SettingsError(
                 f"data.image_size ({settings.data.image_size}) must be a multiple of {autoencoder.shrink}, "
                 "by which the autoencoder shrinks an image's side"
             )
-        self.decoder: LatentDecoder | None = None  # adapted to rendered latents; see adapt_decoder
+        self.decoder: nn.Module | None = None  # adapted to rendered latents; see adapt_decoder
         self.student: Student | None = None  # distilled from what `decode` uses; see add_student
         num_planes = len(shape.plane_axes)
         self.micro_shape = (num_planes, shape.micro_features, shape.resolution, shape.resolution)
@@ -74,13 +76,11 @@ class SharedModel(nn.Module):
         # Without base planes there is nothing to train, so nothing may claim to be a parameter.
         self.base_planes = nn.Parameter(base * shape.base_std, requires_grad=base.numel() > 0)
         self.field = self.new_field()
-        if isinstance(autoencoder, LatentAutoencoder):
-            autoencoder.precision = settings.precision
         self.renderer = Renderer(
             tuple(shape.plane_axes), Box(shape.box_side), settings.rendering.near, settings.rendering.far,
             settings.rendering.samples, settings.rendering.importance_samples, shape.combine,
         )  # fmt: skip
-        each_pixel = settings.rendering.background == "views" and shape.space == "latent"
+        each_pixel = settings.rendering.background == "views" and autoencoder.has_encoder
         pixels = (self.latent_size**2,) if each_pixel else ()
         self.register_buffer("background", torch.ones(*pixels, autoencoder.latent_channels))
         for name, size in (("coefs_mean", shape.num_base_planes), ("coefs_std", shape.num_base_planes)):
@@ -98,20 +98,20 @@ class SharedModel(nn.Module):
 
     @property
     def latent_size(self) -> int:
-        """Side of a latent image (of the image itself in RGB space)."""
+        """Side of a latent image."""
         return self.settings.data.image_size // self.autoencoder.shrink
 
     @property
     def device(self) -> torch.device:
         return self.background.device
 
-    def adapt_decoder(self) -> LatentDecoder:
+    def adapt_decoder(self) -> nn.Module:
         """Gives the model a decoder of its own for rendered latents; a copy of the autoencoder's at first.
 
-        SettingsError in RGB space, which has no decoder.
+        SettingsError where the autoencoder has no decoder.
         """
-        if not isinstance(self.autoencoder, LatentAutoencoder):
-            raise SettingsError("stage1.adapt: RGB space has no decoder to adapt; set stage1.adapt.num_epochs to 0")
+        if not self.autoencoder.has_decoder:
+            raise SettingsError("stage1.adapt: there is no decoder to adapt; set stage1.adapt.num_epochs to 0")
         if self.decoder is None:
             self.decoder = self.autoencoder.copy_decoder().to(self.device)
         return self.decoder
@@ -119,15 +119,15 @@ class SharedModel(nn.Module):
     def add_student(self) -> Student:
         """Gives the model a small decoder for stage 2 to fit through (see student.py), with random weights at first.
 
-        SettingsError in RGB space, which has no decoder to learn from.
+        SettingsError where the autoencoder has no decoder to learn from.
         """
-        if not isinstance(self.autoencoder, LatentAutoencoder):
-            raise SettingsError("stage1.distil: RGB space has no decoder to distil; set stage1.distil.num_epochs to 0")
+        if not self.autoencoder.has_decoder:
+            raise SettingsError("stage1.distil: there is no decoder to distil; set stage1.distil.num_epochs to 0")
         if self.student is None:
             sizes = self.settings.stage1
             self.student = Student(
-                self.autoencoder.latent_channels, self.autoencoder.shrink, sizes.student_width, sizes.student_blocks,
-                self.settings.precision,
+                self.autoencoder.latent_channels, self.autoencoder.shrink, self.autoencoder.latent_std,
+                sizes.student_width, sizes.student_blocks, self.settings.precision,
             ).to(self.device)  # fmt: skip
         return self.student
 
@@ -235,9 +235,7 @@ class SharedModel(nn.Module):
 
     def decode(self, latents: Tensor) -> Tensor:
         """Rendered latents [B, C, h, w] → images [B, 3, H, W] in [0, 1], by the adapted decoder where there is one."""
-        if self.decoder is None or not isinstance(self.autoencoder, LatentAutoencoder):
-            return self.autoencoder.decode(latents)
-        return self.decoder(latents, self.autoencoder.latent_scale)
+        return self.autoencoder.decode(latents, self.decoder)
 
     def start_params(self, num_scenes: int) -> SceneParams:
         """Where stage 2 starts: zero micro planes [S, P, F_mic, K, K] and stage 1's mean coefs [S, M]."""
@@ -264,9 +262,8 @@ class SharedModel(nn.Module):
         (folder / "hash.txt").unlink(missing_ok=True)
         config = {"format_version": FORMAT_VERSION, "settings": self.settings.model_dump()}
         replace_file(folder / "config.json", json.dumps(config, indent=1).encode())
-        if isinstance(self.autoencoder, LatentAutoencoder):
-            vae_config = self.autoencoder.vae.to_json_string()
-            replace_file(folder / "autoencoder" / "config.json", vae_config.encode())
+        if self.autoencoder.has_decoder:  # without one it has no tensors, and the settings say all of it
+            replace_file(folder / "autoencoder" / "config.json", self.autoencoder.config_json().encode())
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
         for file, (_, part) in _by_file(tensors).items():
             replace_file(folder / file, save(part, metadata={"format": "pt"}))
@@ -373,9 +370,9 @@ def _read(folder: AnyPath, settings: Settings) -> SharedModel:
 
 
 def _described(folder: AnyPath, settings: Settings) -> SharedModel:
-    autoencoder: ImageAutoencoder = IdentityAutoencoder()
-    if settings.representation.space == "latent":
-        autoencoder = LatentAutoencoder(empty_vae(folder / "autoencoder"), None)
+    autoencoder = None
+    if settings.autoencoder.has_decoder:
+        autoencoder = described_autoencoder(folder / "autoencoder", settings.autoencoder)
     try:
         model = SharedModel(settings, autoencoder)
     except (SettingsError, RuntimeError, TypeError) as error:  # torch's own say where in C++ they come from

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
+from scaling.config import Autoencoder as AutoencoderSettings
 from scaling.files import MAX_FILE_BYTES, read_limited
 from scaling.models import tensor_files
-from scaling.models.autoencoder import check_vae_config
+from scaling.models.autoencoders.base import ImageAutoencoder
+from scaling.models.autoencoders.load import empty_autoencoder
 from scaling.parsing import parse_json
 from scaling.storage import AnyPath
-
-if TYPE_CHECKING:
-    from diffusers import AutoencoderKL
 
 RESTORE = "restore the file, or train the shared model again"
 MAX_JSON_BYTES = 1 << 20
@@ -48,15 +47,12 @@ def read_json(path: AnyPath) -> dict[str, Any]:
     return values
 
 
-def empty_vae(folder: AnyPath) -> AutoencoderKL:
+def described_autoencoder(folder: AnyPath, settings: AutoencoderSettings) -> ImageAutoencoder:
     """An autoencoder as folder/config.json describes it, its weights not read yet."""
-    from diffusers import AutoencoderKL
-
     path = folder / "config.json"
     config = read_json(path)
     try:
-        check_vae_config(config)
-        return AutoencoderKL.from_config(config)
+        return empty_autoencoder(settings, config)
     except Exception as error:  # diffusers checks little of it: any error can come of any value
         raise SharedModelError(f"{path}: no autoencoder can be made of it ({error}); {RESTORE}") from error
 

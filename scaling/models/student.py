@@ -7,41 +7,33 @@ pictures are made: what it is good for is the direction in which an image's erro
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from scaling.models.autoencoder import TARGET_STD
+from scaling.models.autoencoders.super_resolution import ResidualBlock
 from scaling.models.precision import networks
 
 
 class Student(nn.Module):
-    """channels: of the latents; shrink: pixels a side of one latent; width: features; num_blocks: residual blocks."""
+    """channels: of the latents; shrink: pixels a side of one latent; latent_std: how far latents spread; width:
+    features; num_blocks: residual blocks."""
 
-    def __init__(self, channels: int, shrink: int, width: int, num_blocks: int, precision: str) -> None:
+    def __init__(
+        self, channels: int, shrink: int, latent_std: float, width: int, num_blocks: int, precision: str
+    ) -> None:
         super().__init__()
+        self.latent_std = latent_std
         self.shrink = shrink
         self.precision = precision
         self.stem = nn.Conv2d(channels, width, 3, padding=1)
-        self.blocks = nn.ModuleList(_Block(width) for _ in range(num_blocks))
+        self.blocks = nn.ModuleList(ResidualBlock(width) for _ in range(num_blocks))
         self.head = nn.Conv2d(width, 3 * shrink**2, 3, padding=1)
 
     def forward(self, latents: Tensor) -> Tensor:
         """latents [B, C, h, w], normalised → images [B, 3, h · shrink, w · shrink] in [0, 1], clamped."""
         with networks(latents, self.precision):
-            features = self.stem(latents / TARGET_STD)
+            features = self.stem(latents / self.latent_std)
             for block in self.blocks:
                 features = block(features)
             pixels = self.head(functional.silu(features))
         return ((functional.pixel_shuffle(pixels.float(), self.shrink) + 1) / 2).clamp(0, 1)
-
-
-class _Block(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.first = nn.Conv2d(width, width, 3, padding=1)
-        self.second = nn.Conv2d(width, width, 3, padding=1)
-
-    def forward(self, features: Tensor) -> Tensor:
-        inner = self.first(functional.silu(features))
-        return torch.add(features, self.second(functional.silu(inner)))

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from scaling.models.autoencoder import derive_background
 from scaling.models.shared import SharedModel
 from scaling.training.scene_data import TrainingScene
 from scaling.training.workers import Workers
@@ -25,7 +24,7 @@ def measure_background(shared: SharedModel, scenes: Sequence[TrainingScene], wor
     normalisation, the object; planes cannot show what belongs to the picture and not to the scene. A pixel without
     background takes the mean over all pixels; where no view shows any, the latent of a white image.
     """
-    white = derive_background(shared.autoencoder, shared.settings.data.image_size, shared.device)
+    white = shared.autoencoder.background(shared.settings.data.image_size, shared.device)
     sums = torch.zeros_like(shared.background)
     counts = sums.new_zeros(len(sums), 1)
     for scene in scenes:

@@ -54,9 +54,9 @@ def evaluate_scene(shared: SharedModel, params: SceneParams, views: SceneViews) 
     params: of S = 1. views must have test views: they are what is measured.
 
     → psnr, ssim, lpips (test views; lpips None where it cannot be had), train_psnr, train_ssim, autoencoder_psnr,
-    autoencoder_ssim (the same test views encoded and decoded by the pair trained together; None in RGB space),
-    mean_image_psnr (the mean training image as the prediction of every test view), latent_psnr (rendered against
-    encoded latents; None in RGB space).
+    autoencoder_ssim (the same test views encoded and decoded by the pair trained together), mean_image_psnr (the mean
+    training image as the prediction of every test view), latent_psnr (rendered against encoded latents); those of the
+    autoencoder and of latents None where latents are the pixels.
     """
     test, train = list(views.test_views), list(views.train_views)
     spread = torch.linspace(0, len(train) - 1, min(len(test), len(train))).round().long()
@@ -71,7 +71,7 @@ def evaluate_scene(shared: SharedModel, params: SceneParams, views: SceneViews) 
     mean_image = views.images[train].mean(0, keepdim=True).to(shared.device).expand_as(truth)
     values["mean_image_psnr"] = psnr(mean_image, truth).mean().item()
     values |= {"autoencoder_psnr": None, "autoencoder_ssim": None, "latent_psnr": None}
-    if shared.settings.representation.space == "latent":
+    if not shared.autoencoder.is_identity:
         encoded = shared.autoencoder.encode(truth)
         decoded = shared.autoencoder.decode(encoded)
         values |= {f"autoencoder_{name}": value for name, value in view_metrics(decoded, truth).items()}

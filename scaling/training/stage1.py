@@ -17,7 +17,7 @@ from torch import Tensor
 
 from scaling.config import Phase, Settings, SettingsError
 from scaling.data.scenes import SceneViews
-from scaling.models.autoencoder import TARGET_STD, LatentAutoencoder, derive_background
+from scaling.models.autoencoders.normalised import TARGET_STD, NormalisedAutoencoder
 from scaling.models.shared import SharedModel
 from scaling.training.background import measure_background
 from scaling.training.checkpoint import load_checkpoint, load_optimisers, save_checkpoint
@@ -35,9 +35,8 @@ PHASES = ("autoencoder", "warmup", "joint", "adapt", "distil")
 
 def active_phases(settings: Settings) -> list[str]:
     """Phases that a run goes through, in order."""
-    scratch = settings.representation.space == "latent" and settings.autoencoder.pretrained is None
     phases = [name for name in PHASES if getattr(settings.stage1, name).num_epochs]
-    return phases if scratch else [name for name in phases if name != "autoencoder"]
+    return phases if settings.autoencoder.trains_first else [name for name in phases if name != "autoencoder"]
 
 
 class Stage1(Phases):
@@ -109,7 +108,7 @@ class Stage1(Phases):
     def _derive_scale(self) -> None:
         """The scale of the latents' normalisation, measured once, on the autoencoder that the scenes start from."""
         autoencoder = self.shared.autoencoder
-        if isinstance(autoencoder, LatentAutoencoder) and self.settings.autoencoder.latent_scale is None:
+        if isinstance(autoencoder, NormalisedAutoencoder) and self.settings.autoencoder.latent_scale is None:
             sums = torch.zeros(3, dtype=torch.float64, device=self.shared.device)
             for scene in self.scenes:
                 with torch.no_grad():
@@ -123,7 +122,7 @@ class Stage1(Phases):
         """Derives the background again from the autoencoder as it stands."""
         shared = self.shared
         if shared.background.dim() == 1:
-            background = derive_background(shared.autoencoder, self.settings.data.image_size, shared.device)
+            background = shared.autoencoder.background(self.settings.data.image_size, shared.device)
         else:
             background = measure_background(shared, self.scenes, self.workers)
         shared.background.copy_(background)

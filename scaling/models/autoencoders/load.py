@@ -1,0 +1,113 @@
+"""Makes autoencoders: pre-trained ones by hub name or folder, new ones, and empty ones for a shared model's weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from scaling.config import Autoencoder as AutoencoderSettings
+from scaling.files import read_limited
+from scaling.models.autoencoders.base import ImageAutoencoder
+from scaling.models.autoencoders.checks import KINDS, check_config
+from scaling.models.autoencoders.kl import KLAutoencoder
+from scaling.models.autoencoders.super_resolution import SuperResolutionAutoencoder
+from scaling.models.autoencoders.tiny import TinyAutoencoder
+from scaling.models.tensor_files import read_tensors
+from scaling.parsing import parse_json
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"  # beside config.json, as diffusers names it
+
+
+def build_autoencoder(settings: AutoencoderSettings, image_size: int) -> ImageAutoencoder:
+    """A pre-trained autoencoder by hub name or folder, or a new one of the settings' sizes.
+
+    Raises ValueError that names the folder or hub name where it cannot be loaded.
+    """
+    if settings.pretrained is not None:
+        return load_pretrained(settings)
+    if settings.kind == "super_resolution":
+        return SuperResolutionAutoencoder(settings.shrink, settings.decoder_width, settings.decoder_blocks)
+    from diffusers import AutoencoderKL
+
+    depth = len(settings.block_out_channels)
+    vae = AutoencoderKL(
+        sample_size=image_size,
+        down_block_types=("DownEncoderBlock2D",) * depth,
+        up_block_types=("UpDecoderBlock2D",) * depth,
+        block_out_channels=tuple(settings.block_out_channels),
+        layers_per_block=settings.layers_per_block,
+        latent_channels=settings.latent_channels,
+        norm_num_groups=settings.norm_num_groups,
+        mid_block_add_attention=False,
+    )
+    return KLAutoencoder(vae, settings.latent_scale)
+
+
+def empty_autoencoder(settings: AutoencoderSettings, config: Mapping[str, Any]) -> ImageAutoencoder:
+    """One as config.json describes it, its weights not read yet. ValueError where it is none of the settings' kind."""
+    check_config(config, settings.kind)
+    if settings.kind == "super_resolution":
+        for name in ("shrink", "decoder_width", "decoder_blocks"):
+            if config[name] != getattr(settings, name):
+                raise ValueError(f"{name} is {config[name]}, autoencoder.{name} is {getattr(settings, name)}")
+        return SuperResolutionAutoencoder(settings.shrink, settings.decoder_width, settings.decoder_blocks)
+    return _of_diffusers(settings, _diffusers_class(settings.kind).from_config(config))
+
+
+def load_pretrained(settings: AutoencoderSettings) -> ImageAutoencoder:
+    """By local folder or hub name: safetensors only, and of the hub a pinned revision.
+
+    Raises ValueError that names it where it cannot be loaded.
+    """
+    source = str(settings.pretrained)
+    where: dict[str, Any] = {"subfolder": settings.subfolder, "revision": settings.revision}
+    try:
+        if Path(source).is_dir():
+            inside = (Path(source) / "config.json").is_file()
+            where = {} if inside else {"subfolder": settings.subfolder}
+            folder = Path(source, "" if inside else settings.subfolder or "")
+            config = parse_json(read_limited(folder / "config.json"))
+            if settings.kind == "super_resolution":
+                return _load_super_resolution(settings, folder, config)
+        elif settings.kind == "super_resolution":
+            raise ValueError("no such folder, and the hub is not asked for this kind")
+        elif settings.revision is None:
+            raise ValueError("autoencoder.revision is null: name the commit on the hub, branches and tags can move")
+        else:
+            config = _diffusers_class(settings.kind).load_config(source, **where)
+        check_config(config, settings.kind)
+        options = {"use_safetensors": True, "low_cpu_mem_usage": False}
+        return _of_diffusers(settings, _diffusers_class(settings.kind).from_pretrained(source, **options, **where))
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        name = KINDS[settings.kind][0]
+        remedy = f"Name a local folder with the config.json and safetensors of a {name}"
+        if settings.kind != "super_resolution":
+            remedy = f"Name a diffusers {name} on the hub, with the commit of its revision, or a local folder with "
+            remedy += "config.json and safetensors"
+        if settings.kind != "tiny":
+            remedy += "; or set autoencoder.pretrained to null to train a small one"
+        told = f"autoencoder.pretrained: cannot load {source!r} ({where or 'no subfolder'}): {error}\n{remedy}."
+        raise ValueError(told) from error
+
+
+def _diffusers_class(kind: str) -> Any:
+    import diffusers
+
+    return getattr(diffusers, KINDS[kind][0])
+
+
+def _of_diffusers(settings: AutoencoderSettings, vae: Any) -> ImageAutoencoder:
+    return (KLAutoencoder if settings.kind == "kl" else TinyAutoencoder)(vae, settings.latent_scale)
+
+
+def _load_super_resolution(settings: AutoencoderSettings, folder: Path, config: Mapping[str, Any]) -> ImageAutoencoder:
+    with torch.device("meta"):  # sizes are compared before memory is taken
+        autoencoder = empty_autoencoder(settings, config)
+    decoder = autoencoder.get_submodule("decoder")
+    tensors = read_tensors(folder / WEIGHTS, decoder.state_dict())
+    decoder.to_empty(device="cpu").load_state_dict(tensors)
+    return autoencoder

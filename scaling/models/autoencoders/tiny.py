@@ -1,0 +1,33 @@
+"""diffusers' AutoencoderTiny (TAESD, TAESDXL, TAESD3, TAEF1): 2.4 M parameters that speak a big autoencoder's latents.
+
+TAESD itself takes images in [0, 1]; the class in diffusers takes and gives [−1, 1] as AutoencoderKL does, and converts.
+Its latents are already scaled and shifted as a diffusion model wants them (std about 1, mean about 0).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from scaling.models.autoencoders.normalised import NormalisedAutoencoder
+from scaling.models.precision import networks
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderTiny
+
+
+class TinyAutoencoder(NormalisedAutoencoder):
+    """AutoencoderTiny with normalised latents; nothing is sampled."""
+
+    def __init__(self, vae: AutoencoderTiny, latent_scale: float | None) -> None:
+        super().__init__(vae, 2 ** (len(vae.config.num_encoder_blocks) - 1), latent_scale)
+
+    def encode_raw(self, images: Tensor) -> tuple[Tensor, None]:
+        """images [B, 3, H, W] → the raw latents [B, C, h, w]."""
+        with networks(images, self.precision):
+            return self.vae.encode(2 * images - 1).latents.float(), None
+
+    def encode_sample(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """As `encode`: nothing is sampled, so the divergence [B] is 0."""
+        return self.encode(images), images.new_zeros(len(images))
