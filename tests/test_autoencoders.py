@@ -12,7 +12,9 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from torch.nn import functional
 
 from scaling.config import Autoencoder as AutoencoderSettings
-from scaling.config import make_settings, merge
+from scaling.config import as_noted, flatten, make_settings, merge
+from scaling.library.render import latent_colours, shown_range
+from scaling.models import precision
 from scaling.models.autoencoders.base import ImageAutoencoder
 from scaling.models.autoencoders.checks import check_config
 from scaling.models.autoencoders.load import build_autoencoder
@@ -83,6 +85,25 @@ def test_a_copy_of_the_decoder_is_its_own():
     torch.nn.init.ones_(copied.head.bias)
     assert torch.equal(autoencoder.decode(latents), before)
     assert autoencoder.decode(latents, copied).mean() > before.mean()
+
+
+def test_bfloat16_stays_inside(monkeypatch):
+    autoencoder = SuperResolutionAutoencoder(2, 8, 2)
+    torch.nn.init.normal_(autoencoder.decoder.head.weight, std=0.05)
+    latents = torch.rand(1, 3, 8, 8) - 0.5
+    full = autoencoder.decode(latents)
+    monkeypatch.setattr(precision, "BF16_DEVICES", ("cpu",))
+    autoencoder.precision = "bfloat16"
+    lower = autoencoder.decode(latents)
+    assert lower.dtype == torch.float32 and 0 < (lower - full).abs().max() < 0.01
+
+
+def test_its_latents_are_shown_as_the_colours_they_are(tiny_values):
+    latents = torch.tensor([-1.0, 0.0, 0.2, 1.0]).expand(1, 3, 1, 4)
+    small = SharedModel(make_settings(merge(tiny_values, SUPER_RESOLUTION)))
+    assert latent_colours(latents[..., 1:3], shown_range(small))[0, 0, :, 0].tolist() == [128, 153]
+    learned = SharedModel(make_settings(tiny_values))
+    assert latent_colours(latents[..., 1:3], shown_range(learned))[0, 0, :, 0].tolist() == [0, 255]
 
 
 def test_it_learns_in_both_stages_and_is_read_again(tiny_values, tiny_scenes, tmp_path, one_thread):
@@ -265,3 +286,19 @@ def test_an_old_shared_model_saved_again_is_the_same(tmp_path):
         shared, content_hash = load_shared(OLD / name)
         assert shared.save(tmp_path / name, ["a"]) == content_hash == load_shared(tmp_path / name)[1]
         assert (tmp_path / name / "autoencoder").exists() == (name == "latent")
+
+
+@pytest.mark.parametrize("name", ["latent", "rgb"])
+def test_old_settings_are_those_of_the_same_run_today(name, tiny_values):
+    """So that an old run folder goes on: what the noted settings say is what the same settings say now."""
+    noted = json.loads((OLD / name / "config.json").read_text())["settings"]
+    noted["stage2"]["latent"].pop("check_every")
+    read = make_settings(as_noted(noted))
+    assert make_settings(as_noted(read.model_dump())) == read
+    pixels = {"kind": "super_resolution", "shrink": 1, "decoder_blocks": 0, "pretrained": None}
+    kl = {"kind": "kl", "block_out_channels": [2, 2], "norm_num_groups": 1, "latent_channels": 2, "pretrained": None}
+    today = flatten(make_settings(merge(tiny_values, {"autoencoder": kl})).model_dump())
+    found = flatten(read.model_dump())
+    for key in (key for key in today if key.startswith("autoencoder.") and name == "latent"):
+        assert found[key] == today[key], key
+    assert name == "latent" or all(found[f"autoencoder.{key}"] == value for key, value in pixels.items())

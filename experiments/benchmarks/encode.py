@@ -2,7 +2,7 @@
 
 python experiments/benchmarks/encode.py --json FILE
 
-small: preset default's autoencoder from scratch; sd: Stable Diffusion's size; both of random weights, on views of
+small: preset sd's sizes from scratch; sd: Stable Diffusion's size; both of random weights, on views of
 128². One thread on a CPU. png_percent: the share that PNG decoding by one CPU thread has in both together.
 """
 
@@ -76,7 +76,7 @@ def encode_rate(size: str, variant: tuple[int, bool, str, bool], least_seconds: 
     from scaling.models.precision import set_precision
 
     batch, channels_last, precision, compiled = variant
-    small = preset_settings("default").autoencoder
+    small = preset_settings("sd").autoencoder
     autoencoder = sd_size_autoencoder() if size == "sd" else build_autoencoder(small, IMAGE_SIZE)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     autoencoder = autoencoder.to(device=device, memory_format=layout).requires_grad_(False).eval()

@@ -44,8 +44,8 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def method_settings(method: str, autoencoder: Path | None, store: str | None) -> Settings:
-    """A preset with its schedules of fit.yaml over it and, in latent space, the one autoencoder; those of embedded cars
-    where `store` is None."""
+    """A preset (`default`: sd) with its schedules of fit.yaml over it and, where its kind is kl, the one autoencoder;
+    those of embedded cars where `store` is None."""
     schedules = read_yaml(SCHEDULES)
     preset = "sd" if method in ("autoencoder", "default") else method
     values = merge(merge(read_preset(preset), schedules["everywhere"]), schedules[method])

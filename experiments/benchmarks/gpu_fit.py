@@ -1,4 +1,4 @@
-"""Scenes a device-hour of frozen fits of preset default, where their time goes, and how near that is to the device's
+"""Scenes a device-hour of frozen fits of preset sd, where their time goes, and how near that is to the device's
 limits. Needs torch, numpy, diffusers and what `scaling` below `distributed` imports: neither Ray nor MLflow.
 
 python experiments/benchmarks/gpu_fit.py --json FILE
@@ -51,7 +51,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--precision", nargs="+", choices=("float32", "bfloat16"), help="a row for each")
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), help="a row for each")
     parser.add_argument(
-        "--autoencoder", choices=("sd", "small"), help="Stable Diffusion's size, or preset default's own"
+        "--autoencoder", choices=("sd", "small"), help="Stable Diffusion's size, or a small one from scratch"
     )
     parser.add_argument("--views", type=positive_int, default=40, help="views of each scene, test views included")
     parser.add_argument("--latent-steps", type=positive_int, help="steps of 2a (default: the preset's)")
@@ -62,10 +62,10 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def row_settings(precision: str, arguments: argparse.Namespace) -> Settings:
-    """Preset default in a precision, with the steps that were asked for."""
+    """Preset sd in a precision, with the steps that were asked for."""
     from workload import preset_settings
 
-    settings = preset_settings("default", precision=precision)
+    settings = preset_settings("sd", precision=precision)
     over: dict[str, Any] = {"latent": {}, "rgb": {}}
     if arguments.latent_steps:
         over["latent"] = {"num_epochs": 1, "steps_per_epoch": arguments.latent_steps}
@@ -233,7 +233,7 @@ def main() -> int:
         torch.set_num_threads(1)
         print("a CPU: the small form; it shows that this runs, not what a GPU does", flush=True)
     limits = ceilings(arguments.device, *CEILING_SIZES[arguments.device.type])
-    scenes = random_scenes(arguments.scenes, preset_settings("default"), arguments.views)
+    scenes = random_scenes(arguments.scenes, preset_settings("sd"), arguments.views)
     name = torch.cuda.get_device_name(arguments.device) if gpu else "one CPU thread"
     figures: dict[str, Any] = {"device": name, "scenes": arguments.scenes, "views": arguments.views}
     figures |= {"autoencoder": arguments.autoencoder, "torch": torch.__version__, "ceilings": limits, "rows": []}

@@ -1,4 +1,4 @@
-"""What one more scene costs in memory: of a frozen fit and of stage 1, preset default with its small autoencoder.
+"""What one more scene costs in memory: of a frozen fit and of stage 1, preset sd with a small autoencoder.
 
 python experiments/benchmarks/memory.py --json FILE
 
@@ -43,7 +43,7 @@ def fit(num_scenes: int, num_views: int, device: Any) -> int:
 
     from scaling.training.stage2 import fit_scenes
 
-    settings = preset_settings("default", stage2={"latent": STEPS, "rgb": STEPS})
+    settings = preset_settings("sd", stage2={"latent": STEPS, "rgb": STEPS})
     shared = untrained_model(settings, device=device)
     scenes = random_scenes(num_scenes, settings, num_views)
     fit_scenes(shared, scenes, settings)
@@ -59,7 +59,7 @@ def stage1(num_scenes: int, num_views: int, device: Any) -> int:
 
     steps: dict[str, Any] = {phase: {**STEPS, "items_per_step": 1} for phase in PHASES}
     steps |= {"warmup": STEPS, "num_buckets": 1}
-    settings = preset_settings("default", stage1=steps)
+    settings = preset_settings("sd", stage1=steps)
     scenes = random_scenes(num_scenes, settings, num_views)
     Stage1(settings, [scene.scene_id for scene in scenes], scenes, Workers(device=device)).run(lambda report: None)
     return sum(scene.images.nbytes for scene in scenes)

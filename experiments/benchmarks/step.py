@@ -1,4 +1,4 @@
-"""A step of preset default taken apart, one CPU thread: where its time goes, and how it grows.
+"""A step of preset sd taken apart, one CPU thread: where its time goes, and how it grows.
 
 python experiments/benchmarks/step.py --json FILE
 
@@ -30,7 +30,7 @@ STORE_PICTURES = {"data": {"image_size": 32}}  # a step on cached latents sees n
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", default="default", help="settings of the steps")
+    parser.add_argument("--preset", default="sd", help="settings of the steps")
     parser.add_argument("--tables", nargs="+", choices=TABLES, default=TABLES, help="default: all")
     parser.add_argument("--batch", type=positive_int, default=16, help="scenes of a batch whose step is taken apart")
     parser.add_argument("--scenes", type=positive_int, nargs="+", default=[1, 4, 16, 64], help="scenes in a batch")

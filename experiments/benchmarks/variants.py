@@ -46,7 +46,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def row_settings(preset: str, mode: str, section: str, autoencoder: Path | None) -> Settings:
-    """A preset with the schedules of variants.yaml over it and, in latent space, the one autoencoder."""
+    """A preset with the schedules of variants.yaml over it and, where its kind is kl, the one autoencoder."""
     schedules = read_yaml(SCHEDULES)
     values = merge(merge(read_preset(preset), schedules["everywhere"]), schedules[section])
     if autoencoder is not None and make_settings(values).autoencoder.kind == "kl":
@@ -157,7 +157,7 @@ def main() -> int:
     )
     job = {"source": asdict(spec), "train": train_ids, "fit": fit_ids, "schedules": SCHEDULES.read_text()}
     check_out(arguments.out, job)
-    alone = row_settings("default", "frozen", "autoencoder", None)
+    alone = row_settings("sd", "frozen", "autoencoder", None)
     still = {phase: {"num_epochs": 0} for phase in ("warmup", "joint", "adapt", "distil")}
     train(make_settings(merge(alone.model_dump(), {"stage1": still})), spec, train_ids, arguments.out / "autoencoder")
     autoencoder = (arguments.out / "autoencoder" / "autoencoder").absolute()

@@ -20,7 +20,7 @@ from scaling.training.scene_data import TrainingScene, encode_scene, prepare_sce
 from scaling.training.streams import stream
 from scaling.training.workers import Workers
 
-SMALL = {"autoencoder": {"pretrained": None}}  # the one from scratch: in preset default 8 times down, 4 channels
+SMALL = {"autoencoder": {"pretrained": None}}  # the one from scratch: in preset sd 8 times down, 4 channels
 
 
 def preset_settings(preset: str, **over: Any) -> Settings:

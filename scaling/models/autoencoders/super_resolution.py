@@ -26,6 +26,7 @@ class ResidualBlock(nn.Module):
         self.second = nn.Conv2d(width, width, 3, padding=1)
 
     def forward(self, features: Tensor) -> Tensor:
+        """[B, width, h, w] → the same shape."""
         inner = self.first(functional.silu(features))
         return features + self.second(functional.silu(inner))
 
