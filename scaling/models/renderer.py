@@ -25,42 +25,30 @@ class RenderOutput:
     opacity: Tensor
 
 
-def quadrature(depths: Tensor, raw_densities: Tensor, colours: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def quadrature(
+    depths: Tensor, raw_densities: Tensor, colours: Tensor, lengths: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Volume rendering by the mid-point rule: density and colour of an interval are the means of its two ends.
 
-    depths [..., R, D], raw_densities [..., R, D], colours [..., R, D, C]
+    depths [..., R, D], raw_densities [..., R, D], colours [..., R, D, C]; lengths [..., R, D − 1]: how much of each
+    interval counts, where a part of it is known to be empty; None: all of it
     → colours [..., R, C] in [0, 1], depth [..., R], opacity [..., R], weights [..., R, D − 1].
     density = softplus(mean raw − 1), α = 1 − exp(−density δ), weight = α Π (1 − α before it). The depth is the mean
     depth of the weights, kept between the ray's own ends (an empty ray gets its far end, with no gradient).
     """
-    deltas = depths[..., 1:] - depths[..., :-1]
+    lengths = depths[..., 1:] - depths[..., :-1] if lengths is None else lengths
     middle = (depths[..., 1:] + depths[..., :-1]) / 2
-    raw = (raw_densities[..., 1:] + raw_densities[..., :-1]) / 2
+    density = softplus((raw_densities[..., 1:] + raw_densities[..., :-1]) / 2 - 1)
     colour = (colours[..., 1:, :] + colours[..., :-1, :]) / 2
-    out, depth, opacity, weights = compose(middle, deltas, raw, colour)
-    # Of a ray that shows nothing: its far end.
-    depth = torch.where(opacity < 1e-8, depths[..., -1], depth)
-    return out, depth.clamp(depths[..., 0], depths[..., -1]), opacity, weights
-
-
-def compose(
-    depths: Tensor, lengths: Tensor, raw_densities: Tensor, colours: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Volume rendering of samples that each stand for a piece of a ray.
-
-    depths, lengths, raw_densities [..., R, D], colours [..., R, D, C] → as `quadrature`, with a weight for each sample.
-    density = softplus(raw − 1), α = 1 − exp(−density · length), weight = α Π (1 − α before it). The depth is the mean
-    of the weights, the last sample's of a ray that shows nothing.
-    """
-    density = softplus(raw_densities - 1)
     optical_depth = density * lengths
     before = torch.cumsum(optical_depth, -1) - optical_depth
     weights = torch.exp(-before) * (-torch.expm1(-optical_depth))
     opacity = weights.sum(-1)
-    out = (weights[..., None] * colours).sum(-2)
+    out = (weights[..., None] * colour).sum(-2)
     empty = opacity < 1e-8
-    mean_depth = (weights * depths).sum(-1) / torch.where(empty, torch.ones_like(opacity), opacity)
-    return out, torch.where(empty, depths[..., -1], mean_depth), opacity, weights
+    mean_depth = (weights * middle).sum(-1) / torch.where(empty, torch.ones_like(opacity), opacity)
+    depth = torch.where(empty, depths[..., -1], mean_depth)
+    return out, depth.clamp(depths[..., 0], depths[..., -1]), opacity, weights
 
 
 def composite(colours: Tensor, opacity: Tensor, background: Tensor) -> Tensor:
@@ -111,12 +99,13 @@ class Renderer(nn.Module):
 
         Without uniforms every sample lies in the middle of its stratum: the same picture each time.
         """
+        lengths = None
         if parts is not None:
-            return self._at_surfaces(planes, field, rays, background, uniforms, parts)
-        near, far, _ = self.span(rays)
+            depths, lengths = surface_depths(parts, self.samples, uniforms)
+        else:
+            jitter = None if uniforms is None else uniforms[..., : self.samples]
+            depths = stratified_depths(*self.span(rays)[:2], self.samples, jitter)
         inside = self.box.into(rays)
-        jitter = None if uniforms is None else uniforms[..., : self.samples]
-        depths = stratified_depths(near, far, self.samples, jitter)
         raw, colours = self.query(planes, field, inside, depths)
         if self.importance_samples:
             *_, weights = quadrature(depths, raw, colours)
@@ -126,15 +115,7 @@ class Renderer(nn.Module):
             raw = torch.cat([raw, fine_raw], -1).gather(-1, order)
             colours = torch.cat([colours, fine_colours], -2)
             colours = colours.gather(-2, order[..., None].expand_as(colours))
-        out, depth, opacity, _ = quadrature(depths, raw, colours)
-        return RenderOutput(composite(out, opacity, background), depth, opacity)
-
-    def _at_surfaces(
-        self, planes: Tensor, field: Field, rays: Rays, background: Tensor, uniforms: Tensor | None, parts: Parts
-    ) -> RenderOutput:
-        depths, lengths = surface_depths(parts, self.samples, uniforms)
-        raw, colours = self.query(planes, field, self.box.into(rays), depths)
-        out, depth, opacity, _ = compose(depths, lengths, raw, colours)
+        out, depth, opacity, _ = quadrature(depths, raw, colours, lengths)
         return RenderOutput(composite(out, opacity, background), depth, opacity)
 
     def span(self, rays: Rays) -> tuple[Tensor, Tensor, Tensor]:

@@ -49,7 +49,7 @@ EVENLY = 0.3  # share of the samples that are spread over all that a ray may mee
 
 
 def surface_depths(parts: Parts, samples: int, jitter: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Depths drawn where a scene's cells show a surface, and what lies between them.
+    """Depths drawn where a scene's cells show a surface, and the lengths of what lies between them.
 
     Of a part of length δ whose cell says 1 + σ, the weight is T (1 − exp(−σ' δ)), σ' = σ + ½, T what the parts before
     it let through (volume rendering, where ½ stands for what is not known). Depths are drawn, one in each of `samples`
@@ -57,8 +57,8 @@ def surface_depths(parts: Parts, samples: int, jitter: Tensor | None = None) -> 
     inverting its piecewise-linear CDF. jitter [..., R, samples] in [0, 1) places a depth in its stratum; None: the
     middle.
 
-    → depths [..., R, samples], and [..., R, samples] how much of the ray each stands for: the length above 0 of its
-    stratum. No gradient flows through them.
+    → depths [..., R, samples], and how much of the ray between two of them is above 0, [..., R, samples − 1]. No
+    gradient flows through them.
     """
     with torch.no_grad():
         above = (parts.values > 0).to(parts.length.dtype)
@@ -73,16 +73,12 @@ def surface_depths(parts: Parts, samples: int, jitter: Tensor | None = None) -> 
         cdf = cdf / cdf[..., -1:].clamp(min=1e-9)
         length_before = F.pad(above.cumsum(-1), (1, 0))
         strata = torch.arange(samples, dtype=cdf.dtype, device=cdf.device)
-        inner = ((strata[1:]) / samples).expand(*cdf.shape[:-1], samples - 1)
         places = (strata + (0.5 if jitter is None else jitter)) / samples
-        places = places.expand(*cdf.shape[:-1], samples)
-        at = _invert(cdf, torch.cat([places, inner], -1))
+        at = _invert(cdf, places.expand(*cdf.shape[:-1], samples))
         whole = at.floor().long().clamp(max=mass.shape[-1] - 1)
         filled = length_before.gather(-1, whole) + above.gather(-1, whole) * (at - whole)
-        edges = F.pad(filled[..., samples:], (1, 0))
-        edges = torch.cat([edges, length_before[..., -1:]], -1)
         step = parts.length[..., None]
-        return parts.near[..., None] + at[..., :samples] * step, (edges[..., 1:] - edges[..., :-1]) * step
+        return parts.near[..., None] + at * step, (filled[..., 1:] - filled[..., :-1]) * step
 
 
 def _invert(cdf: Tensor, uniform: Tensor) -> Tensor:
