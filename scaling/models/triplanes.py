@@ -67,7 +67,11 @@ def fuse_planes(micro_planes: Tensor, coefs: Tensor, base_planes: Tensor) -> Ten
     if base_planes.numel() == 0:
         return micro_planes
     macro_planes = mix_base_planes(coefs, base_planes)
-    return torch.cat([micro_planes, macro_planes], dim=2) if micro_planes.shape[2] else macro_planes
+    if not micro_planes.shape[2]:
+        return macro_planes
+    # A texel's features lie side by side in memory, as points are sampled.
+    parts = [part.permute(0, 1, 3, 4, 2) for part in (micro_planes, macro_planes)]
+    return torch.cat(parts, dim=-1).permute(0, 1, 4, 2, 3)
 
 
 def project(points: Tensor, plane_axes: Sequence[str]) -> Tensor:

@@ -43,12 +43,15 @@ def silhouettes(views: SceneViews) -> Tensor:
 
 
 @torch.no_grad()
-def visual_hull(corners: Tensor, cells: int, views: SceneViews, shown: Tensor, margin: float) -> Tensor:
+def visual_hull(
+    corners: Tensor, cells: int, views: SceneViews, shown: Tensor, margin: float, whole: bool = True
+) -> Tensor:
     """Cells [cells³] (bool, the last axis fastest) between the corners [2, 3] that the training views do not carve.
 
     shown: their `silhouettes`, on the device to work on; margin: pixels around them that count, too. A cell stays where
-    at least half of the views see its middle and none of them shows background all around it. All stay where the views
-    show no object at all. MOST_VIEWS of them are asked, and a view that contradicts the others is not.
+    at least half of the views see its middle and none of them shows background all over it (`whole`), or in its middle.
+    All stay where the views show no object at all. MOST_VIEWS of them are asked, and a view that contradicts the others
+    is not.
     """
     everywhere = torch.ones(cells**3, dtype=torch.bool)
     if not shown.any():
@@ -62,9 +65,10 @@ def visual_hull(corners: Tensor, cells: int, views: SceneViews, shown: Tensor, m
     for coarse in LEVELS:
         side = (corners[1] - corners[0]) / (cells // coarse)
         reach = side.norm() / 2
-        # Pixels that half a cell's diagonal takes at most, where the box is nearest to the camera.
-        nearest = (distance - corners.abs().amax(0).norm()).clamp(min=0.25 * distance.min())
-        radius = (reach * focal / nearest).median().item() + margin
+        # Pixels that half a cell's diagonal takes, a quarter nearer to the camera than the origin.
+        radius = (reach * focal / (0.75 * distance)).median().item() + margin
+        if coarse == LEVELS[-1] and not whole:
+            radius = margin
         points = _middles(candidates, cells // coarse, shown.device)
         masks = _Masks(cameras, *_widened(shown, radius), shown.shape[1:])
         in_world = corners[0].to(shown.device) + (points + 0.5) * side.to(shown.device)
