@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -25,6 +26,7 @@ from scaling.library.exports import chosen_scenes
 from scaling.library.plane_index import INDEX, PlaneIndex, PlaneModel, Shard, shard_name
 from scaling.library.run_folder import RunFolder
 from scaling.library.stored_models import StoredModels
+from scaling.models.box import CELLS
 from scaling.models.shared import SharedModel
 from scaling.models.triplanes import fuse_planes
 from scaling.storage import uri_of
@@ -85,6 +87,7 @@ def export_planes(run: RunFolder, folder: Path, wanted: Path | None = None) -> P
     _tidy(folder, len(shards))
     index = PlaneIndex(
         run=uri_of(run.path), num_scenes=len(scenes), shape=list(shape), bytes_per_scene=bytes_per_scene,
+        cells=CELLS if shared.settings.rendering.sampled == "hull" else None,
         mean=statistics.mean.tolist(), std=statistics.std.tolist(), models=list(used.values()), shards=shards,
     )  # fmt: skip
     replace_file(folder / INDEX, index.model_dump_json(indent=1).encode())
@@ -108,8 +111,9 @@ def _write_shard(path: Path, models: StoredModels, part: Sequence[Mapping[str, A
     stamp = hashlib.sha256(json.dumps(part).encode()).hexdigest()
     planes = _stored(path, stamp)
     if planes is None:
-        planes = _fused(models, part, shape)
-        replace_file(path, save({"planes": planes}, {"scenes": stamp}))
+        tensors = _fused(models, part, shape)
+        planes = tensors["planes"]
+        replace_file(path, save(tensors, {"scenes": stamp}))
     return planes
 
 
@@ -123,7 +127,9 @@ def _stored(path: Path, stamp: str) -> Tensor | None:
         return None
 
 
-def _fused(models: StoredModels, part: Sequence[Mapping[str, Any]], shape: tuple[int, ...]) -> Tensor:
+def _fused(models: StoredModels, part: Sequence[Mapping[str, Any]], shape: tuple[int, ...]) -> dict[str, Tensor]:
+    """planes [S, *shape], float16, and where scenes have them hulls [S, CELLS³ / 8], packed bits."""
+    hulls = torch.zeros(len(part), CELLS**3 // 8, dtype=torch.uint8)
     place = {row["scene_id"]: number for number, row in enumerate(part)}
     planes = torch.empty(len(part), *shape, dtype=torch.float16)
     for row in models.run.library.scenes(list(place)):
@@ -135,11 +141,13 @@ def _fused(models: StoredModels, part: Sequence[Mapping[str, Any]], shape: tuple
             )
         number = place.pop(row["scene_id"])
         planes[number] = fuse_planes(params.micro_planes, params.coefs, shared.base_planes)[0]
+        if params.hull is not None:
+            hulls[number] = torch.from_numpy(np.packbits(params.hull[0].cpu().numpy()))
         if not torch.isfinite(planes[number]).all():
             raise ValueError(f"scene {row['scene_id']}: planes beyond float16's range; leave it out, with --scenes")
     if place:
         raise ValueError(f"{models.run.library.folder}: scene {min(place)} was taken away meanwhile; export again")
-    return planes
+    return {"planes": planes, "hulls": hulls} if hulls.any() else {"planes": planes}
 
 
 def _describe(
@@ -171,7 +179,9 @@ def _write_model(folder: Path, row: Mapping[str, Any], shared: SharedModel) -> P
         shared=row["shared"], cohort=row["cohort"], renderer=path.name,
         space="rgb" if shared.autoencoder.is_identity else "latent",
         plane_axes=list(representation.plane_axes), micro_features=representation.micro_features,
-        macro_features=representation.macro_features, box=renderer.box.bounds.tolist(), samples=renderer.samples,
+        macro_features=representation.macro_features, combine=representation.combine,
+        field_layers=representation.field_layers, sampled=shared.settings.rendering.sampled,
+        box=renderer.box.bounds.tolist(), samples=renderer.samples,
         importance_samples=renderer.importance_samples, near=renderer.near, far=renderer.far,
         latent_size=shared.latent_size, image_size=shared.settings.data.image_size,
     )  # fmt: skip

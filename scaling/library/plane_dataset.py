@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -39,25 +41,38 @@ class PlaneDataset(Dataset[Tensor]):
 
     def __getitem__(self, number: int) -> Tensor:
         """IndexError beyond the last scene, ValueError naming a shard that is missing or damaged."""
-        number = number + len(self) if number < 0 else number
-        if not 0 <= number < len(self):
-            raise IndexError(f"scene {number} of {len(self)}")
-        shard = bisect_right(self._ends, number)
-        planes = self._read(shard, number - (self._ends[shard - 1] if shard else 0))
+        planes = self._tensor(*self._place(number), "planes", self.index.shape).float()
         return (planes - self.mean) / self.std if self.normalise else planes
+
+    def hull(self, number: int) -> Tensor | None:
+        """Where a scene is: [cells³] (bool), as `render_planes` takes it; None where exports hold none. Errors as
+        __getitem__ raises them."""
+        if self.index.cells is None:
+            return None
+        bits = self._tensor(*self._place(number), "hulls", [self.index.cells**3 // 8])
+        return torch.from_numpy(np.unpackbits(bits.numpy()).astype(bool))
 
     def denormalise(self, planes: Tensor) -> Tensor:
         """Planes [..., P, F, K, K] as __getitem__ gives them when `normalise` is on → as the field reads them."""
         return planes * self.std.to(planes) + self.mean.to(planes)
 
-    def _read(self, shard: int, row: int) -> Tensor:
+    def _place(self, number: int) -> tuple[int, int]:
+        """A scene's shard, and its row there."""
+        number = number + len(self) if number < 0 else number
+        if not 0 <= number < len(self):
+            raise IndexError(f"scene {number} of {len(self)}")
+        shard = bisect_right(self._ends, number)
+        return shard, number - (self._ends[shard - 1] if shard else 0)
+
+    def _tensor(self, shard: int, row: int, name: str, shape: Sequence[int]) -> Tensor:
+        """A row of a shard's tensor, which must be [scenes, *shape]."""
         path = self.folder / shard_name(shard)
-        expected = [len(self.index.shards[shard].scene_ids), *self.index.shape]
+        expected = [len(self.index.shards[shard].scene_ids), *shape]
         try:
             with safe_open(path, framework="pt") as file:
-                planes = file.get_slice("planes")
-                if planes.get_shape() != expected:
-                    raise ValueError(f"planes are {planes.get_shape()}, index.json says {expected}")
-                return planes[row : row + 1][0].float()
+                found = file.get_slice(name)
+                if found.get_shape() != expected:
+                    raise ValueError(f"{name} are {found.get_shape()}, index.json says {expected}")
+                return found[row : row + 1][0]
         except (OSError, SafetensorError, ValueError) as error:
             raise ValueError(f"{path}: cannot be read ({error}); export the planes again") from error

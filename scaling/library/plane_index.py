@@ -11,14 +11,17 @@ from scaling.files import read_limited
 from scaling.scene_ids import SceneId
 
 INDEX = "index.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1: features are summed over planes, one hidden layer, no hulls
 NOTES = [
     "planes[plane, feature, row, column]: micro features first (0 to micro_features - 1), then macro features, which "
     "are the scene's mixture of the base planes.",
     "plane_axes: in 'xz' the column says x and the row z, from the box's low corner to its high one, texels in the "
     "middle (grid_sample from -1 to 1, align_corners=False, padding_mode='zeros').",
-    "At a point, sum the samples of all planes. hidden = softplus(field.hidden), head = field.head: head[0] is a raw "
-    "density, sigmoid(head[1:]) * 1.002 - 0.001 are the colours (latents' if space is latent).",
+    "At a point, combine the samples of all planes: their sum, or product (1 + sample) - 1 over the planes. Then "
+    "softplus(field.hidden), softplus of each of field.more, and field.head: head[0] is a raw density, "
+    "sigmoid(head[1:]) * 1.002 - 0.001 are the colours (latents' if space is latent).",
+    "Where sampled is hull, a scene is empty outside of its hull, and planes say nothing of what is there: shards hold "
+    "`hulls` [scene, cells^3 / 8], a bit for each cell of the box (the highest first; x slowest, z fastest).",
     "Along a ray: density = softplus(mean of the raw densities of an interval's ends - 1) per world unit; colours over "
     "`background` (one for each latent pixel, or for all), then 2 c - 1. The shared model decodes latents to images.",
     "Shards hold planes as they are; mean and std [plane][feature] are over scenes and texels.",
@@ -42,6 +45,9 @@ class PlaneModel(BaseModel):
     plane_axes: list[str]
     micro_features: int
     macro_features: int
+    combine: Literal["product", "sum"] = "sum"
+    field_layers: int = 1
+    sampled: Literal["hull", "cuboid"] = "cuboid"
     box: list[list[Finite]]
     samples: int
     importance_samples: int
@@ -52,7 +58,8 @@ class PlaneModel(BaseModel):
 
 
 class Shard(BaseModel):
-    """A safetensors file with one tensor, `planes` [len(scene_ids), *shape]. models: of each scene, by its number."""
+    """A safetensors file with `planes` [len(scene_ids), *shape] and, where scenes have them, `hulls`. models: of each
+    scene, by its number."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -68,7 +75,8 @@ class Shard(BaseModel):
 
 
 class PlaneIndex(BaseModel):
-    """shape: of a scene's planes [P, F, K, K]; mean, std: [P][F]; shards: in order, named by `shard_name`."""
+    """shape: of a scene's planes [P, F, K, K]; cells: of a hull, a side, null without hulls; mean, std: [P][F]; shards:
+    in order, named by `shard_name`."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -79,6 +87,7 @@ class PlaneIndex(BaseModel):
     num_scenes: int
     shape: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=4, max_length=4)]
     dtype: Literal["float16"] = "float16"
+    cells: int | None = None
     bytes_per_scene: int
     mean: list[list[Finite]]
     std: list[list[Finite]]
