@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from scaling.files import replace_file
 from scaling.library.manifest import Event
 from scaling.library.run_folder import RunFolder
-from scaling.training.metrics import why_no_lpips
+from scaling.training.metrics import VIEW_METRICS, why_no_lpips
 
 UNNAMED = "no category"
 
@@ -51,13 +51,12 @@ def _stage(run: RunFolder, rows: pa.Table, stage: int) -> dict[str, Any]:
     return {
         "num_scenes": len(rows),
         "test": {
-            "psnr": mean(rows, "psnr"),
-            "ssim": mean(rows, "ssim"),
+            **_means(rows),
             "lpips": lpips,
             "lpips_reason": None if lpips is not None else why_no_lpips() or "the scenes were fitted without it",
         },
-        "train": {"psnr": mean(rows, "train_psnr"), "ssim": mean(rows, "train_ssim")},
-        "autoencoder": {"psnr": mean(rows, "autoencoder_psnr"), "ssim": mean(rows, "autoencoder_ssim")},
+        "train": _means(rows, "train_"),
+        "autoencoder": _means(rows, "autoencoder_"),
         "mean_image": {"psnr": mean(rows, "mean_image_psnr")},
         "latent": {"psnr": mean(rows, "latent_psnr")},
         "seconds_per_scene": mean(rows, "seconds"),
@@ -73,13 +72,18 @@ def _categories(rows: pa.Table) -> dict[str, Any]:
     return {
         name or UNNAMED: {
             "num_scenes": len(part),
-            "test": {"psnr": mean(part, "psnr"), "ssim": mean(part, "ssim")},
-            "train": {"psnr": mean(part, "train_psnr")},
-            "autoencoder": {"psnr": mean(part, "autoencoder_psnr")},
+            "test": _means(part),
+            "train": _means(part, "train_"),
+            "autoencoder": _means(part, "autoencoder_"),
             "mean_image": {"psnr": mean(part, "mean_image_psnr")},
         }
         for name, part in parts.items()
     }
+
+
+def _means(rows: pa.Table, side: str = "") -> dict[str, float | None]:
+    """Of the metrics that stand on every side: test views (""), "train_" and "autoencoder_"."""
+    return {name: mean(rows, f"{side}{name}") for name in VIEW_METRICS}
 
 
 def mean(rows: pa.Table, key: str) -> float | None:
@@ -105,6 +109,9 @@ def table_text(metrics: dict[str, Any]) -> str:
     line("scenes fitted", "num_scenes", form="{:d}")
     line("test PSNR, dB", "test", "psnr")
     line("test SSIM", "test", "ssim", form="{:.3f}")
+    line("test MS-SSIM", "test", "ms_ssim", form="{:.3f}")
+    line("test FLIP (lower is better)", "test", "flip", form="{:.3f}")
+    line("test LPIPS (lower is better)", "test", "lpips", form="{:.3f}")
     line("train PSNR, dB", "train", "psnr")
     line("autoencoder PSNR, dB", "autoencoder", "psnr")
     line("mean image PSNR, dB (the floor)", "mean_image", "psnr")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import math
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ from scaling.library.viewer_work import Cache
 from scaling.models.shared import SharedModel
 from scaling.models.student import Student
 from scaling.models.triplanes import SceneParams
-from scaling.training.metrics import psnr
+from scaling.training.metrics import view_metrics
 
 MODES = {"rgb": "Colour", "latents": "Latents", "depth": "Depth"}
 DRAFT_SIDE = 64  # pixels a side of a draft in RGB space, where every ray is a pixel
@@ -60,12 +60,12 @@ class Shot:
 
 @dataclass(frozen=True)
 class Drawn:
-    """png: of the render; draft: whether the full picture differs; psnr: of that against the shot's truth in dB, None
-    where there is no truth, of drafts and in other modes."""
+    """png: of the render; draft: whether the full picture differs; measured: VIEW_METRICS of that against the shot's
+    truth, empty where there is no truth, of drafts and in other modes."""
 
     png: bytes
     draft: bool
-    psnr: float | None
+    measured: Mapping[str, float]
 
 
 def mix(first: OpenScene, second: OpenScene, coefs: float, micro: float) -> SceneParams:
@@ -186,10 +186,10 @@ class ViewedRun:
             pixels = depth_colours(view["depth"], view["opacity"])[0]
         else:
             pixels = latent_colours(view["latents"], self._latent_range(scene))[0]
-        reached = None
+        measured: dict[str, float] = {}
         if shot.truth is not None and shot.mode == "rgb" and not draft:
-            reached = psnr(view["images"], shot.truth[None].to(scene.shared.device)).item()
-        return Drawn(encode_png(pixels), draft, reached)
+            measured = view_metrics(view["images"], shot.truth[None].to(scene.shared.device))
+        return Drawn(encode_png(pixels), draft, measured)
 
     def _latent_range(self, scene: OpenScene) -> tuple[Tensor, Tensor]:
         """Of four views around the scene: so that colours do not change as it turns."""
