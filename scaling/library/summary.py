@@ -11,8 +11,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from scaling.files import replace_file
+from scaling.library.lpips_values import LpipsValues, read_lpips_values
 from scaling.library.manifest import Event
 from scaling.library.run_folder import RunFolder
+from scaling.training.local_lpips import NETWORK
 from scaling.training.metrics import VIEW_METRICS, why_no_lpips
 
 UNNAMED = "no category"
@@ -40,20 +42,24 @@ def gather(run: RunFolder) -> tuple[dict[str, Any], pa.Table]:
     committed = set(table["scene_id"].to_pylist())
     failed = failed_scenes(run, committed)
     metrics: dict[str, Any] = {"num_scenes": 0, "num_failed": len(failed)}
-    metrics |= _stage(run, stages[1], stage=2)
+    measured = read_lpips_values(run)
+    metrics |= _stage(run, stages[1], measured, stage=2)
     metrics["shared_bytes"] = sum(p.stat().st_size for p in run.shared_in_use().rglob("*") if p.is_file())
-    metrics["stage1"] = _stage(run, stages[0], stage=1)
-    return metrics, table
+    metrics["stage1"] = _stage(run, stages[0], measured, stage=1)
+    return metrics, measured.fill(table)[0]
 
 
-def _stage(run: RunFolder, rows: pa.Table, stage: int) -> dict[str, Any]:
+def _stage(run: RunFolder, rows: pa.Table, measured: LpipsValues, stage: int) -> dict[str, Any]:
+    rows, weights = measured.fill(rows)
     lpips = mean(rows, "lpips")
     return {
         "num_scenes": len(rows),
         "test": {
             **_means(rows),
             "lpips": lpips,
-            "lpips_reason": None if lpips is not None else why_no_lpips() or "the scenes were fitted without it",
+            "lpips_reason": _why_none() if lpips is None else None,
+            "lpips_network": None if lpips is None else NETWORK,
+            "lpips_weights": weights,  # None beside a value: those that torchmetrics fetched
         },
         "train": _means(rows, "train_"),
         "autoencoder": _means(rows, "autoencoder_"),
@@ -63,6 +69,11 @@ def _stage(run: RunFolder, rows: pa.Table, stage: int) -> dict[str, Any]:
         "bytes_per_scene": run.library.num_bytes(stage) / len(rows) if rows else None,
         "categories": _categories(rows),
     }
+
+
+def _why_none() -> str:
+    why = why_no_lpips() or "the scenes were fitted without it"
+    return f"{why}; evaluate.py --lpips-weights FILE measures it without a download"
 
 
 def _categories(rows: pa.Table) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from scaling.cameras import pixel_rays
 from scaling.data.png import encode_png
+from scaling.library.lpips_values import read_lpips_values
 from scaling.library.render import depth_colours, latent_colours, latent_range, to_pixels
 from scaling.library.run_folder import RunFolder
 from scaling.library.stored_models import StoredModels
@@ -157,7 +158,8 @@ class ViewedRun:
 
     def gallery(self) -> Gallery:
         """The scenes that are committed now, without their planes."""
-        return Gallery(self.run.library.table().to_pylist())
+        rows, _ = read_lpips_values(self.run).fill(self.run.library.table())
+        return Gallery(rows.to_pylist())
 
     def open(self, scene_id: str) -> OpenScene:
         """Reads a scene, or takes it from memory. LookupError where there is none, ValueError where it is damaged."""

@@ -162,8 +162,8 @@ def _gaussian(b: float) -> tuple[Tensor, float]:
 
 
 def _feature_taps(kind: str) -> Tensor:
-    """A Gaussian ("smooth"), its first derivative ("edge") or its second ("point"). Positive taps sum to 1, negative ones
-    to −1."""
+    """A Gaussian ("smooth"), its first derivative ("edge") or its second ("point"), by name. Positive taps sum to 1,
+    negative ones to −1."""
     deviation = 0.5 * FEATURE_WIDTH * PIXELS_PER_DEGREE
     radius = math.ceil(3 * deviation)
     x = torch.arange(-radius, radius + 1, dtype=torch.float64)

@@ -73,11 +73,7 @@ def view_metrics(images: Tensor, truth: Tensor) -> dict[str, float]:
 def why_no_lpips() -> str:
     """Why LPIPS cannot be computed here; empty where it can be tried."""
     missing = [name for name in ("torchvision",) if importlib.util.find_spec(name) is None]
-    return (
-        f"{missing[0]} is not installed (pip install 'scaling[lpips]'); or name weights by --lpips-weights"
-        if missing
-        else ""
-    )
+    return f"{missing[0]} is not installed (pip install 'scaling[lpips]')" if missing else ""
 
 
 @functools.cache
