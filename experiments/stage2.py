@@ -14,6 +14,10 @@ def add_flags() -> argparse.ArgumentParser:
     parser.add_argument("--mode", choices=("frozen", "cohort"), help="default: the setting stage2.mode")
     parser.add_argument("--cohort-size", type=positive_int, help="default: the setting stage2.cohort_size")
     parser.add_argument("--retry-failed", action="store_true", help="try scenes again that were given up")
+    parser.add_argument(
+        "--lpips-weights", type=location, metavar="FILE",
+        help="safetensors of LPIPS over VGG16: this process measures it once all scenes are fitted",
+    )  # fmt: skip
     return parser
 
 
@@ -38,8 +42,9 @@ def main() -> int:
         print(f"warning: {len(ids)} scenes are left to fit; --num-scenes asked for {arguments.num_scenes}")
     cluster = connect(arguments.address, arguments.gpus)
     metrics = fit_stage2(
-        run, shared, settings, spec, ids, cluster, arguments.num_actors, arguments.retry_failed, preset=arguments.preset
-    )
+        run, shared, settings, spec, ids, cluster, arguments.num_actors, arguments.retry_failed,
+        preset=arguments.preset, lpips_weights=arguments.lpips_weights,
+    )  # fmt: skip
     print(table_text(metrics))
     if metrics["num_failed"]:
         print(failures_text(run))

@@ -13,7 +13,7 @@ from scaling import arrow_files
 from scaling.files import replace_file
 from scaling.library.commit import commit_file
 from scaling.library.failures import FailureLog, event, read_failures
-from scaling.library.fitted_scenes import METRICS, SCHEMA, pack_scene, unpack_scene
+from scaling.library.fitted_scenes import LATER_METRICS, METRICS, SCHEMA, pack_scene, unpack_scene
 from scaling.library.library import Library
 from scaling.library.manifest import Manifest
 from scaling.library.parts import commit_part, part_name
@@ -191,6 +191,20 @@ def test_parts_of_format_2_are_read(tmp_path):
     pq.write_table(table, tmp_path / "parts" / part_name(0, 0, ["a"]), compression="none", use_dictionary=False)
     assert Library(tmp_path).scene("a")["psnr"] == pytest.approx(20.1, abs=1e-5)
     assert Library(tmp_path).table(["psnr"])["psnr"].type == pa.float32()
+
+
+def test_parts_older_than_a_metric_are_read(tmp_path):
+    """Beside younger ones: what was not measured then is None, and no mean counts it."""
+    run = RunFolder(tmp_path / "run")
+    run.shared.mkdir(parents=True)
+    commit_part(run.library.folder, [row("new") | {"flip": 0.25}])
+    old = pa.Table.from_pylist([row("old") | {"format_version": 3}], SCHEMA).drop_columns(list(LATER_METRICS))
+    pq.write_table(old, run.library.folder / "parts" / part_name(0, 0, ["old"]), use_dictionary=False)
+    assert [run.library.scene(name)["flip"] for name in ("old", "new")] == [None, 0.25]
+    assert run.library.table(["flip", "scene_id"]).column_names == ["flip", "scene_id"]
+    metrics = summarise(run)
+    assert metrics["num_scenes"] == 2 and metrics["test"]["flip"] == 0.25 and metrics["train"]["ms_ssim"] == 1.0
+    assert metrics["stage1"]["autoencoder"]["flip"] is None
 
 
 def test_what_a_scene_of_coefs_alone_costs(tmp_path):

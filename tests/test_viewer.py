@@ -34,7 +34,7 @@ from scaling.library.viewer_truth import view_png
 from scaling.library.viewer_work import Cache, Worker
 from scaling.models.shared import load_shared
 from scaling.training.evaluate import render_views
-from scaling.training.metrics import psnr
+from scaling.training.metrics import view_metrics
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -192,7 +192,7 @@ def test_a_view_is_drawn_as_evaluation_renders_it(viewed):
     expected = render_views(scene.shared, scene.params, views.cam2world[:1], views.intrinsics[:1])
     drawn = viewed.draw(Shot("car-00003", view_camera(views, 0), truth=views.images[0]))
     assert (decode_png(drawn.png) == to_pixels(expected["images"])[0]).all()
-    assert drawn.psnr == pytest.approx(psnr(expected["images"], views.images[:1]).item())
+    assert drawn.measured == pytest.approx(view_metrics(expected["images"], views.images[:1]))
     assert (decode_png(view_png(views, 0)) == to_pixels(views.images[0])).all()
 
 
@@ -202,7 +202,7 @@ def test_a_draft_goes_through_the_student(viewed, monkeypatch):
     scene, camera = viewed.open("car-00002"), viewed.start
     latents = viewer_scenes.render(shared, scene.params, camera, decoded=False, draft=True)["latents"]
     draft = viewed.draw(Shot("car-00002", camera, draft=True, truth=torch.zeros(3, 16, 16)))
-    assert (decode_png(draft.png) == to_pixels(shared.student(latents))[0]).all() and draft.psnr is None
+    assert (decode_png(draft.png) == to_pixels(shared.student(latents))[0]).all() and not draft.measured
     assert viewer_scenes.has_drafts(shared, "rgb") and not viewer_scenes.has_drafts(shared, "depth")
     monkeypatch.setattr(shared, "student", None)
     assert not viewer_scenes.has_drafts(shared, "rgb")

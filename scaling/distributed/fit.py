@@ -27,6 +27,7 @@ from scaling.distributed.prepare import batches_of, bound_reading, scene_dataset
 from scaling.distributed.work import Counts
 from scaling.library.compact import compact_after_job, forget_after_job
 from scaling.library.ledger import Ledger, open_ledger
+from scaling.library.lpips_values import measure_lpips
 from scaling.library.pictures import log_scene_pictures
 from scaling.library.run_folder import RunFolder, settings_hash
 from scaling.library.stored_models import StoredModels
@@ -34,6 +35,7 @@ from scaling.library.summary import summarise
 from scaling.models.shared import read_hash
 from scaling.storage import AnyPath, uri_of
 from scaling.training.cohort import epochs_done
+from scaling.training.local_lpips import read_lpips
 
 if TYPE_CHECKING:
     from scaling.distributed.tracking import Tracker
@@ -54,16 +56,20 @@ def fit_stage2(
     fitter: type[Fitter] | None = None,
     join_parts: bool = True,
     preset: str = "",
+    lpips_weights: AnyPath | None = None,
 ) -> dict[str, Any]:
     """Fits `scene_ids`, or those of them that are not fitted yet. → the run's metrics.
 
     fitter: what an actor runs, by default the one of the mode; join_parts: whether many small parts of the library
-    become few large ones at the end; preset: whose settings these are, for people who compare runs. Raises
-    SettingsError where more actors are asked for than there are GPUs, LeaseHeld where another driver works on the run.
+    become few large ones at the end; preset: whose settings these are, for people who compare runs; lpips_weights: the
+    file with which this process measures LPIPS at the end. Raises SettingsError where more actors are asked for than
+    there are GPUs, LeaseHeld where another driver works on the run, ValueError for wrong weights.
     Failed scenes raise nothing: they are in the metrics.
     """
     if num_actors:
         share(resources, num_actors, reserve_cpu=True)  # wrong use is told before anything is written
+    if lpips_weights:
+        read_lpips(lpips_weights)
     with open_ledger(run) as ledger:
         shared_hash = read_hash(shared_folder)  # whether the tensors are of it is what every actor looks at
         ledger.check_shared(shared_hash)
@@ -95,6 +101,8 @@ def fit_stage2(
                 ledger.publish()
                 if join_parts:
                     compact_after_job(ledger)
+                if lpips_weights:
+                    measure_lpips(run, lpips_weights)
                 metrics = summarise(run)
                 tracker.log_summary(metrics)
                 for path in (run.metrics, run.path / "scenes.parquet"):

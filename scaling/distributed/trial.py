@@ -110,7 +110,8 @@ def _run(job: TrialJob, report: Report) -> dict[str, Any]:
     metrics = fit(job, settings, spec, shared, before, report)
     figures = {
         **_heading(job), "status": FINISHED, "shared": str(shared), **stage1,
-        "psnr": metrics["test"]["psnr"], "ssim": metrics["test"]["ssim"], "train_psnr": metrics["train"]["psnr"],
+        "psnr": metrics["test"]["psnr"], "ssim": metrics["test"]["ssim"],
+        "ms_ssim": metrics["test"]["ms_ssim"], "flip": metrics["test"]["flip"], "train_psnr": metrics["train"]["psnr"],
         "autoencoder_psnr": metrics["autoencoder"]["psnr"],
         **{key: metrics[key] for key in ("num_scenes", "num_failed", "seconds_per_scene", "bytes_per_scene")},
         "shared_bytes": metrics["shared_bytes"],

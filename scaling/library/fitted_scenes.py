@@ -22,8 +22,9 @@ from scaling.models.triplanes import SceneParams
 FORMAT_VERSION = 4
 METRICS = (
     "psnr", "ssim", "lpips", "train_psnr", "train_ssim", "autoencoder_psnr", "autoencoder_ssim", "mean_image_psnr",
-    "latent_psnr",
+    "latent_psnr", "ms_ssim", "flip", "train_ms_ssim", "train_flip", "autoencoder_ms_ssim", "autoencoder_flip",
 )  # fmt: skip
+LATER_METRICS = METRICS[METRICS.index("ms_ssim") :]  # older parts have no such columns
 COEF_BITS = 12  # one more than float16 has
 PLANES = ("micro_planes", "micro_dtype", "micro_shape", "micro_scale", "coefs", "hull")
 SCHEMA = pa.schema(

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from scaling.arrow_files import TableError, open_table, read_columns
 from scaling.library.checks import check_ids, check_planes
 from scaling.library.commit import commit_file
-from scaling.library.fitted_scenes import FORMAT_VERSION, METRICS, SCHEMA
+from scaling.library.fitted_scenes import FORMAT_VERSION, LATER_METRICS, METRICS, SCHEMA
 from scaling.scene_ids import SceneId
 from scaling.storage import AnyPath, file_of
 
@@ -151,12 +151,18 @@ def damaged(path: AnyPath, why: str) -> ValueError:
 
 
 def _columns(path: AnyPath, file: pq.ParquetFile, columns: Sequence[str], row_group: int | None = None) -> pa.Table:
-    """Checked columns, of one row group or of all. A column that the schema does not have does no harm."""
+    """Checked columns, of one row group or of all. A column that the schema does not have does no harm; a metric that
+    is younger than the part is None."""
     version = read_columns(file, pa.schema([SCHEMA.field("format_version")]), row_group=row_group)
     newest = max(version["format_version"].to_pylist(), default=0)
     if newest > FORMAT_VERSION:
         raise ValueError(f"{path}: format version {newest}, this program reads up to {FORMAT_VERSION}: update it")
-    table = read_columns(file, pa.schema([SCHEMA.field(name) for name in columns]), NULLABLE, row_group)
+    known = [name for name in columns if name not in LATER_METRICS or name in file.schema_arrow.names]
+    table = read_columns(file, pa.schema([SCHEMA.field(name) for name in known]), NULLABLE, row_group)
+    for name in columns:
+        if name not in known:
+            table = table.append_column(SCHEMA.field(name), pa.nulls(len(version), SCHEMA.field(name).type))
+    table = table.select(columns)
     told = [name for name in ("scene_id", "stage", "shared", "cohort") if name in columns]
     try:
         check_ids(table.select(told).to_pylist())

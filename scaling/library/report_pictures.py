@@ -93,7 +93,10 @@ def _scene_sheet(runs: Sequence[RunFigures], scene_id: str, which: str) -> Sheet
 
 
 def _figures(scene: Scene) -> str:
-    told = {"psnr": "test PSNR {:.2f} dB", "ssim": "SSIM {:.3f}", "autoencoder_psnr": "autoencoder {:.2f} dB"}
+    told = {
+        "psnr": "test PSNR {:.2f} dB", "ssim": "SSIM {:.3f}", "ms_ssim": "MS-SSIM {:.3f}", "flip": "FLIP {:.3f}",
+        "lpips": "LPIPS {:.3f}", "autoencoder_psnr": "autoencoder {:.2f} dB",
+    }  # fmt: skip
     return ", ".join(form.format(scene.metrics[key]) for key, form in told.items() if scene.metrics[key] is not None)
 
 

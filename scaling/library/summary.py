@@ -11,9 +11,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from scaling.files import replace_file
+from scaling.library.lpips_values import LpipsValues, read_lpips_values
 from scaling.library.manifest import Event
 from scaling.library.run_folder import RunFolder
-from scaling.training.metrics import why_no_lpips
+from scaling.training.local_lpips import NETWORK
+from scaling.training.metrics import VIEW_METRICS, why_no_lpips
 
 UNNAMED = "no category"
 
@@ -40,30 +42,38 @@ def gather(run: RunFolder) -> tuple[dict[str, Any], pa.Table]:
     committed = set(table["scene_id"].to_pylist())
     failed = failed_scenes(run, committed)
     metrics: dict[str, Any] = {"num_scenes": 0, "num_failed": len(failed)}
-    metrics |= _stage(run, stages[1], stage=2)
+    measured = read_lpips_values(run)
+    metrics |= _stage(run, stages[1], measured, stage=2)
     metrics["shared_bytes"] = sum(p.stat().st_size for p in run.shared_in_use().rglob("*") if p.is_file())
-    metrics["stage1"] = _stage(run, stages[0], stage=1)
-    return metrics, table
+    metrics["stage1"] = _stage(run, stages[0], measured, stage=1)
+    return metrics, measured.fill(table)[0]
 
 
-def _stage(run: RunFolder, rows: pa.Table, stage: int) -> dict[str, Any]:
+def _stage(run: RunFolder, rows: pa.Table, measured: LpipsValues, stage: int) -> dict[str, Any]:
+    rows, weights = measured.fill(rows)
     lpips = mean(rows, "lpips")
     return {
         "num_scenes": len(rows),
         "test": {
-            "psnr": mean(rows, "psnr"),
-            "ssim": mean(rows, "ssim"),
+            **_means(rows),
             "lpips": lpips,
-            "lpips_reason": None if lpips is not None else why_no_lpips() or "the scenes were fitted without it",
+            "lpips_reason": _why_none() if lpips is None else None,
+            "lpips_network": None if lpips is None else NETWORK,
+            "lpips_weights": weights,  # None beside a value: those that torchmetrics fetched
         },
-        "train": {"psnr": mean(rows, "train_psnr"), "ssim": mean(rows, "train_ssim")},
-        "autoencoder": {"psnr": mean(rows, "autoencoder_psnr"), "ssim": mean(rows, "autoencoder_ssim")},
+        "train": _means(rows, "train_"),
+        "autoencoder": _means(rows, "autoencoder_"),
         "mean_image": {"psnr": mean(rows, "mean_image_psnr")},
         "latent": {"psnr": mean(rows, "latent_psnr")},
         "seconds_per_scene": mean(rows, "seconds"),
         "bytes_per_scene": run.library.num_bytes(stage) / len(rows) if rows else None,
         "categories": _categories(rows),
     }
+
+
+def _why_none() -> str:
+    why = why_no_lpips() or "the scenes were fitted without it"
+    return f"{why}; evaluate.py --lpips-weights FILE measures it without a download"
 
 
 def _categories(rows: pa.Table) -> dict[str, Any]:
@@ -73,13 +83,18 @@ def _categories(rows: pa.Table) -> dict[str, Any]:
     return {
         name or UNNAMED: {
             "num_scenes": len(part),
-            "test": {"psnr": mean(part, "psnr"), "ssim": mean(part, "ssim")},
-            "train": {"psnr": mean(part, "train_psnr")},
-            "autoencoder": {"psnr": mean(part, "autoencoder_psnr")},
+            "test": _means(part),
+            "train": _means(part, "train_"),
+            "autoencoder": _means(part, "autoencoder_"),
             "mean_image": {"psnr": mean(part, "mean_image_psnr")},
         }
         for name, part in parts.items()
     }
+
+
+def _means(rows: pa.Table, side: str = "") -> dict[str, float | None]:
+    """Of the metrics that stand on every side: test views (""), "train_" and "autoencoder_"."""
+    return {name: mean(rows, f"{side}{name}") for name in VIEW_METRICS}
 
 
 def mean(rows: pa.Table, key: str) -> float | None:
@@ -105,6 +120,9 @@ def table_text(metrics: dict[str, Any]) -> str:
     line("scenes fitted", "num_scenes", form="{:d}")
     line("test PSNR, dB", "test", "psnr")
     line("test SSIM", "test", "ssim", form="{:.3f}")
+    line("test MS-SSIM", "test", "ms_ssim", form="{:.3f}")
+    line("test FLIP (lower is better)", "test", "flip", form="{:.3f}")
+    line("test LPIPS (lower is better)", "test", "lpips", form="{:.3f}")
     line("train PSNR, dB", "train", "psnr")
     line("autoencoder PSNR, dB", "autoencoder", "psnr")
     line("mean image PSNR, dB (the floor)", "mean_image", "psnr")

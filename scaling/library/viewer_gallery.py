@@ -13,15 +13,19 @@ SORTS = {
     "category": "category",
     "psnr": "test PSNR",
     "ssim": "test SSIM",
+    "ms_ssim": "test MS-SSIM",
+    "flip": "test FLIP",
     "train_psnr": "train PSNR",
     "gap": "gap to autoencoder",
     "seconds": "seconds",
 }
-BEST_FIRST = ("psnr", "ssim", "train_psnr")  # read from the highest down, unless asked otherwise
+BEST_FIRST = ("psnr", "ssim", "ms_ssim", "train_psnr")  # read from the highest down, unless asked otherwise
 
 TOLD = {
     "psnr": ("test PSNR", "{:.2f} dB"),
     "ssim": ("test SSIM", "{:.3f}"),
+    "ms_ssim": ("test MS-SSIM", "{:.3f}"),
+    "flip": ("test FLIP", "{:.3f}"),
     "lpips": ("test LPIPS", "{:.3f}"),
     "train_psnr": ("train PSNR", "{:.2f} dB"),
     "autoencoder_psnr": ("autoencoder", "{:.2f} dB"),

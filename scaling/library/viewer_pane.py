@@ -224,7 +224,9 @@ class ScenePane:
 
     def _tell(self, shot: Shot, drawn: Drawn) -> None:
         what = ("Render" if shot.second is None else "Mixture") + (" (draft)" if drawn.draft else "")
-        self.caption.set_text(what if drawn.psnr is None else f"{what} · {drawn.psnr:.2f} dB on this view")
+        if drawn.measured:
+            what += " · {psnr:.2f} dB on this view, MS-SSIM {ms_ssim:.3f}, FLIP {flip:.3f}".format(**drawn.measured)
+        self.caption.set_text(what)
 
     async def _ask(self, worker: Worker, kind: str, job: Any, urgent: bool = False) -> Any:
         return await asyncio.wrap_future(worker.ask(f"{self.key} {kind}", job, urgent))

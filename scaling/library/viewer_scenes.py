@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import math
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from scaling.cameras import pixel_rays
 from scaling.data.png import encode_png
+from scaling.library.lpips_values import read_lpips_values
 from scaling.library.render import depth_colours, latent_colours, latent_range, shown_range, to_pixels
 from scaling.library.run_folder import RunFolder
 from scaling.library.stored_models import StoredModels
@@ -24,7 +25,7 @@ from scaling.library.viewer_work import Cache
 from scaling.models.shared import SharedModel
 from scaling.models.student import Student
 from scaling.models.triplanes import SceneParams, either_hull
-from scaling.training.metrics import psnr
+from scaling.training.metrics import view_metrics
 
 MODES = {"rgb": "Colour", "latents": "Latents", "depth": "Depth"}
 DRAFT_SIDE = 64  # rays a side of a draft where latents are images or pixels
@@ -60,12 +61,12 @@ class Shot:
 
 @dataclass(frozen=True)
 class Drawn:
-    """png: of the render; draft: whether the full picture differs; psnr: of that against the shot's truth in dB, None
-    where there is no truth, of drafts and in other modes."""
+    """png: of the render; draft: whether the full picture differs; measured: VIEW_METRICS of that against the shot's
+    truth, empty where there is no truth, of drafts and in other modes."""
 
     png: bytes
     draft: bool
-    psnr: float | None
+    measured: Mapping[str, float]
 
 
 def mix(first: OpenScene, second: OpenScene, coefs: float, micro: float) -> SceneParams:
@@ -158,7 +159,8 @@ class ViewedRun:
 
     def gallery(self) -> Gallery:
         """The scenes that are committed now, without their planes."""
-        return Gallery(self.run.library.table().to_pylist())
+        rows, _ = read_lpips_values(self.run).fill(self.run.library.table())
+        return Gallery(rows.to_pylist())
 
     def open(self, scene_id: str) -> OpenScene:
         """Reads a scene, or takes it from memory. LookupError where there is none, ValueError where it is damaged."""
@@ -187,10 +189,10 @@ class ViewedRun:
             pixels = depth_colours(view["depth"], view["opacity"])[0]
         else:
             pixels = latent_colours(view["latents"], self._latent_range(scene))[0]
-        reached = None
+        measured: dict[str, float] = {}
         if shot.truth is not None and shot.mode == "rgb" and not draft:
-            reached = psnr(view["images"], shot.truth[None].to(scene.shared.device)).item()
-        return Drawn(encode_png(pixels), draft, reached)
+            measured = view_metrics(view["images"], shot.truth[None].to(scene.shared.device))
+        return Drawn(encode_png(pixels), draft, measured)
 
     def _latent_range(self, scene: OpenScene) -> tuple[Tensor, Tensor]:
         """Of four views around the scene: so that colours do not change as it turns; small images keep theirs."""

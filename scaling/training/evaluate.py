@@ -8,7 +8,7 @@ from torch import Tensor
 from scaling.data.scenes import SceneViews
 from scaling.models.shared import SharedModel
 from scaling.models.triplanes import SceneParams, fuse_planes
-from scaling.training.metrics import lpips, psnr, view_metrics
+from scaling.training.metrics import VIEW_METRICS, lpips, psnr, view_metrics
 
 VIEW_CHUNK = 8
 
@@ -49,14 +49,14 @@ def render_planes(
 
 @torch.no_grad()
 def evaluate_scene(shared: SharedModel, params: SceneParams, views: SceneViews) -> dict[str, float | None]:
-    """PSNR (dB) and SSIM per view, mean over the scene's views. The training side takes as many views as the test side.
+    """VIEW_METRICS per view, mean over the scene's views. The training side takes as many views as the test side.
 
     params: of S = 1. views must have test views: they are what is measured.
 
-    → psnr, ssim, lpips (test views; lpips None where it cannot be had), train_psnr, train_ssim, autoencoder_psnr,
-    autoencoder_ssim (the same test views encoded and decoded by the pair trained together), mean_image_psnr (the mean
-    training image as the prediction of every test view), latent_psnr (rendered against encoded latents); those of the
-    autoencoder and of latents None where latents are the pixels.
+    → psnr (dB), ssim, ms_ssim, flip, lpips (test views; lpips None where it cannot be had), the same but lpips as
+    train_psnr … and as autoencoder_psnr … (test views encoded and decoded by the pair trained together),
+    mean_image_psnr (the mean training image as the prediction of every test view), latent_psnr (rendered against
+    encoded latents); those of the autoencoder and of latents None where latents are the pixels.
     """
     test, train = list(views.test_views), list(views.train_views)
     spread = torch.linspace(0, len(train) - 1, min(len(test), len(train))).round().long()
@@ -70,7 +70,7 @@ def evaluate_scene(shared: SharedModel, params: SceneParams, views: SceneViews) 
     values |= {f"train_{name}": value for name, value in of_train.items()}
     mean_image = views.images[train].mean(0, keepdim=True).to(shared.device).expand_as(truth)
     values["mean_image_psnr"] = psnr(mean_image, truth).mean().item()
-    values |= {"autoencoder_psnr": None, "autoencoder_ssim": None, "latent_psnr": None}
+    values |= {**{f"autoencoder_{name}": None for name in VIEW_METRICS}, "latent_psnr": None}
     if not shared.autoencoder.is_identity:
         encoded = shared.autoencoder.encode(truth)
         decoded = shared.autoencoder.decode(encoded)

@@ -1,0 +1,110 @@
+"""LPIPS of a run's fitted scenes, measured after they were fitted: RUN/lpips.parquet, beside a library that stays as it
+is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from tqdm import tqdm
+
+from scaling.arrow_files import TableError, open_table, read_columns
+from scaling.files import replace_file
+from scaling.library.run_folder import RunFolder
+from scaling.library.stored_models import StoredModels, chosen_device
+from scaling.library.viewer_truth import Truth
+from scaling.storage import AnyPath, file_of
+from scaling.training.evaluate import render_views
+from scaling.training.local_lpips import read_lpips
+
+FIT = ("scene_id", "shared", "settings_hash")  # names what was measured: a scene that is fitted anew is another one
+SCHEMA = pa.schema([*[(name, pa.string()) for name in (*FIT, "weights")], ("lpips", pa.float32())])
+
+Fit = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class LpipsValues:
+    """weights: SHA-256 of the file that all were measured with; values: mean LPIPS of each fit's test views."""
+
+    weights: str
+    values: dict[Fit, float] = field(default_factory=dict)
+
+    def fill(self, rows: pa.Table) -> tuple[pa.Table, str | None]:
+        """The library's rows with what was measured in their column `lpips`; and `weights`, None where no row has a
+        value of these."""
+        fits = list(zip(*(rows[name].to_pylist() for name in FIT)))
+        if self.values.keys().isdisjoint(fits):
+            return rows, None
+        old = rows["lpips"].to_pylist()
+        column = pa.array([self.values.get(fit, value) for fit, value in zip(fits, old)], pa.float32())
+        return rows.set_column(rows.column_names.index("lpips"), "lpips", column), self.weights
+
+
+def read_lpips_values(run: RunFolder) -> LpipsValues:
+    """What was measured; nothing where there is no such file. ValueError names one that is damaged."""
+    path = run.path / "lpips.parquet"
+    try:
+        with open_table(*file_of(path)) as file:
+            rows = read_columns(file, SCHEMA).to_pylist()
+    except FileNotFoundError:
+        rows = []
+    except TableError as error:
+        raise ValueError(f"{path}: not readable ({error}); remove it and measure LPIPS again") from error
+    weights = rows[0]["weights"] if rows else ""
+    return LpipsValues(weights, {_fit(row): row["lpips"] for row in rows if row["weights"] == weights})
+
+
+def measure_lpips(run: RunFolder, weights: AnyPath, store: str | None = None) -> None:
+    """Renders the test views of all fitted scenes that were not yet measured with this file, on the GPU if there is
+    one, and writes RUN/lpips.parquet; what is measured when it is interrupted is kept.
+
+    weights: safetensors; store: of the true views, instead of those that config.yaml names. Raises ValueError for wrong
+    weights, FileNotFoundError, LookupError or ValueError where scenes or their true views cannot be read.
+    """
+    network, sha256 = read_lpips(weights)
+    run.check_fitted()
+    known = read_lpips_values(run)
+    found = LpipsValues(sha256, dict(known.values) if known.weights == sha256 else {})
+    fits = {row["scene_id"]: _fit(row) for row in run.library.table(FIT).to_pylist()}
+    missing = [scene_id for scene_id, fit in fits.items() if fit not in found.values]
+    device = chosen_device()
+    network.to(device)
+    models, truth = StoredModels(run, device), Truth(run, store)
+    try:
+        for row in tqdm(run.library.rows(missing), "LPIPS", len(missing), unit=" scenes", disable=None):
+            value = _measured(row, models, truth, network.mean)
+            if value is not None:
+                found.values[_fit(row)] = value
+    finally:
+        if missing and found.values:
+            _write(run, found)
+
+
+@torch.no_grad()
+def _measured(row: Mapping[str, Any], models: StoredModels, truth: Truth, mean_lpips: Any) -> float | None:
+    """Of a whole row; None where the scene has no test views."""
+    shared, params = models.scene(row)
+    views = truth.views(row["scene_id"], row["stage"], shared.settings.data)
+    test = list(views.test_views)
+    if not test:
+        return None
+    rendered = render_views(shared, params, views.cam2world[test], views.intrinsics[test])["images"]
+    return mean_lpips(rendered, views.images[test].to(rendered))
+
+
+def _write(run: RunFolder, measured: LpipsValues) -> None:
+    rows = [
+        {**dict(zip(FIT, fit)), "weights": measured.weights, "lpips": value} for fit, value in measured.values.items()
+    ]
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows, SCHEMA), sink)
+    replace_file(run.path / "lpips.parquet", sink.getvalue().to_pybytes())
+
+
+def _fit(row: Mapping[str, Any]) -> Fit:
+    return tuple(row[name] for name in FIT)
