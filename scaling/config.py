@@ -96,7 +96,7 @@ class Rendering(Section):
     """AboveZero along a ray at which the first stratum of samples starts; null: where the ray enters the box."""
     far: AboveZero | None = None
     """AboveZero at which the last stratum ends; null: where the ray leaves the box."""
-    samples: Annotated[int, Field(ge=2, le=4096)] = 24
+    samples: Annotated[int, Field(ge=2, le=4096)] = 12
     """Stratified samples a ray."""
     importance_samples: SizeOrZero = 0
     """Samples a ray drawn from the weights of a first pass; 0: one pass only."""
@@ -302,8 +302,9 @@ class Stage1(Section):
     """Trains the shared model on the first scenes."""
 
     autoencoder: Stage1Phase = Stage1Phase(
-        num_epochs=40,
-        items_per_step=32,
+        num_epochs=6,
+        steps_per_epoch=100,
+        items_per_step=4,
         loss=LossWeights(autoencoder=1.0),
         lr=Rates(decoder=1e-3),
         lr_cosine_to=0.05,
@@ -311,10 +312,10 @@ class Stage1(Section):
     """Phase 0: an autoencoder from scratch, left out where a pre-trained one is named or there is nothing to train.
     Kind super_resolution has a decoder alone; kl needs lr.encoder, too."""
     warmup: Stage1Phase = Stage1Phase(
-        num_epochs=20,
-        steps_per_epoch=500,
-        items_per_step=32,
-        rays_per_item=64,
+        num_epochs=10,
+        steps_per_epoch=150,
+        items_per_step=16,
+        rays_per_item=128,
         loss=LossWeights(latent=1.0),
         lr=Rates(field=5e-3, base_planes=1e-2, **SCENE_RATES),
         lr_cosine_to=0.1,
@@ -329,12 +330,12 @@ class Stage1(Section):
         lr_cosine_to=0.1,
     )
     """Phase 1b, left out unless asked for (there is no encoder to train in kind super_resolution): everything, the
-    autoencoder included: the latent space becomes 3D-aware. To read rendered latents is
-    left to 1c, so that the autoencoder stays a good one of images, and a step takes half the time."""
+    autoencoder included: the latent space becomes 3D-aware. To read rendered latents is left to 1c, so that the
+    autoencoder stays a good one of images, and a step takes half the time."""
     adapt: Stage1Phase = Stage1Phase(
-        num_epochs=10,
-        steps_per_epoch=500,
-        items_per_step=8,
+        num_epochs=4,
+        steps_per_epoch=100,
+        items_per_step=4,
         loss=LossWeights(rgb=1.0),
         lr=Rates(decoder=5e-4),
         lr_cosine_to=0.05,
@@ -389,14 +390,13 @@ class Stage2(Section):
 
     mode: Literal["frozen", "cohort"] = "frozen"
     """frozen: scenes are fitted alone on the shared model as it is; cohort: with a copy of it, fine-tuned together."""
-    scenes_per_batch: Positive = 16
+    scenes_per_batch: Positive = 8
     """Mode frozen: scenes that an actor fits together and commits as one part."""
     cohort_size: Positive | None = 64
     """Mode cohort: scenes of a cohort, fixed chunks of the scenes' order; null: one cohort of all."""
     latent: Stage2Phase = Stage2Phase(
-        steps_per_epoch=600,
-        check_every=50,
-        rays_per_item=64,
+        steps_per_epoch=2000,
+        rays_per_item=96,
         loss=LossWeights(latent=1.0),
         lr=Rates(field=1e-3, base_planes=1e-3, micro_planes=4e-2, coefs=4e-2),
         lr_cosine_to=0.02,
