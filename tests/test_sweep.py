@@ -102,7 +102,7 @@ def test_a_grid_has_all_combinations_and_keys_can_change_together(tmp_path):
 def test_the_ready_spaces_hold(path):
     space = read_space(path)
     trials = Plan(space, space.preset).check()
-    assert len(trials) == {"quick": 8, "ablation": 6, "missing": 13, "sizes": 5}[path.stem]
+    assert len(trials) == {"quick": 8, "ablation": 6, "missing": 13, "sizes": 5, "latents": 6}[path.stem]
 
 
 # ---------------------------------------------------------------------- the Pareto front
