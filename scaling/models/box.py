@@ -20,7 +20,7 @@ WIDEST = ((-0.8, -0.8, -0.8), (0.8, 0.8, 0.8))
 CELLS = 40  # a side, whatever the cuboid's proportions
 OLD_CELLS = 48  # of `filled`, in shared models of format 2 and before
 RAYS_AT_ONCE = 1 << 14  # looked up together, which bounds the memory that takes
-STEPS = 64  # parts of a ray's way through the cuboid, each about as long as a cell
+STEPS = 48  # parts of a ray's way through the cuboid, each about as long as a cell
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from scaling.models.rounding import LEVELS, best_scale, rounded
 from scaling.models.shared import SharedModel
 from scaling.models.triplanes import SceneParams, fuse_planes
 from scaling.training.losses import item_losses, variation, weighted
-from scaling.training.optim import RowAdam, lr_factors
+from scaling.training.optim import RowAdam, lr_factor, lr_factors
 from scaling.training.ray_table import RayTable
 from scaling.training.scene_data import TrainingScene
 from scaling.training.streams import stream
@@ -30,7 +30,8 @@ HELD_OUT = 2  # training views to look at
 LEAST_VIEWS = 10  # of a scene that can spare them; with fewer it trains on all of them, for all steps
 RAYS_LOOKED_AT = 512  # of those views at most, evenly spread: in RGB space a look would cost as much as the fit
 LEAST_GAIN = 0.02  # part of its error that a scene must have lost since its best look to go on
-LOOK_AGAIN = 100  # steps after which cells are filled from the scenes' densities again, and scales measured again
+LOOKS = frozenset(100 << power for power in range(10))  # steps before which cells are filled from densities again
+SCALES_AGAIN = 200  # steps after which scales of rounded planes are measured again
 
 
 def fit_rays(
@@ -95,7 +96,7 @@ class Cells:
     @torch.no_grad()
     def look(self, params: SceneParams, rows: Tensor, step: int) -> None:
         """Where it is time: fills the cells of `rows` [N] from the scenes as they are."""
-        if self.table is not None and step and step % LOOK_AGAIN == 0:
+        if self.table is not None and step in LOOKS:
             now = params[rows]
             planes = fuse_planes(now.micro_planes, now.coefs, self.shared.base_planes)
             found = self.shared.cells(planes, self.table[rows] > 0)
@@ -116,7 +117,7 @@ class Rounding:
             return micro
         if self.scale is None:
             self.scale = best_scale(self.micro, self.dtype)
-        elif (step - self.first) % LOOK_AGAIN == 0:
+        elif (step - self.first) % SCALES_AGAIN == 0:
             self.scale[rows] = best_scale(self.micro[rows], self.dtype)
         return rounded(micro, self.scale[rows], self.dtype)
 
@@ -145,10 +146,12 @@ class Ends:
         self.falls = [total - self.decay_steps if split else 0] * len(ready)
         self.falls_there = torch.tensor(self.falls, device=shared.device)
 
-    def factors(self, phase: Stage2Phase, epoch: int, step: int) -> Tensor:
-        """Factor on the rates of each scene that moves, [N]."""
-        length = self.decay_steps if self.check_every else self.total
-        return lr_factors(phase, epoch, (step - self.falls_there[self.moving]).clamp(min=0) / length)
+    def factors(self, phase: Stage2Phase, epoch: int, step: int) -> Tensor | float:
+        """Factor on the rates of each scene that moves, [N], or of all of them where none ends before the others."""
+        if not self.check_every:
+            return lr_factor(phase, epoch, step / self.total)
+        fallen = (step - self.falls_there[self.moving]).clamp(min=0)
+        return lr_factors(phase, epoch, fallen / self.decay_steps)
 
     def look(self, params: SceneParams, cells: Cells, step: int) -> None:
         """After `step` steps: at the held-out views, where it is time; those whose rates have fallen leave."""
