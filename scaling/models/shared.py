@@ -36,7 +36,7 @@ from scaling.models.student import Student
 from scaling.models.triplanes import SceneParams, fuse_planes
 from scaling.storage import AnyPath
 
-FORMAT_VERSION = 2  # 1: one background for all pixels, a cube, no student
+FORMAT_VERSION = 3  # 1: one background for all pixels, a cube, no student; 2: sums of features, no hulls
 FILES = {  # where tensors of these names are stored, without the prefix; all others are in planes.safetensors
     "autoencoder.vae.": f"autoencoder/{WEIGHTS}",
     "autoencoder.decoder.": f"autoencoder/{WEIGHTS}",
