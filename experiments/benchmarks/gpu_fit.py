@@ -97,7 +97,7 @@ def part_actions(shared: Any, scenes: Sequence[Any], settings: Settings) -> dict
             chosen = chosen.model_copy(update={"num_epochs": 1, "steps_per_epoch": steps})
         if name == "latent":
             chosen = chosen.model_copy(update={"check_every": None})  # every scene takes all steps that are counted
-        run_phase(shared, name, chosen, ready, params, settings.seed, None)
+        run_phase(shared, name, chosen, ready, params, settings.seed, settings.stage2.micro_dtype, None)
 
     def encode() -> None:
         for scene in ready:
@@ -139,7 +139,11 @@ def counted_of(shared: Any, scenes: Sequence[Any], settings: Settings, name: str
     phase, shape = settings.stage2.latent, settings.representation
     ready = prepare_scene(shared, scenes[0])
     # Of a whole view the rays that meet something are sampled.
-    rays = phase.rays_per_item if name == "2a step" and phase.rays_per_item else len(ready.hits) / ready.num_views
+    rays = (
+        phase.rays_per_item
+        if name == "2a step" and phase.rays_per_item
+        else len(ready.drawn.unique()) / ready.num_views
+    )
     points = round(len(scenes) * rays * settings.rendering.samples)
     features = shape.micro_features + shape.macro_features
     return Work(work.flops + sampling_flops(points, len(shape.plane_axes), features), work.moved)

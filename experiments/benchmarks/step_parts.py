@@ -10,10 +10,11 @@ from torch import Tensor
 
 from scaling.config import Stage2Phase
 from scaling.models.renderer import composite, quadrature
-from scaling.models.sampling import stratified_depths
+from scaling.models.sampling import surface_depths
 from scaling.models.shared import SharedModel
-from scaling.models.triplanes import SceneParams, fuse_planes, sample_planes
+from scaling.models.triplanes import SceneParams, fuse_planes, point_features
 from scaling.training.losses import Batch, item_losses, per_item, pixel_error, weighted
+from scaling.training.ray_fit import Cells
 from scaling.training.ray_table import RayTable
 from scaling.training.scene_data import Item, TrainingScene, make_batch
 from scaling.training.stage2 import run_phase
@@ -37,9 +38,10 @@ def latent_parts(
     streams = [stream(0, row) for row in range(len(ready))]
     table, rows = RayTable(shared, ready), torch.arange(len(ready), device=shared.device)
     draws = table.draws(streams, phase.rays_per_item or 0, repeats + 2)
+    cells = Cells(shared, ready)
     for _ in range(repeats + 2):
         laps.start()
-        batch = table.batch(next(draws), rows)
+        batch = table.batch(next(draws), rows, cells.of(rows))
         laps.lap("make the batch")
         loss = _latent_loss(shared, batch, params, laps)
         _move(optimiser, loss, laps)
@@ -53,17 +55,17 @@ def _latent_loss(shared: SharedModel, batch: Batch, params: SceneParams, laps: L
     planes = fuse_planes(params.micro_planes, params.coefs, shared.base_planes)
     laps.lap("fuse planes")
     renderer, rays = shared.renderer, batch.rays
-    assert batch.span is not None
+    assert batch.cells is not None
     inside = renderer.box.into(rays)
-    depths = stratified_depths(*batch.span, renderer.samples, batch.uniforms[..., : renderer.samples])
+    depths, lengths = surface_depths(renderer.box.parts(rays, batch.cells), renderer.samples, batch.uniforms)
     points = inside.origins[..., None, :] + depths[..., None] * inside.directions[..., None, :]
     laps.lap("place points")
-    features = sample_planes(planes, points.flatten(1, 2), renderer.plane_axes).sum(1)
+    features = point_features(planes, points.flatten(1, 2), renderer.plane_axes, renderer.combine)
     laps.lap("sample planes")
     raw, colours = shared.field(features)
     laps.lap("field")
     raw, colours = (values.unflatten(1, depths.shape[1:]) for values in (raw, colours))
-    out, _, opacity, _ = quadrature(depths, raw, colours)
+    out, _, opacity, _ = quadrature(depths, raw, colours, lengths)
     background = shared.background_of(depths.shape[1], batch.pixels)
     loss = per_item(composite(out, opacity, background) - batch.latents).sum()
     laps.lap("quadrature and loss")
@@ -82,7 +84,7 @@ def rgb_parts(
         batch = make_batch(shared, phase, items)
         laps.lap("make the batch")
         assert batch.rays is not None and batch.images is not None
-        colours = shared.render(params, batch.rays, batch.uniforms, batch.pixels, batch.span).colours
+        colours = shared.render(params, batch.rays, batch.uniforms, batch.pixels, batch.cells).colours
         laps.lap("render")
         images = decode(shared.as_latents(colours))
         loss = pixel_error(images, batch.images).sum()
@@ -110,7 +112,7 @@ def whole_step(shared: SharedModel, name: str, phase: Stage2Phase, ready: Sequen
 
     def run(count: int) -> None:
         once = phase.model_copy(update={"num_epochs": 1, "steps_per_epoch": count})
-        run_phase(shared, name, once, ready, shared.start_params(len(ready)), 0, None)
+        run_phase(shared, name, once, ready, shared.start_params(len(ready)), 0, "float32", None)
 
     run(1)
     return 1000 * seconds_of(lambda: run(steps), shared.device) / steps

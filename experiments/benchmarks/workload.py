@@ -7,7 +7,6 @@ import copy
 from typing import Any
 
 import torch
-from scaling.training.space import measure_box
 
 from scaling.cameras import normalised_intrinsics
 from scaling.command_line import read_preset
@@ -16,6 +15,7 @@ from scaling.data.scenes import SceneViews, default_test_views
 from scaling.data.synthetic import FOCAL, embedded_cameras, embedded_ids, embedded_scene
 from scaling.models.autoencoders.base import ImageAutoencoder
 from scaling.models.shared import SharedModel
+from scaling.training.measure_box import set_box
 from scaling.training.scene_data import TrainingScene, encode_scene, prepare_scene
 from scaling.training.streams import stream
 from scaling.training.workers import Workers
@@ -38,9 +38,7 @@ def untrained_model(
         shared.adapt_decoder()
         shared.add_student()
     cars = [embedded_scene(scene_id, settings.data.image_size, 8) for scene_id in embedded_ids(2)]
-    measure_box(
-        shared.renderer.box, cars, shared.latent_size, Workers()
-    )  # how many rays of a view are sampled does change it
+    set_box(shared.renderer.box, None, cars, shared.latent_size, Workers())
     return shared.to(device).requires_grad_(False).eval()
 
 
