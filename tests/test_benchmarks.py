@@ -121,13 +121,13 @@ def test_speedup_2b_counts_what_reaches_the_published_gain(run):
     ours = {"latent": read, "rgb": curve((1, 18.5), (3, 18.9)), "cohort": curve((1, 18.5), (20, 19), (40, 19.4))}
     found = figures.speedup_2b(published, ours)
     assert found["speedup_2b"] == 15 and found["speedup_2b_frozen"] is None
-    assert found["default_gain_of_1c_db"] == 1.5 and found["paper_gain_2b_db"] == 2
+    assert found["sd_gain_of_1c_db"] == 1.5 and found["paper_gain_2b_db"] == 2
 
 
 def test_fit_on_embedded_cars_halves_the_stage_1_of_both_methods(monkeypatch):
     monkeypatch.syspath_prepend(FOLDER)
-    fit = importlib.import_module("fit")
-    phases = {"paper": ("warmup", "joint"), "default": ("warmup", "joint", "adapt"), "rgb_triplanes": ("warmup",)}
+    fit = importlib.import_module("fit_paper")
+    phases = {"paper": ("warmup", "joint"), "sd": ("warmup", "joint", "adapt")}
     for method in (*phases, "autoencoder"):
         stored, embedded = (fit.method_settings(method, Path("/autoencoder"), store) for store in ("store", None))
         assert stored.stage2 == embedded.stage2

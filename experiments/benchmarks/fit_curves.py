@@ -1,8 +1,9 @@
-"""For fit.py: stage 2 as published and as ours, as curves of quality over CPU time."""
+"""For fit.py --with-paper: stage 2 as published and as ours, as curves of quality over CPU time."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,12 +16,9 @@ from scaling.models.triplanes import SceneParams
 from scaling.training.cohort import Cohort
 from scaling.training.phases import EpochReport
 from scaling.training.scene_data import TrainingScene, encode_scene, prepare_scene
-from scaling.training.stage2 import run_phase, start_params
+from scaling.training.stage2 import hulls_of, run_phase, start_params
 
-POINTS = {  # steps at which our 2a is measured; in RGB space a look takes as long as many steps
-    "latent": (*range(5, 100, 5), *range(100, 10_001, 50)),
-    "rgb": range(200, 10_001, 200),
-}
+POINTS = (*range(5, 100, 5), *range(100, 10_001, 50))  # steps at which our 2a is measured
 
 
 def published_stage2(
@@ -59,7 +57,7 @@ def our_2a(
     for scene in ready:
         encode_scene(shared, scene)
     encoding = clock.seconds
-    params = start_params(shared, settings, [scene.scene_id for scene in ready])
+    params = replace(start_params(shared, settings, [scene.scene_id for scene in ready]), hull=hulls_of(ready))
     curve = Curve([test_point(shared, scenes, params, 0, 0.0)])
     clock = Clock()
 
@@ -72,10 +70,12 @@ def our_2a(
     def count(name: str, step: int, loss: float) -> None:
         nonlocal taken
         taken = step + 1
-        every(POINTS["latent" if shared.autoencoder.has_encoder else "rgb"], measure)(name, step, loss)
+        every(POINTS, measure)(name, step, loss)
 
-    run_phase(shared, "latent", settings.stage2.latent, ready, params, settings.seed, count)
-    measure(taken)  # scenes end when they have stopped to improve
+    run_phase(
+        shared, "latent", settings.stage2.latent, ready, params, settings.seed, settings.stage2.micro_dtype, count
+    )
+    measure(taken)  # scenes end when they no longer improve
     return curve, params, ready, encoding
 
 
@@ -90,7 +90,8 @@ def our_cohort(
     (those of 2a) or from its own start. first_seconds: what its first point has cost already."""
     cohort = Cohort(shared, "mode cohort", scenes, settings)
     if params is not None:
-        cohort.table = SceneParams(params.micro_planes.detach().clone(), params.coefs.detach().clone())
+        micro, coefs = params.micro_planes.detach().clone(), params.coefs.detach().clone()
+        cohort.table = replace(cohort.table, micro_planes=micro, coefs=coefs)
     curve = Curve([test_point(cohort.shared, scenes, cohort.table, 0, first_seconds)])
     clock = Clock()
 
@@ -123,7 +124,8 @@ def our_2b(
 
     steps = [epoch * ready[0].num_views for epoch in range(1, phase.num_epochs + 1)]
     if steps:
-        run_phase(shared, "rgb", phase, ready, params, settings.seed, every(steps, measure))
+        dtype = settings.stage2.micro_dtype
+        run_phase(shared, "rgb", phase, ready, params, settings.seed, dtype, every(steps, measure))
     return curve
 
 

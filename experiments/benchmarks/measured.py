@@ -9,11 +9,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from scaling.training.space import measure_box
 
-from scaling.cameras import Rays
+from scaling.config import Rendering, make_settings, merge
 from scaling.data.scenes import SceneViews
-from scaling.models.box import Box
 from scaling.models.renderer import Renderer
 from scaling.models.shared import SharedModel
 from scaling.models.triplanes import SceneParams
@@ -102,24 +100,16 @@ def autoencoder_ceiling(shared: SharedModel, scenes: Sequence[SceneViews]) -> fl
     return sums / len(scenes)
 
 
-class TightRenderer(Renderer):
-    """Samples along a ray inside another box than the one that the planes span: our sampling on a published model."""
-
-    def __init__(self, old: Renderer, bounds: Box, samples: int) -> None:
-        super().__init__(old.plane_axes, old.box, None, None, samples)
-        self.bounds = bounds
-
-    def span(self, rays: Rays) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Where the ray crosses what the other box holds."""
-        return self.bounds.span(rays)
-
-
-def render_as_default(shared: SharedModel, samples: int, scenes: Sequence[SceneViews]) -> SharedModel:
-    """A published model, sampled as `default` samples, where the objects of stage 1's `scenes` are, before the
-    background that their views show there; its planes still span their box. In place."""
-    bounds = Box(None)
-    measure_box(bounds, scenes, shared.latent_size, Workers())
-    shared.renderer = TightRenderer(shared.renderer, bounds, samples)
+def render_as(shared: SharedModel, rendering: Rendering, scenes: Sequence[SceneViews]) -> SharedModel:
+    """A published model, sampled as ours is: in each scene's hull, before the background that the views of stage 1's
+    `scenes` show there; its planes still span their box. In place."""
+    values = merge(shared.settings.model_dump(), {"rendering": rendering.model_dump()})
+    shared.settings = make_settings(values)
+    old = shared.renderer
+    shared.renderer = Renderer(
+        old.plane_axes, old.box, rendering.near, rendering.far, rendering.samples, rendering.importance_samples,
+        old.combine,
+    )  # fmt: skip
     shared.background = shared.background.expand(shared.latent_size**2, -1).clone()
     shared.background.copy_(measure_background(shared, [prepare_scene(shared, views) for views in scenes], Workers()))
     return shared

@@ -88,7 +88,8 @@ def main() -> int:
     arguments = make_parser().parse_args()
 
     import torch
-    from fit import autoencoder_folder, method_settings
+    from fit_paper import autoencoder_folder, method_settings
+    from fit_stage1 import Job
 
     from scaling.data.scene_source import SourceSpec, choose_ids
     from scaling.data.scenes import views_from_row
@@ -96,8 +97,8 @@ def main() -> int:
     torch.set_num_threads(1)
     spec = SourceSpec.of(arguments.store, method_settings("autoencoder", None, arguments.store).data)
     ids = choose_ids(spec.open(), arguments.train_scenes, count=None if arguments.train_scenes else 32)
-    autoencoder = autoencoder_folder(arguments.out, spec, ids)
-    paper, ours = (method_settings(method, autoencoder, spec.store) for method in ("paper", "default"))
+    autoencoder = autoencoder_folder(Job(arguments.store, ids, [], None, arguments.out))
+    paper, ours = (method_settings(method, autoencoder, spec.store) for method in ("paper", "sd"))
     views = [views_from_row(row, ours.data.image_size) for row in spec.open().rows(ids)]
     theirs = quality_curve(warmup_only(paper), ids, views, EVERY_PAPER)
     warmup = ours.stage1.warmup

@@ -64,8 +64,9 @@ def check_out(out: Path, job: dict[str, Any]) -> None:
     path.write_text(text)
 
 
-def train(settings: Settings, spec: Any, ids: list[str], folder: Path) -> None:
-    """Stage 1 in this process; its CPU time goes into seconds.json, which is written last."""
+def train(settings: Settings, spec: Any, ids: list[str], folder: Path, bounds: Any = None) -> None:
+    """Stage 1 in this process; its CPU time goes into seconds.json, which is written last. bounds: corners [2, 3] of
+    the cuboid that planes span where the settings name none; None: around the scenes themselves."""
     from scaling.data.scenes import views_from_row
     from scaling.training.stage1 import Stage1
 
@@ -73,7 +74,7 @@ def train(settings: Settings, spec: Any, ids: list[str], folder: Path) -> None:
         return
     views = [views_from_row(row, settings.data.image_size) for row in spec.open().rows(ids)]
     start = time.process_time()
-    stage1 = Stage1(settings, ids, views)
+    stage1 = Stage1(settings, ids, views, bounds=bounds)
     stage1.run(lambda report: print(f"  {report.epochs_done}/{report.epochs_total} {report.losses}", flush=True))
     seconds = time.process_time() - start
     stage1.shared.save(folder, ids)

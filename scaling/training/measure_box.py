@@ -24,7 +24,7 @@ SEARCHED = torch.tensor(WIDEST)
 CELLS = 64  # a side of what is searched
 IMAGE_SIZE = 128  # of the views that bounds are measured on
 MOST_MEASURED = 20_000  # scenes; embedded cars have no end
-MOST_VIEWS = 16  # of a row that are decoded: evenly spread training views
+MOST_VIEWS = 64  # training views that are asked: with few of them a hull has long tails where none looks
 SPECK = 0.01  # of the largest part of a hull: smaller ones are where too few views look
 LARGEST_HULL = 0.4  # of what is searched; a cube of side 1 fills 0.25, a scene without a white background all it shows
 
@@ -33,7 +33,9 @@ def scene_bounds(views: SceneViews) -> Tensor | None:
     """Low and high corner [2, 3], world units, of a scene's visual hull. None where its views say nothing: they show no
     object, or no white background (then nothing is carved)."""
     shown = silhouettes(views)
-    hull = visual_hull(SEARCHED, CELLS, views, shown, margin=1.0, whole=False).view(CELLS, CELLS, CELLS)
+    hull = visual_hull(SEARCHED, CELLS, views, shown, margin=1.0, whole=False, most_views=MOST_VIEWS).view(
+        CELLS, CELLS, CELLS
+    )
     if not shown.any() or not hull.any() or hull.float().mean() > LARGEST_HULL:
         return None
     labels, _ = ndimage.label(hull.numpy())

@@ -44,19 +44,25 @@ def silhouettes(views: SceneViews) -> Tensor:
 
 @torch.no_grad()
 def visual_hull(
-    corners: Tensor, cells: int, views: SceneViews, shown: Tensor, margin: float, whole: bool = True
+    corners: Tensor,
+    cells: int,
+    views: SceneViews,
+    shown: Tensor,
+    margin: float,
+    whole: bool = True,
+    most_views: int = MOST_VIEWS,
 ) -> Tensor:
     """Cells [cells³] (bool, the last axis fastest) between the corners [2, 3] that the training views do not carve.
 
     shown: their `silhouettes`, on the device to work on; margin: pixels around them that count, too. A cell stays where
     at least half of the views see its middle and none of them shows background all over it (`whole`), or in its middle.
-    All stay where the views show no object at all. MOST_VIEWS of them are asked, and a view that contradicts the others
-    is not.
+    All stay where the views show no object at all. At most `most_views` of them are asked, and a view that contradicts
+    the others is not.
     """
     everywhere = torch.ones(cells**3, dtype=torch.bool)
     if not shown.any():
         return everywhere.to(shown.device)
-    spread = torch.linspace(0, len(shown) - 1, min(len(shown), MOST_VIEWS)).round().long().tolist()
+    spread = torch.linspace(0, len(shown) - 1, min(len(shown), most_views)).round().long().tolist()
     shown, train = shown[spread], [views.train_views[view] for view in spread]
     cameras = _projections(views.cam2world[train], views.intrinsics[train]).to(shown.device)
     distance = views.cam2world[train][:, :3, 3].norm(dim=1)
