@@ -77,7 +77,7 @@ def surface_depths(parts: Parts, samples: int, jitter: Tensor | None = None) -> 
         places = (strata + (0.5 if jitter is None else jitter)) / samples
         places = places.expand(*cdf.shape[:-1], samples)
         at = _invert(cdf, torch.cat([places, inner], -1))
-        whole = at.floor().long().clamp(max=mass.shape[-1] - 1)
+        whole = at.floor().long().clamp(0, mass.shape[-1] - 1)  # 0 where jitter is not a number
         filled = length_before.gather(-1, whole) + above.gather(-1, whole) * (at - whole)
         edges = F.pad(filled[..., samples:], (1, 0))
         edges = torch.cat([edges, length_before[..., -1:]], -1)

@@ -33,7 +33,7 @@ def scene_bounds(views: SceneViews) -> Tensor | None:
     """Low and high corner [2, 3], world units, of a scene's visual hull. None where its views say nothing: they show no
     object, or no white background (then nothing is carved)."""
     shown = silhouettes(views)
-    hull = visual_hull(SEARCHED, CELLS, views, shown, margin=-1.0).view(CELLS, CELLS, CELLS)
+    hull = visual_hull(SEARCHED, CELLS, views, shown, margin=0.0).view(CELLS, CELLS, CELLS)
     if not shown.any() or not hull.any() or hull.float().mean() > LARGEST_HULL:
         return None
     labels, _ = ndimage.label(hull.numpy())
