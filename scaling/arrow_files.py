@@ -67,27 +67,32 @@ def open_table(filesystem: fs.FileSystem, path: str) -> Iterator[pq.ParquetFile]
 
 
 def read_columns(
-    file: pq.ParquetFile, schema: pa.Schema, nullable: Collection[str] = (), row_group: int | None = None
+    file: pq.ParquetFile,
+    schema: pa.Schema,
+    nullable: Collection[str] = (),
+    row_group: int | None = None,
+    optional: Collection[str] = (),
 ) -> pa.Table:
     """The columns that `schema` names, in its types; of one row group, or of all. Other columns do no harm.
 
-    nullable: the columns that may hold nulls; lists never do. TableError names the column that is missing, is there
-    twice, holds nulls or is of a type that cannot be converted.
+    nullable: the columns that may hold nulls; lists never do. optional: nullable ones that may be missing, and are all
+    nulls then. TableError names the column that is missing, is there twice, holds nulls or is of a type that cannot be
+    converted.
     """
     with _reading():
+        there = []
         for name in schema.names:
             places = len(file.schema_arrow.get_all_field_indices(name))
-            if places != 1:
+            if places > 1 or (places == 0 and name not in optional):
                 raise TableError(f"column {name} is {'missing' if places == 0 else f'there {places} times'}")
-        if row_group is None:
-            table = file.read(columns=schema.names)
-        else:
-            table = file.read_row_group(row_group, columns=schema.names)
-        table = table.select(schema.names)
+            there += [name] * places
+        table = file.read(columns=there) if row_group is None else file.read_row_group(row_group, columns=there)
         table.validate(full=True)  # offsets that lead out of their buffers, and text that is not UTF-8
-        for name in schema.names:
+        for name in there:
             _check_nulls(name, table[name], name in nullable)
-        return table.cast(schema)
+        for name in set(schema.names) - set(there):
+            table = table.append_column(name, pa.nulls(len(table), schema.field(name).type))
+        return table.select(schema.names).cast(schema)
 
 
 @contextmanager

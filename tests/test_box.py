@@ -1,94 +1,89 @@
-"""The measured box: where objects are, by their silhouettes, and which part of a ray that leaves to sample."""
+"""The box that planes span: its cells and coordinates, and which parts of a ray can meet something."""
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 import torch
-from scaling.training.space import measure_box
+from torch import Tensor
 
-from scaling.cameras import Rays, look_at_origin, normalised_intrinsics, pixel_rays
-from scaling.data.scenes import SceneViews
-from scaling.models.box import CELLS, Box, cell_numbers
-from scaling.training.workers import Workers
+from scaling.cameras import Rays
+from scaling.models.box import CELLS, OLD_CELLS, STEPS, Box, cell_numbers
 
-LATENT_SIZE = 32
-PIXEL = 1.3 / 1.02 / LATENT_SIZE  # world units that a latent pixel is wide at the origin: 0.04
-SIDES = torch.tensor([0.5, 0.2, 0.3])  # of the object, half of them
+close = torch.testing.assert_close
 
 
-def box_views(low: torch.Tensor, high: torch.Tensor, size: int = 96) -> SceneViews:
-    """A black cuboid on white, seen from all around."""
-    azimuth = torch.arange(36) * 2.4  # the golden angle: all around, and every elevation with every azimuth
-    elevation = torch.linspace(-0.95, 0.95, 36).asin()
-    cam2world = look_at_origin(azimuth, elevation, torch.full((36,), 1.3))
-    intrinsics = normalised_intrinsics(1.02).expand(36, 3, 3)
-    rays = pixel_rays(cam2world, intrinsics, size, size)
-    first, second = ((corner - rays.origins) / rays.directions for corner in (low, high))
-    hit = torch.minimum(first, second).amax(-1) < torch.maximum(first, second).amin(-1)
-    images = 1 - hit.float().view(36, 1, size, size).expand(-1, 3, -1, -1)
-    return SceneViews("cuboid", "", images, cam2world, intrinsics, test_views=(0,))
-
-
-@pytest.fixture(scope="module")
-def box() -> Box:
-    measured = Box(None)
-    moved = torch.tensor([0.0, 0.0, 0.1])
-    scenes = [box_views(-SIDES, SIDES), box_views(-SIDES + moved, SIDES + moved)]
-    measure_box(measured, scenes, LATENT_SIZE, Workers())
-    return measured
-
-
-def test_the_box_holds_every_object_and_little_more(box):
-    low, high = box.corners
-    assert (low <= -SIDES - 0.5 * PIXEL).all() and (low >= -SIDES - 0.1).all()
-    top = SIDES + torch.tensor([0.0, 0.0, 0.1])
-    assert (high >= top + 0.5 * PIXEL).all() and (high <= top + 0.1).all()
-
-
-def test_rays_are_sampled_where_something_can_be(box):
-    origins = torch.tensor([[-2.0, 0.0, 0.0], [-2.0, 0.0, 2.0], [0.0, 0.0, 0.0]])
-    directions = torch.tensor([[1.0, 0.0, 0.0]] * 3)
-    near, far, hit = box.span(Rays(origins, directions))
-    assert hit.tolist() == [True, False, True]
-    assert 1.4 < near[0] < 1.5 and 2.5 < far[0] < 2.6
-    assert near[1] == far[1]
-    assert near[2] == 0 and 0.5 < far[2] < 0.6
-
-
-def test_empty_cells_shorten_a_ray():
-    """The far half of the box is empty: x above 0."""
+def box_between(low: list[float], high: list[float]) -> Box:
     box = Box(None)
-    box.corners.copy_(torch.tensor([[-1.0] * 3, [1.0] * 3]))
-    box.filled[CELLS // 2 :] = False
+    box.corners.copy_(torch.tensor([low, high]))
+    return box
+
+
+def full(value: int = 1) -> Tensor:
+    return torch.full((1, CELLS**3), value, dtype=torch.uint8)
+
+
+ALONG_X = Rays(torch.tensor([[[-2.0, 0.01, 0.01], [-2.0, 0.01, 2.0]]]), torch.tensor([[[1.0, 0.0, 0.0]] * 2]))
+
+
+def test_parts_of_a_ray_that_enters_and_of_one_that_misses():
+    parts = box_between([-1.0, -1.0, -1.0], [1.0, 1.0, 1.0]).parts(ALONG_X, full())
+    assert parts.hit.tolist() == [[True, False]]
+    close(parts.near[0, 0], torch.tensor(1.0))
+    close(parts.far[0, 0], torch.tensor(3.0))
+    close(parts.length[0], torch.tensor([2 / STEPS, 0.0]))
+    assert (parts.values[0, 0] == 1).all()
+
+
+def test_a_ray_that_starts_inside_has_the_rest_of_its_way():
+    inside = Rays(torch.tensor([[[0.5, 0.0, 0.0]]]), torch.tensor([[[1.0, 0.0, 0.0]]]))
+    parts = box_between([-1.0, -1.0, -1.0], [1.0, 1.0, 1.0]).parts(inside, full())
+    assert parts.near.item() == 0 and parts.far.item() == pytest.approx(0.5)
+
+
+def test_parts_say_what_the_cells_of_each_scene_say():
+    """Scene 0 has nothing in the half where x is above 0; scene 1 is 7 everywhere."""
+    cells = full().view(CELLS, CELLS, CELLS).clone()
+    cells[CELLS // 2 :] = 0
+    both = torch.cat([cells.view(1, -1), full(7)])
+    rays = Rays(*(tensor.expand(2, -1, -1) for tensor in (ALONG_X.origins, ALONG_X.directions)))
+    parts = box_between([-1.0, -1.0, -1.0], [1.0, 1.0, 1.0]).parts(rays, both)
+    assert parts.values[0, 0].tolist() == [1] * (STEPS // 2) + [0] * (STEPS // 2)
+    assert (parts.values[1, 0] == 7).all()
+    empty = Box(1.0).parts(ALONG_X, full(0))
+    assert not empty.hit.any(), "a box with a side has cells, too"
+
+
+def test_centres_lie_in_their_own_cells():
+    centres = Box(None).centres()
+    still = Rays(centres, torch.zeros_like(centres))
+    assert torch.equal(cell_numbers(still, torch.zeros(CELLS**3, 1), CELLS)[:, 0], torch.arange(CELLS**3))
+
+
+def test_empty_cells_of_old_models_shorten_a_ray():
+    """The far half of the box is empty: x above 0."""
+    box = box_between([-1.0, -1.0, -1.0], [1.0, 1.0, 1.0])
+    box.filled[OLD_CELLS // 2 :] = False
     rays = Rays(torch.tensor([[-2.0, 0.1, 0.2], [0.5, 0.1, -3.0]]), torch.tensor([[1.0, 0, 0], [0, 0, 1.0]]))
     near, far, hit = box.span(rays)
-    torch.testing.assert_close(near, torch.tensor([1.0, 2.0]))
-    torch.testing.assert_close(far[0], torch.tensor(2.0))
+    close(near, torch.tensor([1.0, 2.0]))
+    close(far[0], torch.tensor(2.0))
     assert hit.tolist() == [True, False] and far[1] == near[1]
 
 
 def test_cells_and_coordinates_of_the_box():
-    box = Box(None)
-    box.corners.copy_(torch.tensor([[-1.0, 0.0, 0.0], [1.0, 1.0, 4.0]]))
+    box = box_between([-1.0, 0.0, 0.0], [1.0, 1.0, 4.0])
     inside = box.into(Rays(torch.tensor([[0.0, 1.0, 1.0]]), torch.tensor([[1.0, 1.0, 1.0]])))
-    torch.testing.assert_close(inside.origins, torch.tensor([[0.0, 1.0, -0.5]]))
-    torch.testing.assert_close(inside.directions, torch.tensor([[1.0, 2.0, 0.5]]))
+    close(inside.origins, torch.tensor([[0.0, 1.0, -0.5]]))
+    close(inside.directions, torch.tensor([[1.0, 2.0, 0.5]]))
     diagonal = Rays(torch.tensor([[-1.0, -1.0, -1.0]]), torch.tensor([[0.0, 0.0, 1.0]]))
-    assert cell_numbers(diagonal, torch.tensor([[0.0, 1.99]])).tolist() == [[0, CELLS - 1]]
+    assert cell_numbers(diagonal, torch.tensor([[0.0, 1.99]]), CELLS).tolist() == [[0, CELLS - 1]]
     diagonal = Rays(torch.tensor([[-1.0, -1.0, -1.0]]), torch.tensor([[1.0, 1.0, 1.0]]))
-    assert cell_numbers(diagonal, torch.tensor([[1.99, 2.5]])).tolist() == [[CELLS**3 - 1] * 2]
+    assert cell_numbers(diagonal, torch.tensor([[1.99, 2.5]]), CELLS).tolist() == [[CELLS**3 - 1] * 2]
 
 
-def test_without_a_white_background_nothing_is_carved(tiny_scenes):
-    grey = dataclasses.replace(tiny_scenes[0], images=torch.full_like(tiny_scenes[0].images, 0.5))
-    box = Box(None)
-    measure_box(box, [grey], LATENT_SIZE, Workers())
-    assert box.filled.float().mean() > 0.5 and ((box.corners[1] - box.corners[0]) > 1.2).all()
-
-
-def test_a_box_with_a_side_is_not_measured(tiny_scenes):
-    box = Box(1.5)
-    measure_box(box, tiny_scenes, LATENT_SIZE, Workers())
-    assert not box.state_dict() and str(box) == "the box of side 1.5 around the origin"
+def test_a_box_says_where_it_is():
+    assert not Box(1.5).state_dict() and str(Box(1.5)) == "the box of side 1.5 around the origin"
+    close(Box(1.5).bounds, torch.tensor([[-0.75] * 3, [0.75] * 3]))
+    assert str(box_between([-1.0, 0.0, 0.0], [1.0, 0.5, 4.0])) == (
+        "the box from [-1.0, 0.0, 0.0] to [1.0, 0.5, 4.0], where the store's objects are"
+    )

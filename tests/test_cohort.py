@@ -120,14 +120,14 @@ def test_the_checkpoint_of_another_cohort_is_refused(shared, settings, tiny_scen
 
 
 def poison(monkeypatch, scene_id: str, in_rgb: bool) -> None:
-    """The scene's samples are nowhere, so its loss is NaN, at every step of 2a or of 2b."""
+    """What the scene should show is no number, so its loss is NaN, at every step of 2a or of 2b."""
     make_batch = phases.make_batch
 
     def poisoned(shared: SharedModel, phase: Any, items: Any) -> Any:
         batch = make_batch(shared, phase, items)
         for place, item in enumerate(items):
             if item.scene.scene_id == scene_id and bool(phase.loss.rgb) == in_rgb:
-                batch.uniforms[place] = float("nan")
+                (batch.images if in_rgb else batch.latents)[place] = float("nan")
         return batch
 
     monkeypatch.setattr(phases, "make_batch", poisoned)

@@ -183,7 +183,7 @@ def test_the_field_reaches_black_and_white():
     with torch.no_grad():
         field.head.weight.zero_()
         field.head.bias.copy_(torch.tensor([5.0, -50.0, 0.0, 50.0]))
-    raw, colours = field(torch.randn(4, 2, 7))
+    raw, colours = field(torch.randn(4, 7, 2))
     assert raw.shape == (4, 7) and colours.shape == (4, 7, 3)
     close(raw.detach()[0, 0], 5.0)
     close(colours.detach()[0, 0], [-0.001, 0.5, 1.001])

@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 import torch
 
+from scaling.cameras import pixel_rays
 from scaling.models.shared import SharedModel
 from scaling.training.ray_table import STEPS_PER_DRAW, RayTable
 from scaling.training.scene_data import TrainingScene, encode_scene, prepare_scene
@@ -22,11 +23,11 @@ def shared(tiny_settings) -> SharedModel:
 
 @pytest.fixture(scope="module")
 def scenes(shared, tiny_scenes) -> list[TrainingScene]:
-    """Two scenes with different numbers of rays that meet something."""
+    """Two scenes with different numbers of rays to draw from."""
     ready = [prepare_scene(shared, views) for views in tiny_scenes[:2]]
     for scene in ready:
         encode_scene(shared, scene)
-    ready[1].hits = ready[1].hits[5:25:2]
+    ready[1].drawn = ready[1].drawn[5:25:2]
     return ready
 
 
@@ -34,19 +35,19 @@ def test_a_batch_is_what_the_scenes_hold(shared, scenes):
     table = RayTable(shared, scenes)
     uniforms = torch.rand(2, 7, 1 + shared.renderer.uniforms_per_ray)
     uniforms[1, :3, 0] = torch.tensor([0.0, 0.35, 1 - 2**-24])  # of ten rays: the first, the fourth, the last
-    batch = table.batch(uniforms, torch.arange(2))
+    cells = torch.stack([scene.cells for scene in scenes])
+    batch = table.batch(uniforms, torch.arange(2), cells)
     for row, scene in enumerate(scenes):
-        at = scene.hits[(uniforms[row, :, 0] * len(scene.hits)).long().clamp(max=len(scene.hits) - 1)]
+        at = scene.drawn[(uniforms[row, :, 0] * len(scene.drawn)).long().clamp(max=len(scene.drawn) - 1)]
         if row == 1:
-            assert at[:3].tolist() == scene.hits[[0, 3, 9]].tolist()
-        torch.testing.assert_close(batch.rays.origins[row], scene.rays.origins[at], rtol=0, atol=0)
-        torch.testing.assert_close(batch.rays.directions[row], scene.rays.directions[at], rtol=0, atol=0)
+            assert at[:3].tolist() == scene.drawn[[0, 3, 9]].tolist()
+        size = shared.latent_size
+        every = pixel_rays(scene.cam2world, scene.intrinsics, size, size)
+        torch.testing.assert_close(batch.rays.origins[row], every.origins.flatten(0, 1)[at], rtol=0, atol=0)
+        torch.testing.assert_close(batch.rays.directions[row], every.directions.flatten(0, 1)[at])
         torch.testing.assert_close(batch.latents[row], scene.latents[at], rtol=0, atol=0)
-        torch.testing.assert_close(
-            torch.stack([ends[row] for ends in batch.span]), torch.stack([scene.near[at], scene.far[at]])
-        )
         assert batch.pixels[row].tolist() == (at % shared.latent_size**2).tolist()
-    assert torch.equal(batch.uniforms, uniforms[..., 1:])
+    assert torch.equal(batch.uniforms, uniforms[..., 1:]) and batch.cells is cells
 
 
 def test_what_a_scene_gets_depends_on_its_stream_alone(shared, scenes):
@@ -59,16 +60,16 @@ def test_what_a_scene_gets_depends_on_its_stream_alone(shared, scenes):
         alone = RayTable(shared, scenes[row : row + 1])
         for step, uniforms in enumerate(alone.draws([make()], 3, steps)):
             assert torch.equal(uniforms[0], together[step][row])
-        found = table.batch(uniforms, torch.tensor([row]))
-        assert torch.equal(found.latents, alone.batch(uniforms, torch.tensor([0])).latents)
+        found = table.batch(uniforms, torch.tensor([row]), None)
+        assert torch.equal(found.latents, alone.batch(uniforms, torch.tensor([0]), None).latents)
 
 
 def test_every_ray_of_the_table(shared, scenes):
     table, rows = RayTable(shared, scenes), torch.tensor([1, 0])
-    batch, real = table.every_ray(rows), table.real(rows)
-    assert real.sum(1).tolist() == [10, len(scenes[0].hits)]
-    torch.testing.assert_close(batch.latents[0][real[0]], scenes[1].latents[scenes[1].hits], rtol=0, atol=0)
-    assert batch.pixels[1].tolist() == (scenes[0].hits % shared.latent_size**2).tolist()
+    batch, real = table.every_ray(rows, None), table.real(rows)
+    assert real.sum(1).tolist() == [10, len(scenes[0].drawn)]
+    torch.testing.assert_close(batch.latents[0][real[0]], scenes[1].latents[scenes[1].drawn], rtol=0, atol=0)
+    assert batch.pixels[1].tolist() == (scenes[0].drawn % shared.latent_size**2).tolist()
 
 
 def test_a_scene_that_was_not_encoded_is_named(shared, scenes):

@@ -15,7 +15,7 @@ from scaling.data.source_files import read_file
 
 MAX_IMAGE_SIDE = 4096  # pixels; a larger header is refused before anything is decoded
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_COLOUR_TYPE_RGB = 2
+_KEPT = {2: 3, 6: 4}  # a PNG's colour types RGB and RGBA, and how many channels they have
 # What Pillow raises where bytes are wrong, found by damaging files at random.
 _DAMAGED = (
     OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, struct.error, zlib.error,
@@ -35,6 +35,19 @@ def png_size(data: bytes) -> tuple[int, int]:
 
 def decode_png(data: bytes) -> NDArray[np.uint8]:
     """PNG bytes → [H, W, 3] RGB; transparency is composited on white. ValueError where it cannot be read."""
+    return on_white(decode_layers(data))
+
+
+def on_white(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """[H, W, 3] RGB as it is, or [H, W, 4] RGBA composited on white. → [H, W, 3]"""
+    if pixels.shape[2] == 3:
+        return pixels
+    layer = Image.fromarray(pixels)
+    return np.asarray(Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB"))
+
+
+def decode_layers(data: bytes) -> NDArray[np.uint8]:
+    """PNG bytes → [H, W, 3] RGB, or [H, W, 4] RGBA where some pixel is transparent. ValueError as `decode_png`."""
     size = png_size(data)
     try:
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
@@ -42,8 +55,8 @@ def decode_png(data: bytes) -> NDArray[np.uint8]:
                 raise ValueError("it has a second header, of another size")
             image.load()
             if image.mode in ("RGBA", "P") or (image.mode == "RGB" and "transparency" in image.info):
-                layer = image.convert("RGBA")
-                return np.asarray(Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB"))
+                pixels = np.asarray(image.convert("RGBA"))
+                return pixels if pixels[..., 3].min() < 255 else np.ascontiguousarray(pixels[..., :3])
             if image.mode == "RGB":
                 return np.asarray(image)
             mode = image.mode
@@ -53,19 +66,20 @@ def decode_png(data: bytes) -> NDArray[np.uint8]:
 
 
 def encode_png(pixels: NDArray[np.uint8]) -> bytes:
-    """[H, W, 3] RGB → PNG bytes."""
+    """[H, W, 3] RGB or [H, W, 4] RGBA → PNG bytes."""
     out = io.BytesIO()
     Image.fromarray(pixels).save(out, format="PNG", compress_level=6)
     return out.getvalue()
 
 
 def read_png(path: Path) -> tuple[bytes, tuple[int, int]]:
-    """A file's 8-bit RGB PNG bytes and (width, height). One that is such a PNG keeps its bytes; others are re-encoded.
+    """A file's 8-bit PNG bytes, RGB or (where it is transparent) RGBA, and (width, height). One that is such a PNG
+    keeps its bytes; others are re-encoded.
 
     ValueError: unreadable, damaged, greyscale or over 4096 pixels a side. The path may lead through a zip file.
     """
     data = read_file(path)
     size = png_size(data)
-    pixels = decode_png(data)  # also where the bytes are kept: a cut-short file must be found here, not in a fit
-    plain = data[24] == 8 and data[25] == _COLOUR_TYPE_RGB and b"tRNS" not in data[: data.find(b"IDAT")]
+    pixels = decode_layers(data)  # also where the bytes are kept: a cut-short file must be found here, not in a fit
+    plain = data[24] == 8 and _KEPT.get(data[25]) == pixels.shape[2] and b"tRNS" not in data[: data.find(b"IDAT")]
     return (data if plain else encode_png(pixels)), size

@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 
-def pad_to_square(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """[3, H, W] → [3, S, S], S = max(H, W): white on both sides of the shorter one, the background's colour."""
+def pad_to_square(image: NDArray[np.uint8], value: int = 255) -> NDArray[np.uint8]:
+    """[C, H, W] → [C, S, S], S = max(H, W): `value` on both sides of the shorter one; by default white, the
+    background's colour."""
     height, width = image.shape[-2:]
     left, top = _margins(width, height)
     right, bottom = max(height - width, 0) - left, max(width - height, 0) - top
-    return np.pad(image, ((0, 0), (top, bottom), (left, right)), constant_values=255)
+    return np.pad(image, ((0, 0), (top, bottom), (left, right)), constant_values=value)
 
 
 def pad_intrinsics(intrinsics: Tensor, width: int, height: int) -> Tensor:
@@ -29,7 +30,7 @@ def pad_intrinsics(intrinsics: Tensor, width: int, height: int) -> Tensor:
 
 
 def resize_square(image: Tensor, size: int) -> Tensor:
-    """[3, S, S] floats → [3, size, size]: made smaller by averaging areas, made larger bilinearly."""
+    """[C, S, S] floats → [C, size, size]: made smaller by averaging areas, made larger bilinearly."""
     side = image.shape[-1]
     if size > side:
         return torch.nn.functional.interpolate(image[None], size=(size, size), mode="bilinear", align_corners=False)[0]

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from scaling.data.latents import REMEDY, unpack_latents
-from scaling.data.png import decode_png, png_size, read_png
+from scaling.data.png import decode_layers, on_white, png_size, read_png
 from scaling.data.resize import pad_intrinsics, pad_to_square, resize_square
 from scaling.scene_ids import check_scene_id
 
@@ -183,22 +183,24 @@ def make_row(
 def views_from_row(row: Mapping[str, Any], image_size: int) -> SceneViews:
     """Decodes a store's row into views of image_size × image_size pixels.
 
-    Other images are resized and those that are not square padded with white; intrinsics follow (see resize.py).
+    Other images are resized and those that are not square padded with white; intrinsics follow (see resize.py). What
+    is transparent is composited on white, and `alpha` says where (0 in the padding); None where nothing is.
     SceneError where images are damaged or not of the row's height and width, or cached latents do not fit them.
     """
     _check_row(row)
     height, width = int(row["height"]), int(row["width"])
-    images = []
+    images, alphas = [], {}
     for index, data in enumerate(row["views"]):  # one at a time: full-size views of a scene may be gigabytes
         try:
             if png_size(data) != (width, height):
                 raise ValueError(f"the image is not {width}x{height} as the row says")
-            pixels = decode_png(data).transpose(2, 0, 1)
+            layers = decode_layers(data)
         except ValueError as error:
             raise _row_error(row, f"views[{index}]", str(error)) from error
-        # By NumPy: torch would wake all its threads for each view, which costs ten times more where cores are busy.
-        image = np.divide(pad_to_square(pixels), 255, dtype=np.float32, order="C")
-        images.append(resize_square(torch.from_numpy(image), image_size))
+        images.append(_resized(on_white(layers), 255, image_size))
+        if layers.shape[2] == 4:
+            alphas[index] = _resized(layers[..., 3:], 0, image_size)[0]
+    opaque = torch.ones(image_size, image_size)
     intrinsics = torch.tensor(np.asarray(row["intrinsics"], dtype=np.float32)).reshape(-1, 3, 3)
     return SceneViews(
         scene_id=row["scene_id"],
@@ -208,7 +210,15 @@ def views_from_row(row: Mapping[str, Any], image_size: int) -> SceneViews:
         intrinsics=pad_intrinsics(intrinsics, width, height),
         test_views=tuple(int(view) for view in row["test_views"]),
         latents=_cached_latents(row),
+        alpha=torch.stack([alphas.get(index, opaque) for index in range(len(images))]) if alphas else None,
     )
+
+
+def _resized(pixels: NDArray[np.uint8], padding: int, image_size: int) -> Tensor:
+    """[H, W, C] → [C, image_size, image_size] in [0, 1]."""
+    # By NumPy: torch would wake all its threads for each view, which costs ten times more where cores are busy.
+    image = np.divide(pad_to_square(pixels.transpose(2, 0, 1), padding), 255, dtype=np.float32, order="C")
+    return resize_square(torch.from_numpy(image), image_size)
 
 
 def _cached_latents(row: Mapping[str, Any]) -> Tensor | None:

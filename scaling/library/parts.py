@@ -26,6 +26,10 @@ from scaling.storage import AnyPath, file_of
 _NAME = re.compile(r"part-(?:(\d{6})-(\d{4})-)?[0-9a-f]{20}\.parquet")
 NAME = r"^part-(\d{6}-\d{4}-)?[0-9a-f]{20}\.parquet$"
 NULLABLE = ("cohort", "hull", *METRICS)
+ADDED = {
+    "hull": 4,
+    **dict.fromkeys(LATER_METRICS, 4),
+}  # columns that older formats do not have: the format version that brought them
 ROW_GROUP_BYTES = 1 << 20  # before compression: what is read to get one scene
 MOST_GAIN = 16  # by compression; planes gain less, and readers refuse a file that unpacks to very much (`arrow_files`)
 FLOATS = (*METRICS, "seconds", "coefs.list.element")
@@ -151,18 +155,13 @@ def damaged(path: AnyPath, why: str) -> ValueError:
 
 
 def _columns(path: AnyPath, file: pq.ParquetFile, columns: Sequence[str], row_group: int | None = None) -> pa.Table:
-    """Checked columns, of one row group or of all. A column that the schema does not have does no harm; a metric that
-    is younger than the part is None."""
+    """Checked columns, of one row group or of all. A column that the schema does not have does no harm."""
     version = read_columns(file, pa.schema([SCHEMA.field("format_version")]), row_group=row_group)
     newest = max(version["format_version"].to_pylist(), default=0)
     if newest > FORMAT_VERSION:
         raise ValueError(f"{path}: format version {newest}, this program reads up to {FORMAT_VERSION}: update it")
-    known = [name for name in columns if name not in LATER_METRICS or name in file.schema_arrow.names]
-    table = read_columns(file, pa.schema([SCHEMA.field(name) for name in known]), NULLABLE, row_group)
-    for name in columns:
-        if name not in known:
-            table = table.append_column(SCHEMA.field(name), pa.nulls(len(version), SCHEMA.field(name).type))
-    table = table.select(columns)
+    optional = [name for name, since in ADDED.items() if newest < since]
+    table = read_columns(file, pa.schema([SCHEMA.field(name) for name in columns]), NULLABLE, row_group, optional)
     told = [name for name in ("scene_id", "stage", "shared", "cohort") if name in columns]
     try:
         check_ids(table.select(told).to_pylist())

@@ -75,7 +75,7 @@ def surface_depths(parts: Parts, samples: int, jitter: Tensor | None = None) -> 
         strata = torch.arange(samples, dtype=cdf.dtype, device=cdf.device)
         places = (strata + (0.5 if jitter is None else jitter)) / samples
         at = _invert(cdf, places.expand(*cdf.shape[:-1], samples))
-        whole = at.floor().long().clamp(max=mass.shape[-1] - 1)
+        whole = at.floor().long().clamp(0, mass.shape[-1] - 1)  # 0 where jitter is not a number
         filled = length_before.gather(-1, whole) + above.gather(-1, whole) * (at - whole)
         step = parts.length[..., None]
         return parts.near[..., None] + at * step, (filled[..., 1:] - filled[..., :-1]) * step

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from scaling.models.shared import SharedModel
 from scaling.training.scene_data import TrainingScene
+from scaling.training.visual_hull import WHITE
 from scaling.training.workers import Workers
 
 VIEWS = 8  # of each scene
-WHITE = 254  # of 255: what files that were compressed or resized still show
 PRIOR = 5.0  # cells of the mean over all pixels that every pixel is given: few views show background in the middle
 
 

@@ -6,7 +6,7 @@ surroundings are background in enough views needs no closer look.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -19,8 +19,11 @@ from scaling.data.scenes import SceneViews
 WHITE = 254  # of 255: what files that were compressed or resized still show
 LEVELS = (4, 2, 1)  # cells a side that are looked at together, coarse to fine
 MOST_VIEWS = 24  # evenly spread ones of a scene's training views; more carve hardly more
+FINEST = 128  # pixels a side that silhouettes are looked at with, or up to twice as many
 VIEWS_AT_ONCE = 8  # after so many views the cells that they carve are dropped
-WRONG = 0.3  # a view that alone carves more than this part of what all leave is not believed: its mask or pose is wrong
+# A view that alone carves more than this part of what all leave is not believed: its mask or pose is wrong. Of a dozen
+# good views none does a third of that; of few, each carves much alone.
+WRONG, WRONG_OF_FEW = 0.15, 2.0  # the latter over their number
 IN_ONE_VIEW = ndimage.generate_binary_structure(3, 1) & np.array([0, 1, 0], bool)[:, None, None]
 
 
@@ -56,41 +59,30 @@ def visual_hull(
 
     shown: their `silhouettes`, on the device to work on; margin: pixels around them that count, too. A cell stays where
     at least half of the views see its middle and none of them shows background all over it (`whole`), or in its middle.
-    All stay where the views show no object at all. At most `most_views` of them are asked, and a view that contradicts
-    the others is not.
+    All stay where the views show no object at all. At most `most_views` of them are asked, evenly spread, and a view
+    that contradicts the others is not.
     """
     everywhere = torch.ones(cells**3, dtype=torch.bool)
     if not shown.any():
         return everywhere.to(shown.device)
     spread = torch.linspace(0, len(shown) - 1, min(len(shown), most_views)).round().long().tolist()
-    shown, train = shown[spread], [views.train_views[view] for view in spread]
-    cameras = _projections(views.cam2world[train], views.intrinsics[train]).to(shown.device)
-    distance = views.cam2world[train][:, :3, 3].norm(dim=1)
-    focal = views.intrinsics[train][:, [0, 1], [0, 1]].amax(1) * max(shown.shape[1:])
+    train = [views.train_views[view] for view in spread]
+    looks = _Looks.of(views.cam2world[train], views.intrinsics[train], shown[spread], margin)
     candidates: Tensor | None = None
     for coarse in LEVELS:
-        side = (corners[1] - corners[0]) / (cells // coarse)
-        reach = side.norm() / 2
-        # Pixels that half a cell's diagonal takes, a quarter nearer to the camera than the origin.
-        radius = (reach * focal / (0.75 * distance)).median().item() + margin
-        if coarse == LEVELS[-1] and not whole:
-            radius = margin
+        side = ((corners[1] - corners[0]) / (cells // coarse)).to(shown.device)
         points = _middles(candidates, cells // coarse, shown.device)
-        masks = _Masks(cameras, *_widened(shown, radius), shown.shape[1:])
-        in_world = corners[0].to(shown.device) + (points + 0.5) * side.to(shown.device)
+        in_world, reach = corners[0].to(shown.device) + (points + 0.5) * side, side.norm() / 2
+        # The pixels of a cell's middle and of those of its parts are rounded each for itself.
+        looks = replace(looks, margin=margin + (coarse > 1))
         if candidates is None:
-            believed = masks.believed(in_world)
-            cameras, shown = cameras[believed], shown[believed]
-            masks = _Masks(cameras, *_widened(shown, radius), shown.shape[1:])
-        candidates = points[masks.leave(in_world)]
+            looks = looks[looks.believed(in_world, reach)]
+        if coarse == LEVELS[-1] and not whole:
+            reach = torch.zeros_like(reach)
+        candidates = points[looks.leave(in_world, reach)]
     assert candidates is not None
     number = (candidates[:, 0] * cells + candidates[:, 1]) * cells + candidates[:, 2]
     return torch.zeros_like(everywhere, device=shown.device).index_fill_(0, number, True)
-
-
-def _projections(cam2world: Tensor, intrinsics: Tensor) -> Tensor:
-    """World → fractions of the image, homogeneous: [V, 3, 4]."""
-    return intrinsics @ torch.linalg.inv(cam2world)[:, :3]
 
 
 def _middles(candidates: Tensor | None, count: int, device: torch.device) -> Tensor:
@@ -100,12 +92,6 @@ def _middles(candidates: Tensor | None, count: int, device: torch.device) -> Ten
         return torch.cartesian_prod(axis, axis, axis)
     eight = torch.cartesian_prod(*[torch.arange(2, device=device)] * 3)
     return (2 * candidates[:, None] + eight).view(-1, 3)
-
-
-def _widened(shown: Tensor, radius: float) -> tuple[Tensor, int]:
-    """Silhouettes [V, h, w] with all within `radius` pixels of them, and how many pixels a side one number holds."""
-    pool = max(1, int(radius / 2))
-    return dilated(pooled(shown, pool), int(np.ceil(radius / pool))), pool
 
 
 def pooled(mask: Tensor, side: int) -> Tensor:
@@ -134,48 +120,69 @@ def dilated(mask: Tensor, reach: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class _Masks:
-    """Cameras [V, 3, 4], what they show, widened [V, h, w], one number for `pool` pixels a side, and an image's
-    size."""
+class _Looks:
+    """What V views say of points: cameras [V, 3, 4], world → fractions of the image, homogeneous; focal lengths [V] in
+    pixels; how far [V, h, w] each pixel is from the next that shows an object, along the farther axis; an image's size;
+    and how many pixels around silhouettes count, too."""
 
     cameras: Tensor
-    wide: Tensor
-    pool: int
+    focal: Tensor
+    distance: Tensor
     size: tuple[int, ...]
+    margin: float
 
-    def leave(self, points: Tensor) -> Tensor:
-        """Which points [N, 3] no view carves, and at least half of them see. [N]"""
+    @classmethod
+    def of(cls, cam2world: Tensor, intrinsics: Tensor, shown: Tensor, margin: float) -> _Looks:
+        """Views [V, 4, 4], [V, 3, 3] with their silhouettes [V, H, W]."""
+        device, size = shown.device, tuple(shown.shape[1:])
+        focal = (intrinsics[:, [0, 1], [0, 1]] * intrinsics.new_tensor(size[::-1])).amax(1)
+        pool = max(1, min(size) // FINEST)
+        none = (~pooled(shown, pool)).cpu().numpy()
+        squares = np.stack([ndimage.distance_transform_cdt(view, "chessboard") for view in none])
+        squares[none.all((1, 2))] = max(size)  # a view without an object
+        # From one square to the n-th beside it there are (n - 1) · pool pixels and one more.
+        distance = torch.from_numpy(np.where(squares, (squares - 1) * pool + 1, 0).astype(np.float32))
+        cameras = intrinsics @ torch.linalg.inv(cam2world)[:, :3]
+        return cls(cameras.to(device), focal.to(device), distance.to(device), size, margin)
+
+    def __getitem__(self, chosen: Tensor) -> _Looks:
+        cameras, focal, distance = self.cameras[chosen], self.focal[chosen], self.distance[chosen]
+        return replace(self, cameras=cameras, focal=focal, distance=distance)
+
+    def leave(self, points: Tensor, reach: Tensor) -> Tensor:
+        """Which points [N, 3] no view carves with all within `reach` of them, and at least half of them see. [N]"""
         num_views = len(self.cameras)
         alive = torch.arange(len(points), device=points.device)
         seen = torch.zeros(len(points), dtype=torch.int16, device=points.device)
         chunks = max(1, round(num_views / VIEWS_AT_ONCE))
         for start in range(chunks):  # views far apart come together: neighbours carve the same cells
-            inside, empty = self.look(points[alive], torch.arange(start, num_views, chunks, device=points.device))
+            some = self[torch.arange(start, num_views, chunks, device=points.device)]
+            inside, empty = some.look(points[alive], reach)
             seen[alive] += inside.sum(0).to(torch.int16)
             alive = alive[~empty.any(0)]
         keep = torch.zeros(len(points), dtype=torch.bool, device=points.device)
         keep[alive] = seen[alive] >= num_views / 2
         return keep
 
-    def believed(self, points: Tensor) -> Tensor:
+    def believed(self, points: Tensor, reach: Tensor) -> Tensor:
         """Which views [V] agree with the others; all of them, where most do not."""
-        inside, empty = self.look(points, torch.arange(len(self.cameras), device=points.device))
+        inside, empty = self.look(points, reach)
         often_seen = inside.sum(0) >= len(self.cameras) / 2
         carved = empty.sum(0)
         alone = (empty & (carved == 1) & often_seen).sum(1)
-        wrong = alone > WRONG * ((carved == 0) & often_seen).sum()
+        wrong = alone > max(WRONG, WRONG_OF_FEW / len(self.cameras)) * ((carved == 0) & often_seen).sum()
         return ~wrong if wrong.sum() < len(wrong) / 4 else torch.ones_like(wrong)
 
-    def look(self, points: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
-        """Whether the chosen views [W] see each of the points [N, 3], and show background there: both [W, N]."""
-        _, height, width = self.wide.shape
-        cameras = self.cameras[chosen]
-        projected = torch.einsum("vij,nj->vin", cameras[..., :3], points) + cameras[..., 3:]
+    def look(self, points: Tensor, reach: Tensor) -> tuple[Tensor, Tensor]:
+        """Whether the views see each of the points [N, 3], and show background all around it: both [V, N]."""
+        _, height, width = self.distance.shape
+        projected = torch.einsum("vij,nj->vin", self.cameras[..., :3], points) + self.cameras[..., 3:]
         depth = projected[:, 2]
         safe = torch.where(depth > 0, depth, torch.ones_like(depth))
         column, row = projected[:, 0] / safe, projected[:, 1] / safe
         inside = (depth > 0) & (column >= 0) & (column < 1) & (row >= 0) & (row < 1)
-        x = (column * (self.size[1] / self.pool)).long().clamp(0, width - 1)
-        y = (row * (self.size[0] / self.pool)).long().clamp(0, height - 1)
-        found = self.wide.flatten()[(chosen[:, None] * height + y) * width + x]
-        return inside, inside & ~found
+        x, y = (column * width).long().clamp(0, width - 1), (row * height).long().clamp(0, height - 1)
+        view = torch.arange(len(self.cameras), device=points.device)[:, None]
+        # Pixels that the cell takes around its middle; its nearest corner is nearer to the camera than that.
+        around = self.focal[:, None] * reach / (depth - reach).clamp(min=reach) + self.margin
+        return inside, inside & (self.distance.flatten()[(view * height + y) * width + x] > around)
