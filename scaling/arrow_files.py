@@ -86,10 +86,8 @@ def read_columns(
             if places > 1 or (places == 0 and name not in optional):
                 raise TableError(f"column {name} is {'missing' if places == 0 else f'there {places} times'}")
             there += [name] * places
-        if row_group is None:
-            table = file.read(columns=there)
-        else:
-            table = file.read_row_group(row_group, columns=there)
+        groups = range(file.num_row_groups) if row_group is None else [row_group]
+        table = file.read_row_groups(groups, columns=there)
         table.validate(full=True)  # offsets that lead out of their buffers, and text that is not UTF-8
         for name in there:
             _check_nulls(name, table[name], name in nullable)

@@ -114,7 +114,7 @@ def test_bytes_that_are_no_levels_are_refused(damage):
     scene = row("a") | {
         "micro_planes": damaged[damage], "micro_dtype": "coded", "micro_shape": [1, 1, 10, 10], "micro_scale": [1.0]
     }  # fmt: skip
-    with pytest.raises(ValueError, match="scene a: micro planes .*its bytes"):
+    with pytest.raises(ValueError, match=r"scene a: micro planes .*its bytes"):
         unpack_scene(scene)
 
 
@@ -129,7 +129,7 @@ def test_a_hull_is_stored_with_its_scene():
     for damaged in (packed.hull[:-2], pack_hull(torch.zeros(CELLS**3 + 8, dtype=torch.bool)), b"\xff\xff", b""):
         with pytest.raises(ValueError, match="its bytes"):
             unpack_hull(damaged)
-        with pytest.raises(ValueError, match="scene car-7: .*hull: its bytes"):
+        with pytest.raises(ValueError, match=r"scene car-7: .*hull: its bytes"):
             unpack_scene(row("car-7") | {"hull": damaged})
 
 

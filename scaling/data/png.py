@@ -73,8 +73,8 @@ def encode_png(pixels: NDArray[np.uint8]) -> bytes:
 
 
 def read_png(path: Path) -> tuple[bytes, tuple[int, int]]:
-    """A file's 8-bit PNG bytes, RGB or (where it is transparent) RGBA, and (width, height). One that is such a PNG keeps
-    its bytes; others are re-encoded.
+    """A file's 8-bit PNG bytes, RGB or (where it is transparent) RGBA, and (width, height). One that is such a PNG
+    keeps its bytes; others are re-encoded.
 
     ValueError: unreadable, damaged, greyscale or over 4096 pixels a side. The path may lead through a zip file.
     """

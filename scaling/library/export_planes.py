@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -22,7 +23,7 @@ from tqdm import tqdm
 
 from scaling.files import replace_file
 from scaling.library.exports import chosen_scenes
-from scaling.library.plane_index import INDEX, PlaneIndex, PlaneModel, Shard, shard_name
+from scaling.library.plane_index import FORMAT_VERSION, INDEX, PlaneIndex, PlaneModel, Shard, shard_name
 from scaling.library.run_folder import RunFolder
 from scaling.library.stored_models import StoredModels
 from scaling.models.shared import SharedModel
@@ -105,11 +106,11 @@ def _shape(shared: SharedModel) -> tuple[int, ...]:
 
 def _write_shard(path: Path, models: StoredModels, part: Sequence[Mapping[str, Any]], shape: tuple[int, ...]) -> Tensor:
     """→ planes [S, *shape], float16: those of the file where it holds these scenes already."""
-    stamp = hashlib.sha256(json.dumps(part).encode()).hexdigest()
+    stamp = hashlib.sha256(json.dumps([FORMAT_VERSION, *part]).encode()).hexdigest()
     planes = _stored(path, stamp)
     if planes is None:
-        planes = _fused(models, part, shape)
-        replace_file(path, save({"planes": planes}, {"scenes": stamp}))
+        planes, hulls = _fused(models, part, shape)
+        replace_file(path, save({"planes": planes, **hulls}, {"scenes": stamp}))
     return planes
 
 
@@ -123,7 +124,11 @@ def _stored(path: Path, stamp: str) -> Tensor | None:
         return None
 
 
-def _fused(models: StoredModels, part: Sequence[Mapping[str, Any]], shape: tuple[int, ...]) -> Tensor:
+def _fused(
+    models: StoredModels, part: Sequence[Mapping[str, Any]], shape: tuple[int, ...]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """→ planes [S, *shape], float16, and {"hulls": [S, bytes]} where all scenes have one."""
+    hulls: dict[int, Tensor] = {}
     place = {row["scene_id"]: number for number, row in enumerate(part)}
     planes = torch.empty(len(part), *shape, dtype=torch.float16)
     for row in models.run.library.scenes(list(place)):
@@ -135,11 +140,14 @@ def _fused(models: StoredModels, part: Sequence[Mapping[str, Any]], shape: tuple
             )
         number = place.pop(row["scene_id"])
         planes[number] = fuse_planes(params.micro_planes, params.coefs, shared.base_planes)[0]
+        if params.hull is not None:
+            hulls[number] = torch.from_numpy(np.packbits(params.hull[0].numpy()))
         if not torch.isfinite(planes[number]).all():
             raise ValueError(f"scene {row['scene_id']}: planes beyond float16's range; leave it out, with --scenes")
     if place:
         raise ValueError(f"{models.run.library.folder}: scene {min(place)} was taken away meanwhile; export again")
-    return planes
+    known = len(hulls) == len(part)
+    return planes, {"hulls": torch.stack([hulls[number] for number in range(len(part))])} if known else {}
 
 
 def _describe(
@@ -170,8 +178,9 @@ def _write_model(folder: Path, row: Mapping[str, Any], shared: SharedModel) -> P
     return PlaneModel(
         shared=row["shared"], cohort=row["cohort"], renderer=path.name,
         space="rgb" if shared.autoencoder.is_identity else "latent",
-        plane_axes=list(representation.plane_axes), micro_features=representation.micro_features,
-        macro_features=representation.macro_features, box=renderer.box.bounds.tolist(), samples=renderer.samples,
+        plane_axes=list(representation.plane_axes), combine=representation.combine,
+        field_layers=representation.field_layers, sampled=shared.settings.rendering.sampled,
+        micro_features=representation.micro_features, macro_features=representation.macro_features, box=renderer.box.bounds.tolist(), samples=renderer.samples,
         importance_samples=renderer.importance_samples, near=renderer.near, far=renderer.far,
         latent_size=shared.latent_size, image_size=shared.settings.data.image_size,
     )  # fmt: skip

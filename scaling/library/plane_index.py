@@ -8,19 +8,27 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from scaling.files import read_limited
+from scaling.models.box import CELLS, STEPS
 from scaling.scene_ids import SceneId
 
 INDEX = "index.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1: features are summed, one hidden layer, samples spread evenly
 NOTES = [
     "planes[plane, feature, row, column]: micro features first (0 to micro_features - 1), then macro features, which "
     "are the scene's mixture of the base planes.",
     "plane_axes: in 'xz' the column says x and the row z, from the box's low corner to its high one, texels in the "
     "middle (grid_sample from -1 to 1, align_corners=False, padding_mode='zeros').",
-    "At a point, sum the samples of all planes. hidden = softplus(field.hidden), head = field.head: head[0] is a raw "
-    "density, sigmoid(head[1:]) * 1.002 - 0.001 are the colours (latents' if space is latent).",
-    "Along a ray: density = softplus(mean of the raw densities of an interval's ends - 1) per world unit; colours over "
-    "`background` (one for each latent pixel, or for all), then 2 c - 1. The shared model decodes latents to images.",
+    "At a point, combine the samples f of all planes as `combine` says: sum, or the product of 1 + f, minus 1. "
+    "hidden = softplus(field.hidden), then softplus of each field.more, head = field.head: head[0] is a raw density, "
+    "sigmoid(head[1:]) * 1.002 - 0.001 are the colours (latents' if space is latent).",
+    "Along a ray: density = softplus(raw density - 1) per world unit, which lets exp(-density * length) of the light "
+    "through; colours over `background` (one for each latent pixel, or for all), then 2 c - 1. The shared model "
+    "decodes latents to images.",
+    "sampled cuboid: samples lie in the middles of equal intervals, and what lies between two has the mean of their raw "
+    f"densities and colours. sampled hull: nothing is outside of the scene's hull, asked in the middles of {STEPS} equal "
+    "parts of a ray's way through the box.",
+    f"hulls [scene, cell]: bits, the highest of a byte first, of {CELLS} x {CELLS} x {CELLS} cells of the box, z "
+    "fastest: those that the scene's views do not carve away. Where a shard has none, nothing is known.",
     "Shards hold planes as they are; mean and std [plane][feature] are over scenes and texels.",
 ]
 
@@ -40,6 +48,9 @@ class PlaneModel(BaseModel):
     renderer: str
     space: Literal["latent", "rgb"]
     plane_axes: list[str]
+    combine: Literal["product", "sum"] = "sum"
+    field_layers: int = 1
+    sampled: Literal["hull", "cuboid"] = "cuboid"
     micro_features: int
     macro_features: int
     box: list[list[Finite]]
@@ -52,7 +63,8 @@ class PlaneModel(BaseModel):
 
 
 class Shard(BaseModel):
-    """A safetensors file with one tensor, `planes` [len(scene_ids), *shape]. models: of each scene, by its number."""
+    """A safetensors file with the tensor `planes` [len(scene_ids), *shape], and `hulls` where all scenes have one.
+    models: of each scene, by its number."""
 
     model_config = ConfigDict(extra="forbid")
 
