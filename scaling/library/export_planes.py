@@ -180,7 +180,8 @@ def _write_model(folder: Path, row: Mapping[str, Any], shared: SharedModel) -> P
         space="rgb" if shared.autoencoder.is_identity else "latent",
         plane_axes=list(representation.plane_axes), combine=representation.combine,
         field_layers=representation.field_layers, sampled=shared.settings.rendering.sampled,
-        micro_features=representation.micro_features, macro_features=representation.macro_features, box=renderer.box.bounds.tolist(), samples=renderer.samples,
+        micro_features=representation.micro_features, macro_features=representation.macro_features,
+        box=renderer.box.bounds.tolist(), samples=renderer.samples,
         importance_samples=renderer.importance_samples, near=renderer.near, far=renderer.far,
         latent_size=shared.latent_size, image_size=shared.settings.data.image_size,
     )  # fmt: skip

@@ -24,9 +24,9 @@ NOTES = [
     "Along a ray: density = softplus(raw density - 1) per world unit, which lets exp(-density * length) of the light "
     "through; colours over `background` (one for each latent pixel, or for all), then 2 c - 1. The shared model "
     "decodes latents to images.",
-    "sampled cuboid: samples lie in the middles of equal intervals, and what lies between two has the mean of their raw "
-    f"densities and colours. sampled hull: nothing is outside of the scene's hull, asked in the middles of {STEPS} equal "
-    "parts of a ray's way through the box.",
+    "sampled cuboid: samples lie in the middles of equal intervals; what lies between two has the mean of their raw "
+    f"densities and colours. sampled hull: nothing is outside of the scene's hull, asked in the middles of {STEPS} "
+    "equal parts of a ray's way through the box.",
     f"hulls [scene, cell]: bits, the highest of a byte first, of {CELLS} x {CELLS} x {CELLS} cells of the box, z "
     "fastest: those that the scene's views do not carve away. Where a shard has none, nothing is known.",
     "Shards hold planes as they are; mean and std [plane][feature] are over scenes and texels.",
