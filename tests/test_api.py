@@ -194,6 +194,8 @@ def test_transparency_is_composited_on_white_and_larger_images_are_averaged():
     views = views_from_arrays(**good() | {"images": images}, scene_id="a", image_size=16)
     assert views.images.shape == (4, 3, 16, 16)
     assert not views.images[:, :, :8].any() and (views.images[:, :, 8:] == 1).all()
+    assert (views.alpha[:, :8] == 1).all() and not views.alpha[:, 8:].any()
+    assert views_from_arrays(**good() | {"images": images[..., :3]}, scene_id="a", image_size=16).alpha is None
 
 
 @pytest.mark.parametrize(

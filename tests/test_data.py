@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from small_sources import INTRINSICS, POSE, picture, row
 
-from scaling.data.png import decode_png, encode_png
+from scaling.data.png import decode_png, encode_png, read_png
 from scaling.data.scene_source import choose_ids
 from scaling.data.scene_store import SCHEMA, SceneStore, StoreWriter
 from scaling.data.scenes import SceneError, check_scene_id, default_test_views, make_row, views_from_row
@@ -122,6 +122,29 @@ def test_transparency_is_composited_on_white() -> None:
     out = io.BytesIO()
     Image.new("RGBA", (2, 2), (255, 0, 0, 51)).save(out, format="PNG")
     assert decode_png(out.getvalue())[0, 0].tolist() == [255, 204, 204]
+
+
+def test_transparency_goes_through_a_store(tmp_path: Path) -> None:
+    """A wide image, the left half of which is transparent, beside one that is opaque; a palette is made RGBA."""
+    pixels = np.full((2, 4, 4), 255, np.uint8)
+    pixels[:, :, 1:3] = 0
+    pixels[:, :2, 3] = 0
+    (tmp_path / "rgba.png").write_bytes(encode_png(pixels))
+    opaque = pixels.copy()
+    opaque[..., 3] = 255
+    (tmp_path / "opaque.png").write_bytes(encode_png(opaque))
+    Image.fromarray(pixels).quantize(4).save(tmp_path / "palette.png")
+    kept, made_rgb, palette = (read_png(tmp_path / f"{name}.png")[0] for name in ("rgba", "opaque", "palette"))
+    assert kept == (tmp_path / "rgba.png").read_bytes()
+    assert (kept[25], made_rgb[25], palette[25]) == (6, 2, 6), "colour types: RGBA, RGB, RGBA"
+    scene = make_row("a", "", [kept, made_rgb, palette], [POSE] * 3, [INTRINSICS] * 3, [1], 2, 4, "a")
+    views = views_from_row(scene, 2)
+    clear_and_red = [[0.0, 0.5], [0.0, 0.5]]  # a row of padding and one of the image, both half as high
+    torch.testing.assert_close(views.alpha[0], torch.tensor(clear_and_red))
+    torch.testing.assert_close(views.alpha[2], torch.tensor(clear_and_red))
+    assert (views.alpha[1] == 0.5).all(), "what has no transparency is opaque, but for the padding"
+    assert views.images[0, 1].tolist() == [[1.0, 0.5], [1.0, 0.5]]
+    assert views_from_row({**scene, "views": [made_rgb] * 3}, 2).alpha is None
 
 
 # The store

@@ -17,6 +17,7 @@ from scaling.config import make_settings
 from scaling.library.export_mesh import mesh_bytes, to_linear
 from scaling.library.surface import DensityGrid, NoSurface, density_grid, find_surface, outline_level
 from scaling.library.surface_colours import seen_colours
+from scaling.models.box import CELLS
 from scaling.models.shared import SharedModel
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -36,7 +37,7 @@ def ball() -> tuple[SharedModel, torch.Tensor]:
         "data": {"image_size": 64},
         "representation": {
             "micro_features": 4, "macro_features": 0, "num_base_planes": 0, "resolution": 64,
-            "field_width": 4, "box_side": 2.0,
+            "combine": "sum", "field_width": 4, "field_layers": 1, "box_side": 2.0,
         },
         "rendering": {"samples": 64},
         "autoencoder": {"kind": "super_resolution", "shrink": 1, "decoder_blocks": 0},
@@ -174,6 +175,19 @@ def test_cells_that_nothing_fills_are_empty(ball):
     assert surface.vertices[:, 0].max() < 0.01 and surface.vertices[:, 0].min() < -0.35
 
 
+def test_cells_outside_of_a_scenes_hull_are_empty(ball):
+    shared, planes = ball
+    hull = torch.ones(CELLS, CELLS, CELLS, dtype=torch.bool)
+    hull[:, CELLS // 2 :] = False  # y above the middle
+    surface = find_surface(density_grid(shared, planes, 33, hull.view(-1)), LEVEL)
+    assert surface.vertices[:, 1].max() < 0.05 and surface.vertices[:, 1].min() < -0.45
+    cameras = zone(12, 3.0, -1.4, 1.4), normalised_intrinsics(1.0).repeat(12, 1, 1)
+    grid = density_grid(shared, planes, 65, hull.view(-1))
+    colours = seen_colours(shared, planes, surface, grid, *cameras, hull.view(-1))
+    expected = colours_at(surface.vertices).astype(int)
+    assert np.abs(colours.astype(int) - expected).mean() < 8, "the cut face has colours, too"
+
+
 def test_nothing_dense_is_no_surface(ball):
     shared, planes = ball
     shared.field.head.bias[0] -= 10_000
@@ -198,8 +212,9 @@ def test_the_command_keeps_what_is_done_and_lists_what_has_no_surface(fitted_run
 
     density, made = export_mesh.density_grid, []
 
-    def ball_or_nothing(shared, planes, num_points):
-        grid = density(shared, planes, num_points)
+    def ball_or_nothing(shared, planes, num_points, hull):
+        assert hull.shape == (CELLS**3,)
+        grid = density(shared, planes, num_points, hull)
         axes = [torch.linspace(-1, 1, count) for count in grid.raw.shape]
         square = sum(axis**2 for axis in torch.meshgrid(*axes, indexing="ij"))
         made.append(planes)

@@ -17,8 +17,9 @@ from scaling.data.scene_source import SourceSpec
 from scaling.data.scene_store import SCHEMA
 from scaling.data.scenes import SceneViews
 from scaling.data.synthetic import embedded_ids
+from scaling.distributed.dispatch import MOST_TOLD, Dispatcher
 from scaling.distributed.fitters import FitJob, SceneFitter
-from scaling.distributed.work import FITTED
+from scaling.distributed.work import FITTED, Counts, Fitted, Outcome, Piece
 
 IDS = embedded_ids(7)[2:]
 
@@ -58,6 +59,27 @@ def test_a_batch_that_does_not_fit_memory_is_halved(job):
     assert kinds == dict.fromkeys(IDS, FITTED) | {IDS[3]: "out of memory"}
     assert done.part is not None and set(done.part.scene_ids) == set(IDS) - {IDS[3]}
     assert done.part.name.startswith("part-000003-0007-")
+
+
+def test_what_lies_outside_of_the_box_reaches_the_user(job, capsys):
+    """A box that holds no more than the corner of a car: the actor's outcome says so, and the driver prints it."""
+    fitter = SceneFitter(job)
+    fitter.shared.renderer.box.corners.copy_(torch.tensor([[0.0, 0.0, 0.0], [0.1, 0.1, 0.1]]))
+    done = fitter.fit(batch(job).slice(0, 2), attempt=1)
+    assert [outcome.kind for outcome in done.outcomes] == [FITTED] * 2
+    assert all(f"scene {outcome.scene_id}: " in outcome.message for outcome in done.outcomes)
+    assert all("lies outside of the box from [0.0, 0.0, 0.0]" in outcome.message for outcome in done.outcomes)
+
+    driver = Dispatcher(lambda: None, lambda: 1, max_attempts=1, deadline=1.0, accounts=None)
+    rest = [Outcome(f"car-{n}", FITTED, "told") for n in range(2 * MOST_TOLD)]
+    counts = Counts(total=100)
+    driver._settle(
+        Piece(pa.table({"scene_id": []})), Fitted([*done.outcomes, Outcome("quiet", FITTED), *rest], None), counts
+    )
+    told = capsys.readouterr().out.splitlines()
+    assert counts.done == 3 + 2 * MOST_TOLD
+    assert told[:2] == [f"warning: {outcome.message}" for outcome in done.outcomes]
+    assert len(told) == MOST_TOLD and told[-1] == "warning: told (further ones are not told)"
 
 
 def test_a_process_that_does_no_step_ends_itself():

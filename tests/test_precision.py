@@ -42,7 +42,7 @@ def test_autoencoder_and_field_agree_and_speak_float32(tiny_values, tiny_scenes)
     images = tiny_scenes[0].images
     latents, lower = full.autoencoder.encode(images), half.autoencoder.encode(images)
     decoded, decoded_lower = full.decode(latents), half.decode(latents)
-    features = torch.randn(3, 5, 40, generator=torch.Generator().manual_seed(0))
+    features = torch.randn(3, 40, 5, generator=torch.Generator().manual_seed(0))
     outputs, outputs_lower = full.field(features), half.field(features)
     for one, two in [(latents, lower), (decoded, decoded_lower), *zip(outputs, outputs_lower, strict=True)]:
         assert one.dtype == two.dtype == torch.float32
@@ -77,8 +77,7 @@ def train_and_fit(values: dict[str, Any], device: str) -> float:
     stage1 = Stage1(settings, [s.scene_id for s in scenes[:4]], scenes[:4], Workers(device=torch.device(device)))
     stage1.run(lambda report: None)
     [fitted] = fit_scenes(stage1.shared.requires_grad_(False).eval(), scenes[4:], settings)
-    params = type(fitted.params)(fitted.params.micro_planes[None], fitted.params.coefs[None])
-    value = evaluate_scene(stage1.shared, params, scenes[4])["psnr"]
+    value = evaluate_scene(stage1.shared, fitted.params[None], scenes[4])["psnr"]
     assert value is not None
     return value
 

@@ -26,7 +26,11 @@ def shared(tiny_values) -> SharedModel:
         "stage1": {name: {"num_epochs": 0} for name in ("joint", "adapt", "distil")},
         "stage2": {"rgb": {"num_epochs": 0}},
     }
-    return SharedModel(make_settings(merge(tiny_values, values))).requires_grad_(False)
+    shared = SharedModel(make_settings(merge(tiny_values, values))).requires_grad_(False)
+    # A field that was never trained shows next to nothing, whatever planes say.
+    shared.field.head.weight.mul_(10)
+    shared.field.head.bias[0] = 8.0
+    return shared
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +61,8 @@ def test_scenes_that_stand_still_end(shared, scenes):
 
 
 def test_scenes_that_gain_go_on(shared, scenes):
-    _, losses = fitted(shared, scenes, phase(1e-1))
-    assert len(losses) > 2 * 5 + 7 and sum(losses[-5:]) < 0.8 * sum(losses[:5])
+    _, losses = fitted(shared, scenes, phase(5e-2, check_every=15))
+    assert len(losses) > 2 * 15 + 7 and sum(losses[-5:]) < 0.8 * sum(losses[:5])
 
 
 def test_rates_fall_from_where_a_scene_ends(shared, scenes):

@@ -57,7 +57,7 @@ def test_levels_stay_in_their_range(dtype):
 def test_fewer_levels_lose_more():
     planes = torch.randn(3, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     errors = [(rounded(planes, best_scale(planes, dtype), dtype) - planes).square().mean() for dtype in DTYPES]
-    assert sorted(DTYPES) == DTYPES and errors == sorted(errors, reverse=True)
+    assert errors == sorted(errors, reverse=True)
     assert errors[0] < 0.1 and errors[-1] < 1e-3
 
 

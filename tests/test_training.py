@@ -487,7 +487,7 @@ def test_rgb_space_learns_in_both_stages(tiny_values, tiny_scenes):
     losses: list[float] = []
     fitted = fit_scenes(run.shared, tiny_scenes[:1], run.settings, lambda phase, step, loss: losses.append(loss))[0]
     assert sum(losses[-20:]) < 0.8 * sum(losses[:20])
-    params = SceneParams(fitted.params.micro_planes[None], fitted.params.coefs[None])
+    params = fitted.params[None]
     metrics = evaluate_scene(run.shared, params, tiny_scenes[0])
     start = evaluate_scene(run.shared, run.shared.start_params(1), tiny_scenes[0])
     assert metrics["psnr"] > start["psnr"] + 1 and metrics["train_psnr"] > start["train_psnr"] + 1

@@ -200,7 +200,6 @@ def views_from_row(row: Mapping[str, Any], image_size: int) -> SceneViews:
         images.append(_resized(on_white(layers), 255, image_size))
         if layers.shape[2] == 4:
             alphas[index] = _resized(layers[..., 3:], 0, image_size)[0]
-    opaque = torch.ones(image_size, image_size)
     intrinsics = torch.tensor(np.asarray(row["intrinsics"], dtype=np.float32)).reshape(-1, 3, 3)
     return SceneViews(
         scene_id=row["scene_id"],
@@ -210,8 +209,16 @@ def views_from_row(row: Mapping[str, Any], image_size: int) -> SceneViews:
         intrinsics=pad_intrinsics(intrinsics, width, height),
         test_views=tuple(int(view) for view in row["test_views"]),
         latents=_cached_latents(row),
-        alpha=torch.stack([alphas.get(index, opaque) for index in range(len(images))]) if alphas else None,
+        alpha=_alpha(alphas, len(images), height, width),
     )
+
+
+def _alpha(known: Mapping[int, Tensor], num_views: int, height: int, width: int) -> Tensor | None:
+    """[V, image_size, image_size]; views that are not among the known ones are opaque, but for their padding."""
+    if not known:
+        return None
+    opaque = _resized(np.full((height, width, 1), 255, np.uint8), 0, len(next(iter(known.values()))))[0]
+    return torch.stack([known.get(view, opaque) for view in range(num_views)])
 
 
 def _resized(pixels: NDArray[np.uint8], padding: int, image_size: int) -> Tensor:

@@ -25,6 +25,7 @@ from scaling.library.failures import RETRY, event
 
 START_ATTEMPTS = 2  # per actor, in a row, before a job that has no actor gives up
 MAX_LOSSES = 5  # nodes lost, or writes failed, under a scene before that counts as its own doing
+MOST_TOLD = 20  # warnings about scenes
 TICK_SECONDS = 1.0
 STAFF_SECONDS = 10.0  # so often the driver looks how many actors the cluster can hold
 DRAIN_SECONDS = 20.0  # less than what a spot machine or a pod gets to leave
@@ -57,6 +58,7 @@ class Dispatcher:
         self.exhausted = False
         self.deaths: Counter[str] = Counter()  # of actors that held this scene alone, or its cohort
         self.losses: Counter[str] = Counter()
+        self.told = 0
         self.failed_starts = 0
         self.no_start_before = 0.0
         self.staffed_at = float("-inf")
@@ -275,6 +277,7 @@ class Dispatcher:
         for outcome in result.outcomes:
             if outcome.kind == FITTED:
                 counts.done += 1
+                self._tell(outcome.message)
                 if outcome.psnr is not None:
                     counts.psnr_sum += outcome.psnr
                     counts.psnr_count += 1
@@ -282,6 +285,12 @@ class Dispatcher:
         counts.failed += len(failed)
         if failed:
             self.accounts.record([event(o.scene_id, piece.attempt, o.kind, o.message) for o in failed])
+
+    def _tell(self, message: str) -> None:
+        """A line about a scene that was fitted, above the progress bar; of thousands alike the first ones."""
+        if message and self.told < MOST_TOLD:
+            self.told += 1
+            tqdm.write(f"warning: {message}" + (" (further ones are not told)" if self.told == MOST_TOLD else ""))
 
     def _give_up(self, ids: list[str], attempt: int, kind: str, message: str, counts: Counts) -> None:
         counts.failed += len(ids)

@@ -106,9 +106,10 @@ class SceneFitter(Fitter):
         """Fits and commits a batch of store rows. Raises OSError where the part cannot be written."""
         with pulse.Watchdog(self.settings.stage2.stall_seconds):
             scenes, unread = _decode(batch, self.settings.data.image_size)
-            rows, failed = self._finished_rows(self.shared, None, scenes, self._fit(scenes))
+            fitted = self._fit(scenes)
+            rows, failed = self._finished_rows(self.shared, None, scenes, fitted)
             part = self._commit(rows, attempt, batch["scene_id"].to_pylist())
-            return Fitted(unread + failed + _fitted(rows), part)
+            return Fitted(unread + failed + _fitted(rows, fitted), part)
 
     def _fit(self, scenes: list[SceneViews]) -> list[FittedScene | Exception]:
         """A batch together; where that raises (memory may be short), its halves, down to scenes that raise alone."""
@@ -182,7 +183,7 @@ class CohortFitter(Fitter):
         rows, failed = self._finish(done, scenes)
         part = self._commit(rows, attempt, members)
         remove_tree(folder)
-        return Fitted(outcomes + failed + _fitted(rows), part)
+        return Fitted(outcomes + failed + _fitted(rows, done.scenes), part)
 
     def _fit_members(self, scenes: _Members, folder: AnyPath) -> CohortFit:
         with mirrored(folder) as (local, bring_back):
@@ -266,5 +267,6 @@ def _kind(error: Exception) -> str:
     return "out of memory" if isinstance(error, torch.OutOfMemoryError | MemoryError) else "raised"
 
 
-def _fitted(rows: Sequence[dict[str, Any]]) -> list[Outcome]:
-    return [Outcome(row["scene_id"], FITTED, "", row["psnr"]) for row in rows]
+def _fitted(rows: Sequence[dict[str, Any]], fitted: Sequence[FittedScene | Exception]) -> list[Outcome]:
+    told = {scene.scene_id: scene.warning for scene in fitted if not isinstance(scene, Exception)}
+    return [Outcome(row["scene_id"], FITTED, told.get(row["scene_id"], ""), row["psnr"]) for row in rows]

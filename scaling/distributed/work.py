@@ -16,7 +16,8 @@ FITTED = "fitted"
 
 @dataclass(frozen=True)
 class Outcome:
-    """One scene's. kind: `fitted`, or why it is given up; psnr: in dB, of its test views."""
+    """One scene's. kind: `fitted`, or why it is given up; message: what the user is told; psnr: in dB, of its test
+    views."""
 
     scene_id: str
     kind: str

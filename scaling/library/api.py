@@ -5,6 +5,7 @@ It needs neither Ray nor MLflow: one process, one device.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -137,7 +138,8 @@ def fit_scene(
     [3, 3] or [V, 3, 3], normalised by the image's width and height.
     scene_id: seeds the random numbers; test_views: views to hold out and measure on; without any, all are trained on
     and every metric is None. settings: over the stage-2 settings noted with the shared model, nested:
-    {"stage2": {"latent": {"num_epochs": 2}}}. device None: the GPU if there is one.
+    {"stage2": {"latent": {"num_epochs": 2}}}. device None: the GPU if there is one. A warning says where a part of the
+    scene lies outside of the shared model's box.
 
     Raises ValueError that names a wrong argument, SettingsError for a wrong setting, SharedModelError where `shared`
     cannot be used, NotFinite where the fit diverged.
@@ -147,6 +149,8 @@ def fit_scene(
     views = views_from_arrays(images, cam2world, intrinsics, scene_id, test_views, chosen.data.image_size)
     model, _ = load_shared(folder, chosen_device(device))
     [fitted] = fit_scenes(model, [views], chosen)
+    if fitted.warning:
+        warnings.warn(fitted.warning, stacklevel=2)
     pack_scene(fitted.params, chosen.stage2.micro_dtype)  # refuses a fit that diverged, as stage 2 does
     params = fitted.params[None]
     metrics = evaluate_scene(model, params, views) if views.test_views else dict.fromkeys(METRICS)

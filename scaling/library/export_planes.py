@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from scaling.files import replace_file
 from scaling.library.exports import chosen_scenes
-from scaling.library.plane_index import INDEX, PlaneIndex, PlaneModel, Shard, shard_name
+from scaling.library.plane_index import FORMAT_VERSION, INDEX, PlaneIndex, PlaneModel, Shard, shard_name
 from scaling.library.run_folder import RunFolder
 from scaling.library.stored_models import StoredModels
 from scaling.models.box import CELLS
@@ -108,7 +108,7 @@ def _shape(shared: SharedModel) -> tuple[int, ...]:
 
 def _write_shard(path: Path, models: StoredModels, part: Sequence[Mapping[str, Any]], shape: tuple[int, ...]) -> Tensor:
     """→ planes [S, *shape], float16: those of the file where it holds these scenes already."""
-    stamp = hashlib.sha256(json.dumps(part).encode()).hexdigest()
+    stamp = hashlib.sha256(json.dumps([FORMAT_VERSION, *part]).encode()).hexdigest()
     planes = _stored(path, stamp)
     if planes is None:
         tensors = _fused(models, part, shape)

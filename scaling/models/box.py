@@ -86,6 +86,10 @@ class Box(nn.Module):
         half = (high - low) / 2
         return Rays((rays.origins - (low + high) / 2) / half, rays.directions / half)
 
+    def crossed(self, rays: Rays) -> Tensor:
+        """Rays [..., R] that go through the box, whatever its cells say. [..., R], bool."""
+        return _slabs(self.into(rays))[2]
+
     def parts(self, rays: Rays, cells: Tensor) -> Parts:
         """Rays [S, R] of S scenes, cells [S, CELLS³] → their parts with the cells' values."""
         inside = self.into(rays)

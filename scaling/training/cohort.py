@@ -184,5 +184,5 @@ def _result(cohort: Cohort, start: SharedModel) -> CohortFit:
         row = cohort.row[scene_id]
         params = cohort.table[row]
         params = SceneParams(params.micro_planes.detach(), params.coefs.detach(), params.hull)
-        scenes.append(FittedScene(scene_id, params, cohort.seconds / len(fitted)))
+        scenes.append(FittedScene(scene_id, params, cohort.seconds / len(fitted), cohort.scenes[row].warning))
     return CohortFit(own, tuned, scenes, dict(cohort.dropped))

@@ -29,6 +29,9 @@ BESIDE = (
     2  # latent pixels around silhouettes that rays are drawn from, too: the hull holds a little more than the scene
 )
 EDGE_DRAWS = 3  # times as often as others rays at an edge are drawn: they teach most
+MOST_COVERED = 0.95  # of the images by silhouettes: then there is no background to tell them from
+LOOKED_AT = 4  # of so many of a silhouette's pixels one is held against the box
+LEAST_OUTSIDE = 0.01  # part of them that must lie outside to be told: a pixel shows what lies beside its centre, too
 MARGIN = 1.0  # latent pixels around silhouettes that belong to the hull, as a pixel shows what lies beside its centre
 
 
@@ -40,7 +43,7 @@ class TrainingScene:
     which of the views' V · h · w latent pixels random rays go through, those at edges several times; hull [CELLS³]:
     see `visual_hull`, None where rays are sampled evenly; cells [CELLS³]: see `SharedModel.cells`, at first the hull's;
     latents [V · h · w, C] in [−1, 1] once encoded; cached [V, C, h, w]: latents made before, by the encoder as it
-    stands now.
+    stands now; warning: see `where_it_is_not`.
     """
 
     scene_id: str
@@ -48,6 +51,7 @@ class TrainingScene:
     cam2world: Tensor
     intrinsics: Tensor
     drawn: Tensor
+    warning: str = ""
     hull: Tensor | None = None
     cells: Tensor | None = None
     latents: Tensor | None = None
@@ -69,8 +73,9 @@ def prepare_scene(shared: SharedModel, views: SceneViews) -> TrainingScene:
     images = as_bytes(views.images[train]).to(shared.device)
     cached = None if views.latents is None else _of_size(shared, views.scene_id, views.latents)[train]
     cameras = views.cam2world[train].to(shared.device), views.intrinsics[train].to(shared.device)
+    shown = silhouettes(views)
+    warning = where_it_is_not(shared, views, shown)
     if shared.settings.rendering.sampled == "hull":
-        shown = silhouettes(views)
         hull = scene_hull(shared, views, shown)
         shown = shown.to(shared.device)
         if not shown.any():  # a white scene: nothing is known of where it is
@@ -86,7 +91,35 @@ def prepare_scene(shared: SharedModel, views: SceneViews) -> TrainingScene:
             "(OpenCV, camera-to-world) and scale"
         )
     cells = None if hull is None else hull.to(torch.uint8)
-    return TrainingScene(views.scene_id, images, *cameras, drawn, hull, cells, cached=cached)
+    return TrainingScene(views.scene_id, images, *cameras, drawn, warning, hull, cells, cached=cached)
+
+
+def where_it_is_not(shared: SharedModel, views: SceneViews, shown: Tensor) -> str:
+    """What is to be told of a scene whose silhouettes are `shown`: that a part of it lies outside of the shared box, or
+    that nothing could be carved; "" of all others."""
+    covered = shown.float().mean().item()
+    if covered > MOST_COVERED or not covered:
+        what = "show no uniform white background" if covered else "show nothing but white"
+        return f"scene {views.scene_id}: its views {what}, so nothing could be carved: all of the box is sampled"
+    outside = outside_box(shared, views, shown)
+    if outside <= LEAST_OUTSIDE:
+        return ""
+    return (
+        f"scene {views.scene_id}: {outside:.0%} of what its views show lies outside of {shared.renderer.box}: prepare "
+        "the store with it, or train the shared model on a store that holds it"
+    )
+
+
+def outside_box(shared: SharedModel, views: SceneViews, shown: Tensor) -> float:
+    """Which part of the silhouettes' pixels [V, H, W] of the training views, of every LOOKED_AT-th of them, has rays
+    that miss the shared box."""
+    height, width = shown.shape[1:]
+    view, pixel = shown.flatten(1).nonzero()[::LOOKED_AT].T
+    if not len(view):
+        return 0.0
+    train = torch.tensor(views.train_views)[view.cpu()]
+    rays = rays_through(views.cam2world[train], views.intrinsics[train], pixel.cpu(), height, width)
+    return 1 - shared.renderer.box.crossed(rays.to(shared.device)).float().mean().item()
 
 
 def scene_hull(shared: SharedModel, views: SceneViews, shown: Tensor) -> Tensor:

@@ -31,12 +31,13 @@ PHASES = ("latent", "rgb")
 
 @dataclass(frozen=True)
 class FittedScene:
-    """One scene's result: micro_planes [P, F_mic, K, K], coefs [M], and its share of the batch's seconds, from
-    encoding to the last step."""
+    """One scene's result: micro_planes [P, F_mic, K, K], coefs [M], its share of the batch's seconds, from encoding to
+    the last step, and what of it could not be learned (see `where_it_is_not`)."""
 
     scene_id: str
     params: SceneParams
     seconds: float
+    warning: str = ""
 
 
 def fit_scenes(
@@ -55,9 +56,9 @@ def fit_scenes(
     fitted: dict[int, FittedScene] = {}
     for _, group in groupby(order, key=lambda i: len(scenes[i].train_views)):
         rows = sorted(group)
-        params, seconds = _fit_group(shared, [scenes[i] for i in rows], settings, on_step)
+        params, warnings, seconds = _fit_group(shared, [scenes[i] for i in rows], settings, on_step)
         for k, i in enumerate(rows):
-            fitted[i] = FittedScene(scenes[i].scene_id, params[k], seconds / len(rows))
+            fitted[i] = FittedScene(scenes[i].scene_id, params[k], seconds / len(rows), warnings[k])
     return [fitted[i] for i in range(len(scenes))]
 
 
@@ -66,7 +67,7 @@ def _fit_group(
     scenes: Sequence[SceneViews],
     settings: Settings,
     on_step: Callable[[str, int, float], None] | None,
-) -> tuple[SceneParams, float]:
+) -> tuple[SceneParams, list[str], float]:
     check_ownership(shared, None)  # nothing of the shared model may move
     start = time.perf_counter()
     ready = [prepare_scene(shared, views) for views in scenes]
@@ -81,7 +82,7 @@ def _fit_group(
     params = SceneParams(params.micro_planes.detach(), params.coefs.detach(), params.hull)
     if shared.device.type == "cuda":
         torch.cuda.synchronize(shared.device)
-    return params, time.perf_counter() - start
+    return params, [scene.warning for scene in ready], time.perf_counter() - start
 
 
 def hulls_of(ready: Sequence[TrainingScene]) -> Tensor | None:
