@@ -24,7 +24,7 @@ from scaling.library.parts import commit_part
 from scaling.library.plane_dataset import PlaneDataset
 from scaling.library.plane_index import read_index
 from scaling.library.run_folder import RunFolder
-from scaling.models.box import CELLS
+from scaling.models.box import CELLS, STEPS
 from scaling.training.evaluate import render_planes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -107,7 +107,7 @@ def test_what_the_index_says_is_enough_to_render(fitted_run, tmp_path):
     low, high = torch.tensor(model["box"])
     rays = pixel_rays(pose[0], camera[0], model["latent_size"], model["latent_size"])
     near, far, _ = scene.shared.renderer.span(rays)
-    depths = near[:, None] + (far - near)[:, None] * (torch.arange(4096) + 0.5) / 4096
+    depths = near[:, None] + (far - near)[:, None] * (torch.arange(100 * STEPS) + 0.5) / (100 * STEPS)
     points = (rays.origins[:, None] + depths[..., None] * rays.directions[:, None] - low) / (high - low) * 2 - 1
     features = 1
     for plane, axes in zip(data[0], model["plane_axes"]):
@@ -118,11 +118,11 @@ def test_what_the_index_says_is_enough_to_render(fitted_run, tmp_path):
         hidden = F.softplus(F.linear(hidden, weights[f"{name}.weight"], weights[f"{name}.bias"]))
     head = F.linear(hidden, weights["field.head.weight"], weights["field.head.bias"])
     colours = head[..., 1:].sigmoid() * 1.002 - 0.001
-    middles = (points[:, 31::64] + points[:, 32::64]) / 2  # of a ray's 64 parts
+    middles = (points[:, 49::100] + points[:, 50::100]) / 2  # of a ray's STEPS parts
     x, y, z = ((middles + 1) / 2 * CELLS).long().clamp(0, CELLS - 1).unbind(-1)
     cells = torch.from_numpy(np.unpackbits(hulls[0]).astype(bool)[: CELLS**3])
-    there = cells[(x * CELLS + y) * CELLS + z].repeat_interleave(64, dim=1)
-    thick = F.softplus(head[..., 0] - 1) * (far - near)[:, None] / 4096 * there
+    there = cells[(x * CELLS + y) * CELLS + z].repeat_interleave(100, dim=1)
+    thick = F.softplus(head[..., 0] - 1) * (far - near)[:, None] / (100 * STEPS) * there
     through = torch.exp(-thick.cumsum(1))
     weight = torch.cat([torch.ones_like(through[:, :1]), through[:, :-1]], 1) - through
     latents = 2 * ((weight[..., None] * colours).sum(1) + through[:, -1:] * weights["background"]) - 1

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from scaling.files import read_limited
+from scaling.models.box import STEPS
 from scaling.scene_ids import SceneId
 
 INDEX = "index.json"
@@ -21,7 +22,8 @@ NOTES = [
     "softplus(field.hidden), softplus of each of field.more, and field.head: head[0] is a raw density, "
     "sigmoid(head[1:]) * 1.002 - 0.001 are the colours (latents' if space is latent).",
     "Where sampled is hull, a scene is empty outside of its hull, and planes say nothing of what is there: shards hold "
-    "`hulls` [scene, cells^3 / 8], a bit for each cell of the box (the highest first; x slowest, z fastest).",
+    "`hulls` [scene, cells^3 / 8], a bit for each cell of the box (the highest first; x slowest, z fastest), asked in "
+    f"the middles of {STEPS} equal parts of a ray's way through the box.",
     "Along a ray: density = softplus(mean of the raw densities of an interval's ends - 1) per world unit; colours over "
     "`background` (one for each latent pixel, or for all), then 2 c - 1. The shared model decodes latents to images.",
     "Shards hold planes as they are; mean and std [plane][feature] are over scenes and texels.",
