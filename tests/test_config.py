@@ -42,7 +42,7 @@ def test_flags_win_over_config_over_preset(tmp_path):
     argv = ("--preset", "quick", "--config", str(file), "--representation.num_base_planes", "6")
     namespace, settings = parse(*argv)
     shape = settings.representation
-    assert settings.data.image_size == 64, "the preset wins over the defaults"
+    assert settings.autoencoder.shrink == 1, "the preset wins over the defaults"
     assert shape.resolution == 12, "the file wins over the preset"
     assert shape.num_base_planes == 6, "the flag wins over the file"
     assert shape.macro_features == 12, "keys beside those stay as they are"
@@ -100,7 +100,7 @@ def test_null_on_the_command_line_undoes_a_preset():
         ({"rendering": {"near": 0.5}}, ["rendering:", "near and far together"]),
         ({"rendering": {"near": 2.0, "far": 1.0}}, ["rendering:", "near (2.0) must be below far (1.0)"]),
         ({"autoencoder": {"norm_num_groups": 7}}, ["autoencoder:", "norm_num_groups (7) must divide"]),
-        ({"stage1": {"num_buckets": 3}}, ["stage1:", "autoencoder.items_per_step (32)", "multiple of num_buckets"]),
+        ({"stage1": {"num_buckets": 3}}, ["stage1:", "autoencoder.items_per_step (4)", "multiple of num_buckets"]),
         ({"stage1": {"joint": {"rays_per_item": 8}}}, ["stage1.joint:", "rays_per_item must be null"]),
         ({"stage2": {"rgb": {"lr": {"encoder": 1e-3}}}}, ["stage2.rgb:", "rgb: stage 2 never moves the encoder"]),
         (
@@ -204,8 +204,8 @@ def test_help_shows_every_key_with_its_line_and_value(capsys):
     shown = " ".join(capsys.readouterr().out.split())  # argparse wraps lines
     for key in flatten(Settings().model_dump()):
         assert f"--{key} VALUE" in shown
-    assert "Side of the training images in pixels; a store's larger images are area-filtered down to it. [64]" in shown
-    assert "null: one pass over every training view of every scene. [150]" in shown
+    assert "Side of the training images in pixels; a store's larger images are area-filtered down to it. [128]" in shown
+    assert "null: one pass over every training view of every scene. [100]" in shown
     assert "--store" in shown and "--address" in shown
 
 

@@ -25,6 +25,14 @@ def test_all_rows_in_place_move_as_rows_one_by_one():
     assert together.steps.tolist() == apart.steps.tolist() == [5, 5, 5]
 
 
+def test_rows_that_always_go_together_move_as_rows():
+    together, rows = RowAdam(torch.ones(3, 2, 4), together=True), RowAdam(torch.ones(3, 2, 4))
+    for step, gradient in enumerate(gradients(5)):
+        for optimiser in (together, rows):
+            optimiser.step(torch.arange(3), gradient, 0.1 / (1 + step))
+    torch.testing.assert_close(together.table, rows.table)
+
+
 def test_a_row_moves_as_under_an_adam_of_its_own():
     ours = RowAdam(torch.ones(3, 2, 4))
     row = torch.ones(2, 4, requires_grad=True)

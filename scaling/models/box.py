@@ -18,7 +18,7 @@ from scaling.cameras import Rays
 # Low and high corners of all that may be measured: what cameras at distance 1.3 see of the world (method: 0.5 to 2.1).
 WIDEST = ((-0.8, -0.8, -0.8), (0.8, 0.8, 0.8))
 CELLS = 40  # a side, whatever the cuboid's proportions
-OLD_CELLS = 48  # of `filled`, in shared models of format 2 and before
+OLD_CELLS, OLD_STEPS = 48, 64  # of `filled` and of `span`, as in shared models of format 2 and before
 RAYS_AT_ONCE = 1 << 14  # looked up together, which bounds the memory that takes
 STEPS = 48  # parts of a ray's way through the cuboid, each about as long as a cell
 
@@ -119,15 +119,15 @@ class Box(nn.Module):
 
     def _filled_part(self, inside: Rays, near: Tensor, far: Tensor, hit: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Of [R] rays that cross the cuboid from near to far: from the first filled cell to the last one."""
-        # The middles of STEPS parts of the way through the cuboid.
-        place = (torch.arange(STEPS, device=near.device) + 0.5) / STEPS
+        # The middles of OLD_STEPS parts of the way through the cuboid.
+        place = (torch.arange(OLD_STEPS, device=near.device) + 0.5) / OLD_STEPS
         depths = near[..., None] + (far - near)[..., None] * place
         full = self.filled.flatten()[cell_numbers(inside, depths, OLD_CELLS)] & hit[..., None]
         hit = full.any(-1)
-        order = torch.arange(STEPS, device=near.device)
-        first = torch.where(full, order, STEPS).amin(-1)
+        order = torch.arange(OLD_STEPS, device=near.device)
+        first = torch.where(full, order, OLD_STEPS).amin(-1)
         last = torch.where(full, order, -1).amax(-1)
-        length = (far - near) / STEPS
+        length = (far - near) / OLD_STEPS
         start = near + length * first
         return torch.where(hit, start, near), torch.where(hit, near + length * (last + 1), near), hit
 

@@ -139,7 +139,6 @@ def _tensors(path: Path) -> dict[str, Tensor]:
 def _load_rows(run: Phases, shards: dict[str, Tensor]) -> None:
     for scene_id, row in run.row.items():
         for key, optimiser in run.row_optimisers.items():
-            optimiser.together = None  # rows may have made different numbers of steps
             for name in ("first", "second", "steps"):
                 getattr(optimiser, name)[row] = shards[f"{scene_id}/{key}.{name}"].to(run.shared.device)
 

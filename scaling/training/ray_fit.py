@@ -51,7 +51,8 @@ def fit_rays(
     ends = Ends(shared, phase, ready, total)
     table = RayTable(shared, ends.trained)
     tables = {"micro_planes": params.micro_planes, "coefs": params.coefs}
-    moves = {key: RowAdam(t) for key, t in tables.items() if getattr(phase.lr, key) and t.numel()}
+    moving = {key: t for key, t in tables.items() if getattr(phase.lr, key) and t.numel()}
+    moves = {key: RowAdam(t, together=not ends.check_every) for key, t in moving.items()}
     rounding = Rounding(params, micro_dtype, round(phase.rounded_from * total)) if "micro_planes" in moves else None
     cells = Cells(shared, ready)
     draws = table.draws([stream(seed, name, scene.scene_id) for scene in ready], phase.rays_per_item or 0, total)
