@@ -96,7 +96,7 @@ class Rendering(Section):
     """AboveZero along a ray at which the first stratum of samples starts; null: where the ray enters the box."""
     far: AboveZero | None = None
     """AboveZero at which the last stratum ends; null: where the ray leaves the box."""
-    samples: Annotated[int, Field(ge=2, le=4096)] = 12
+    samples: Annotated[int, Field(ge=2, le=4096)] = 10
     """Stratified samples a ray."""
     importance_samples: SizeOrZero = 0
     """Samples a ray drawn from the weights of a first pass; 0: one pass only."""
@@ -302,7 +302,7 @@ class Stage1(Section):
     """Trains the shared model on the first scenes."""
 
     autoencoder: Stage1Phase = Stage1Phase(
-        num_epochs=6,
+        num_epochs=5,
         steps_per_epoch=100,
         items_per_step=4,
         loss=LossWeights(autoencoder=1.0),
@@ -312,8 +312,8 @@ class Stage1(Section):
     """Phase 0: an autoencoder from scratch, left out where a pre-trained one is named or there is nothing to train.
     Kind super_resolution has a decoder alone; kl needs lr.encoder, too."""
     warmup: Stage1Phase = Stage1Phase(
-        num_epochs=10,
-        steps_per_epoch=150,
+        num_epochs=12,
+        steps_per_epoch=250,
         items_per_step=16,
         rays_per_item=128,
         loss=LossWeights(latent=1.0),
@@ -333,7 +333,7 @@ class Stage1(Section):
     autoencoder included: the latent space becomes 3D-aware. To read rendered latents is left to 1c, so that the
     autoencoder stays a good one of images, and a step takes half the time."""
     adapt: Stage1Phase = Stage1Phase(
-        num_epochs=4,
+        num_epochs=6,
         steps_per_epoch=100,
         items_per_step=4,
         loss=LossWeights(rgb=1.0),
@@ -395,7 +395,7 @@ class Stage2(Section):
     cohort_size: Positive | None = 64
     """Mode cohort: scenes of a cohort, fixed chunks of the scenes' order; null: one cohort of all."""
     latent: Stage2Phase = Stage2Phase(
-        steps_per_epoch=2000,
+        steps_per_epoch=2800,
         rays_per_item=96,
         loss=LossWeights(latent=1.0),
         lr=Rates(field=1e-3, base_planes=1e-3, micro_planes=4e-2, coefs=4e-2),
