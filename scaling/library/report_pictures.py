@@ -19,7 +19,7 @@ from scaling.library.render import ELEVATION, Pixels, error_image, some_test_vie
 from scaling.library.report_figures import RunFigures
 from scaling.library.truth import stored_views
 from scaling.models.shared import SharedModel
-from scaling.models.triplanes import SceneParams, either_hull
+from scaling.models.triplanes import SceneParams, hull_between
 from scaling.training.evaluate import render_views
 
 VIEWS = 3  # of a scene
@@ -209,9 +209,9 @@ def interpolation_sheet(run: RunFigures) -> Sheet | None:
 
 
 def _between(first: SceneParams, last: SceneParams, place: float) -> SceneParams:
-    """Linear: 0 is the first scene, 1 the last. What lies between them may be where either of them is."""
+    """Linear: 0 is the first scene, 1 the last. What lies between them may be where either is."""
     micro = torch.lerp(first.micro_planes, last.micro_planes, place)
-    return SceneParams(micro, torch.lerp(first.coefs, last.coefs, place), either_hull(first, last))
+    return SceneParams(micro, torch.lerp(first.coefs, last.coefs, place), hull_between(first, last, place))
 
 
 def _ends(run: RunFigures) -> tuple[str, str] | None:

@@ -24,7 +24,7 @@ from scaling.library.viewer_truth import Truth
 from scaling.library.viewer_work import Cache
 from scaling.models.shared import SharedModel
 from scaling.models.student import Student
-from scaling.models.triplanes import SceneParams, either_hull
+from scaling.models.triplanes import SceneParams, hull_between
 from scaling.training.metrics import view_metrics
 
 MODES = {"rgb": "Colour", "latents": "Latents", "depth": "Depth"}
@@ -83,7 +83,7 @@ def mix(first: OpenScene, second: OpenScene, coefs: float, micro: float) -> Scen
     return SceneParams(
         first.params.micro_planes.lerp(second.params.micro_planes, micro),
         first.params.coefs.lerp(second.params.coefs, coefs),
-        either_hull(first.params, second.params),
+        hull_between(first.params, second.params, coefs, micro),
     )
 
 

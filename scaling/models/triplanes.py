@@ -42,9 +42,14 @@ class SceneParams:
         return SceneParams(self.micro_planes.to(device), self.coefs.to(device), hull)
 
 
-def either_hull(first: SceneParams, second: SceneParams) -> Tensor | None:
-    """The cells [S, CELLS³] that one hull or the other holds; None where one of them has none."""
-    return None if first.hull is None or second.hull is None else first.hull | second.hull
+def hull_between(first: SceneParams, second: SceneParams, *places: float) -> Tensor | None:
+    """Where a mixture of two scenes may be, [S, CELLS³]: at the ends (all places 0, or all 1) the one's own hull,
+    between them where either is; None where one has no hull."""
+    if first.hull is None or second.hull is None:
+        return None
+    if set(places) <= {0.0} or set(places) <= {1.0}:
+        return first.hull if 0.0 in places else second.hull
+    return first.hull | second.hull
 
 
 def mix_base_planes(coefs: Tensor, base_planes: Tensor) -> Tensor:
