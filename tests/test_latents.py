@@ -285,7 +285,8 @@ def test_a_store_in_an_object_store(s3_server, made, tiny_settings):
 )
 def test_wrong_use(tmp_path, monkeypatch, capsys, flags, told):
     if "RGB" in flags:
-        config = {"format_version": 2, "settings": read_preset("rgb_triplanes")}
+        settings = make_settings(read_preset("rgb_triplanes")).model_dump()
+        config = {"format_version": 3, "settings": settings}
         replace_file(tmp_path / "rgb" / "config.json", json.dumps(config).encode())
         replace_file(tmp_path / "rgb" / "hash.txt", b"0" * 64)
     given = [flag.replace("RGB", str(tmp_path / "rgb")) for flag in flags]

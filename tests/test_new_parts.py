@@ -86,7 +86,7 @@ def fin_pixels(num_views: int = 16) -> torch.Tensor:
 
 def test_a_part_that_no_scene_of_stage_1_has_is_in_the_render(settings, store):
     scenes = views_of(store)
-    bounds = source_bounds(store, ["body", "other"], Workers())
+    bounds = source_bounds(store, Workers())
     assert bounds is not None and 0.35 <= bounds[1, 2] < 0.45, "around all of the store, not of stage 1's scenes alone"
     shared = trained(settings, scenes[:2], bounds).shared.requires_grad_(False)
     [fitted] = fit_scenes(shared, scenes[2:], settings)

@@ -92,7 +92,7 @@ def test_a_grid_has_all_combinations_and_keys_can_change_together(tmp_path):
              for t in trials]  # fmt: skip
     assert split == [(4, 0, 16), (4, 4, 12), (8, 0, 16), (8, 4, 12)]
     assert plan.num_trials == 4 and plan.most_stage1_scenes == 8
-    assert {t.settings.seed for t in trials} == {7} and {t.settings.data.image_size for t in trials} == {64}
+    assert {t.settings.seed for t in trials} == {7} and {t.settings.data.image_size for t in trials} == {128}
     assert plan.name(3, list(plan.configs())[3]) == "003_stage1_scenes=8_micro_features=4_macro_features=12"
     epochs = {"stage1.joint.num_epochs": 1, "stage1.adapt.num_epochs": 0.123456, "autoencoder.pretrained": "/a/b"}
     assert short(epochs) == {"joint.num_epochs": 1, "adapt.num_epochs": "0.1235", "pretrained": "b"}

@@ -39,11 +39,8 @@ TIMED = {  # kind: how often, relative to others
     **dict.fromkeys(AT_FIT, 1), **dict.fromkeys(AT_COMMIT, 1), "driver paused": 0.3,
 }  # fmt: skip
 SETTINGS: dict[str, Any] = {
-    "data": {"embedded_views": 12},
-    "stage1": {
-        "autoencoder": {"num_epochs": 1, "steps_per_epoch": 150}, "warmup": {"num_epochs": 1},
-        "joint": {"steps_per_epoch": 10}, "adapt": {"num_epochs": 1, "steps_per_epoch": 10}, "num_buckets": 4,
-    },
+    "data": {"image_size": 64, "embedded_views": 12},
+    "stage1": {"warmup": {"num_epochs": 1}, "num_buckets": 4},
     "stage2": {
         "scenes_per_batch": 4, "latent": {"steps_per_epoch": 60, "rays_per_item": 64}, "max_attempts": 4,
         "deadline_seconds": 40.0, "stall_seconds": 12.0,

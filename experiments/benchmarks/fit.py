@@ -54,7 +54,7 @@ def make_job(store: str | None, train_scenes: Path | None, fit_scenes: Path | No
     source = spec.open()
     train = choose_ids(source, train_scenes, count=None if train_scenes else TRAIN)
     fit = choose_ids(source, fit_scenes, leave_out=train, count=None if fit_scenes else FIT)
-    return Job(store, train, fit, measured_bounds(spec, train), out)
+    return Job(store, train, fit, measured_bounds(spec), out)
 
 
 def cpu_model() -> str:

@@ -38,15 +38,13 @@ class Job:
         return [views_from_row(row, settings.data.image_size) for row in self.spec(settings).open().rows(ids)]
 
 
-def measured_bounds(spec: SourceSpec, train: Sequence[str]) -> list[list[float]] | None:
+def measured_bounds(spec: SourceSpec) -> list[list[float]] | None:
     """The cuboid around all scenes of a store, as the product's stage 1 takes it. None for embedded cars, which have no
     end: stage 1 measures around its own."""
     from scaling.training.measure_box import source_bounds
     from scaling.training.workers import Workers
 
-    if spec.store is None:
-        return None
-    bounds = source_bounds(spec.open(), train, Workers())
+    bounds = source_bounds(spec.open(), Workers())
     return None if bounds is None else bounds.tolist()
 
 

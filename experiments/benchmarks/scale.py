@@ -46,9 +46,8 @@ def make_parser() -> argparse.ArgumentParser:
 
 def settings() -> Settings:
     """Preset quick's scenes and planes; batches of the default size."""
-    return make_settings(
-        merge(read_preset("quick"), {"data": {"embedded_views": 8}, "stage2": {"scenes_per_batch": 16}})
-    )
+    small = {"data": {"image_size": 64, "embedded_views": 8}, "stage2": {"scenes_per_batch": 16}}
+    return make_settings(merge(read_preset("quick"), small))
 
 
 def prepare(out: Path, num_scenes: int) -> None:

@@ -32,7 +32,12 @@ from scaling.command_line import run_command
 STAGE1 = Path(__file__).resolve().parent.parent / "stage1.py"
 NUM_SCENES = 8
 SETTINGS = {
+    "data.image_size": 64,
     "data.embedded_views": 12,
+    "autoencoder.kind": "kl",  # so that every phase has something to move
+    "autoencoder.block_out_channels": "[8, 32]",
+    "autoencoder.norm_num_groups": 8,
+    "stage1.autoencoder.lr.encoder": 2e-3,
     "stage1.autoencoder.num_epochs": 4,
     "stage1.autoencoder.steps_per_epoch": 40,
     "stage1.warmup.num_epochs": 60,

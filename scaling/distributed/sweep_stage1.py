@@ -96,7 +96,7 @@ def _train(
     last, _ = newest_whole(root, str(checkpoints))
     source, workers = spec.open(), Workers(device=device)
     views = [views_from_row(row, settings.data.image_size) for row in source.rows(ids)]
-    bounds = source_bounds(source, ids, workers) if settings.representation.box_side is None else None
+    bounds = source_bounds(source, workers) if settings.representation.box_side is None else None
     stage1 = Stage1(settings, ids, views, workers, bounds)
     epochs = int(last[:5]) if last else 0
     history = [values for values in _history(run) if values["step"] <= epochs]

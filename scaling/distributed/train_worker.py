@@ -62,7 +62,7 @@ def _train(config: dict[str, Any], rank: int, size: int) -> None:
     owned = [scene_id for scene_id in config["scene_ids"] if workers.owns(buckets[scene_id])]
     source = SourceSpec(*config["spec"]).open()
     views = [views_from_row(row, settings.data.image_size) for row in source.rows(owned)]
-    bounds = source_bounds(source, config["scene_ids"], workers) if settings.representation.box_side is None else None
+    bounds = source_bounds(source, workers) if settings.representation.box_side is None else None
     stage1 = Stage1(settings, config["scene_ids"], views, workers, bounds)
 
     def report(epoch: EpochReport) -> None:

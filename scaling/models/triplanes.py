@@ -116,7 +116,8 @@ def combine_planes(features: Tensor, combine: Combine) -> Tensor:
 
 def point_features(planes: Tensor, points: Tensor, plane_axes: Sequence[str], combine: Combine) -> Tensor:
     """planes [S, P, F, K, K], points [S, N, 3], [−1, 1] inside the box → their features [S, N, F]."""
-    if planes.device.type == "cpu" and planes.dtype == torch.float32 and not points.requires_grad:
+    on_cpu = planes.device.type == "cpu" and not torch.compiler.is_compiling()  # which knows nothing of SciPy
+    if on_cpu and planes.dtype == torch.float32 and not points.requires_grad:
         columns = [(AXES[axes[0]], AXES[axes[1]]) for axes in plane_axes]
         return combine_planes(sample_sparse(planes, points, columns), combine)
     return combine_planes(sample_planes(planes, points, plane_axes), combine).transpose(1, 2)

@@ -61,15 +61,15 @@ def row_bounds(row: Mapping[str, Any]) -> Tensor | None:
     return scene_bounds(views_from_row(few, IMAGE_SIZE))
 
 
-def source_bounds(source: SceneSource, scene_ids: Sequence[str], workers: Workers) -> Tensor | None:
-    """The cuboid around all scenes of a source: as the store says, else measured, by all workers together; of sources
-    without an end, and where a store's scenes cannot be read, around `scene_ids`. [2, 3], None where none says where it
-    is. Every worker must call it."""
+def source_bounds(source: SceneSource, workers: Workers) -> Tensor | None:
+    """The cuboid around all scenes of a source: as the store says, else measured, by all workers together. [2, 3], None
+    where no scene says where it is, and of sources without an end. Every worker must call it."""
     known = source.bounds()
     if known is not None:
         return torch.tensor(known)
     ids = source.ids()
-    ids = ids if len(ids) <= MOST_MEASURED else list(scene_ids)
+    if len(ids) > MOST_MEASURED:
+        return None
     return of_all_workers(_readable_bounds(source, ids[workers.rank :: workers.size]), workers)
 
 
