@@ -31,7 +31,9 @@ from scaling.library.stored_models import StoredModels
 from scaling.models.shared import load_shared, read_scene_ids
 from scaling.storage import to_path
 from scaling.training.evaluate import evaluate_scene
+from scaling.training.measure_box import source_bounds
 from scaling.training.stage1 import Stage1
+from scaling.training.workers import Workers
 
 pytestmark = pytest.mark.filterwarnings("default")  # Ray's and MLflow's own warnings are theirs to mend
 
@@ -116,7 +118,8 @@ def test_both_stages_end_to_end(ray_6_cpus_4_gpus, tmp_path, tiny_values):
     assert re.search(r"worker group of 2 restarts at epoch \d", told)
     kept = sorted(path.name for path in (run.checkpoints / "stage1").glob("*-*"))
     assert [name[:5] for name in kept] == ["00007", "done-"]
-    stage1 = Stage1(settings, first, [embedded_scene(i, settings.data.image_size, num_views) for i in first])
+    views = [embedded_scene(scene_id, settings.data.image_size, num_views) for scene_id in first]
+    stage1 = Stage1(settings, first, views, bounds=source_bounds(spec.open(), Workers()))
     stage1.run(lambda report: None)
     faulted = load_shared(run.shared)[0].state_dict()
     for name, tensor in stage1.shared.state_dict().items():
