@@ -46,7 +46,8 @@ def scene_bounds(views: SceneViews) -> Tensor | None:
 
 
 def row_bounds(row: Mapping[str, Any]) -> Tensor | None:
-    """As `scene_bounds`, of a store's row, of which few views are decoded. SceneError where they are damaged."""
+    """As `scene_bounds`, of a store's row; no more of its views are decoded than are asked. SceneError where they are
+    damaged."""
     tests = set(row["test_views"])
     train = [view for view in range(len(row["views"])) if view not in tests]
     chosen = [train[i] for i in torch.linspace(0, len(train) - 1, min(len(train), MOST_VIEWS)).round().long().tolist()]
@@ -78,9 +79,8 @@ def of_all_workers(bounds: Iterable[Tensor | None], workers: Workers) -> Tensor 
     call it."""
     known = [corners for corners in bounds if corners is not None]
     found = torch.stack(known) if known else None
-    low_high = (
-        torch.stack([found[:, 0].amin(0), -found[:, 1].amax(0)]) if found is not None else torch.full((2, 3), torch.inf)
-    )
+    nowhere = torch.full((2, 3), torch.inf)
+    low_high = nowhere if found is None else torch.stack([found[:, 0].amin(0), -found[:, 1].amax(0)])
     low_high = workers.smallest(low_high.to(workers.device)).cpu()
     return low_high * torch.tensor([[1.0], [-1.0]]) if low_high.isfinite().all() else None
 

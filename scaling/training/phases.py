@@ -192,7 +192,7 @@ class Phases:
         """Before an epoch: fills the scenes' cells from their densities, where they have any yet and move."""
         started = self.phase_index or self.epoch
         if started and (phase.loss.latent or phase.loss.rgb or phase.loss.student):
-            for scene, row in zip(self.scenes, range(len(self.scenes))):
+            for row, scene in enumerate(self.scenes):
                 now = self.table[row : row + 1]
                 planes = fuse_planes(now.micro_planes, now.coefs, self.shared.base_planes)
                 found = self.shared.cells(planes, now.hull)

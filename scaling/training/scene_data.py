@@ -25,9 +25,7 @@ ENCODE_CHUNK_ELSEWHERE = 64
 
 
 EDGE = 64  # of 255: difference of brightness between neighbours, in one channel, that makes an edge
-BESIDE = (
-    2  # latent pixels around silhouettes that rays are drawn from, too: the hull holds a little more than the scene
-)
+BESIDE = 2  # latent pixels around silhouettes that rays are drawn from, too: the hull is a little larger than the scene
 EDGE_DRAWS = 3  # times as often as others rays at an edge are drawn: they teach most
 MOST_COVERED = 0.95  # of the images by silhouettes: then there is no background to tell them from
 LOOKED_AT = 4  # of so many of a silhouette's pixels one is held against the box
