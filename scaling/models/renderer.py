@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from scaling.cameras import Rays
-from scaling.models.box import Box, Parts
+from scaling.models.box import Box
 from scaling.models.field import Field
-from scaling.models.sampling import importance_depths, stratified_depths, surface_depths
+from scaling.models.sampling import Samples, importance_depths, stratified_depths
 from scaling.models.triplanes import Combine, point_features
 
 
@@ -91,17 +91,17 @@ class Renderer(nn.Module):
         rays: Rays,
         background: Tensor,
         uniforms: Tensor | None = None,
-        parts: Parts | None = None,
+        chosen: Samples | None = None,
     ) -> RenderOutput:
         """planes [S, P, F, K, K], rays [S, R], background [C] or [S, R, C], and uniforms
-        [S, R, uniforms_per_ray], both in [0, 1]; parts of the rays [S, R]: they are sampled where the scenes' cells
-        say; None: evenly, in all of the box or between near and far.
+        [S, R, uniforms_per_ray], both in [0, 1]; chosen: where the rays are sampled; None: evenly, in all of the box or
+        between near and far.
 
         Without uniforms every sample lies in the middle of its stratum: the same picture each time.
         """
         lengths = None
-        if parts is not None:
-            depths, lengths = surface_depths(parts, self.samples, uniforms)
+        if chosen is not None:
+            depths, lengths = chosen.depths, chosen.lengths
         else:
             jitter = None if uniforms is None else uniforms[..., : self.samples]
             depths = stratified_depths(*self.span(rays)[:2], self.samples, jitter)

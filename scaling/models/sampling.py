@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from scaling.models.box import Parts
+from scaling.cameras import Rays
+from scaling.models import cpu_ops
+from scaling.models.box import CELLS, STEPS, Box, Parts
 
 
 def stratified_depths(near: Tensor, far: Tensor, samples: int, jitter: Tensor | None = None) -> Tensor:
@@ -42,6 +47,34 @@ def importance_depths(depths: Tensor, weights: Tensor, uniform: Tensor) -> Tenso
         width = torch.where(width < 1e-5, torch.ones_like(width), width)
         edge_below, edge_above = edges.gather(-1, below), edges.gather(-1, above)
         return edge_below + (uniform - cdf_below) / width * (edge_above - edge_below)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Where rays [..., R] are sampled: depths [..., R, D], ascending, how much of the ray between two of them counts,
+    lengths [..., R, D − 1]; far [..., R]: where they leave the box, and hit [..., R] (bool): those that meet a cell to
+    sample."""
+
+    depths: Tensor
+    lengths: Tensor
+    far: Tensor
+    hit: Tensor
+
+    def __getitem__(self, place: Any) -> Samples:
+        return Samples(self.depths[place], self.lengths[place], self.far[place], self.hit[place])
+
+
+def samples_in(box: Box, rays: Rays, cells: Tensor, samples: int, jitter: Tensor | None = None) -> Samples:
+    """Samples of rays [S, R] in the cells [S, CELLS³] of their scenes, as `surface_depths` draws them."""
+    bounds = box.bounds.to(rays.origins.device)
+    if cpu_ops.takes(rays.origins, rays.directions):
+        return Samples(
+            *cpu_ops.fill_samples(
+                rays.origins, rays.directions, bounds, cells, samples, jitter, CELLS, STEPS, BLUR, EVENLY
+            )
+        )
+    parts = box.parts(rays, cells)
+    return Samples(*surface_depths(parts, samples, jitter), parts.far, parts.hit)
 
 
 BLUR = 1  # parts beside a surface that are sampled as it is: a cell says where it is to half a cell

@@ -24,6 +24,7 @@ from scaling.models.box import CELLS, Box
 from scaling.models.field import Field
 from scaling.models.precision import set_precision
 from scaling.models.renderer import Renderer, RenderOutput
+from scaling.models.sampling import samples_in
 from scaling.models.shared_files import (
     RESTORE,
     SharedModelError,
@@ -204,15 +205,15 @@ class SharedModel(nn.Module):
         their `cells`; None: sampled evenly."""
         background = self.background_of(rays.origins.shape[1], pixels)
         if cells is not None:
-            parts = self.renderer.box.parts(rays, cells)
-            hit, far = parts.hit, parts.far
+            chosen = samples_in(self.renderer.box, rays, cells, self.renderer.samples, uniforms)
+            hit, far = chosen.hit, chosen.far
         elif self.renderer.near is None and pixels is None:
-            parts = None
+            chosen = None
             _, far, hit = self.renderer.span(rays)
         else:  # all of them have a part to sample
             return self.renderer(planes, self.field, rays, background, uniforms)
         if pixels is not None:  # a step's random rays were chosen because they meet something
-            return self.renderer(planes, self.field, rays, background, uniforms, parts)
+            return self.renderer(planes, self.field, rays, background, uniforms, chosen)
         # None of the rays that meet nothing is sampled, but for those that fill up a scene's number to the largest.
         most = int(hit.sum(1).max())
         order = hit.byte().argsort(dim=1, descending=True, stable=True)[:, :most]
@@ -221,7 +222,7 @@ class SharedModel(nn.Module):
         place = (scene, order)
         found = self.renderer(
             planes, self.field, rays[place], background[place], None if uniforms is None else uniforms[place],
-            None if parts is None else parts[place],
+            None if chosen is None else chosen[place],
         )  # fmt: skip
         return RenderOutput(
             (2 * background - 1).index_put(place, found.colours),

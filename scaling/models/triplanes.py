@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from scaling.models.sparse_samples import sample_sparse
+from scaling.models import cpu_ops
 
 AXES = {"x": 0, "y": 1, "z": 2}
 Combine = Literal["product", "sum"]
@@ -90,7 +90,7 @@ def project(points: Tensor, plane_axes: Sequence[str]) -> Tensor:
 
 def sample_planes(planes: Tensor, points: Tensor, plane_axes: Sequence[str]) -> Tensor:
     """Bilinear samples of every plane at the points' projections; zero outside the box. What a GPU computes, and the
-    reference for what a CPU does (sparse_samples.py).
+    reference for what a CPU does (cpu_kernels.py).
 
     planes [S, P, F, K, K], points [S, N, 3], [−1, 1] inside the box → [S, P, F, N]. ValueError unless every plane has
     its axes.
@@ -116,10 +116,9 @@ def combine_planes(features: Tensor, combine: Combine) -> Tensor:
 
 def point_features(planes: Tensor, points: Tensor, plane_axes: Sequence[str], combine: Combine) -> Tensor:
     """planes [S, P, F, K, K], points [S, N, 3], [−1, 1] inside the box → their features [S, N, F]."""
-    on_cpu = planes.device.type == "cpu" and not torch.compiler.is_compiling()  # which knows nothing of SciPy
-    if on_cpu and planes.dtype == torch.float32 and not points.requires_grad:
+    if cpu_ops.takes(planes, points) and not points.requires_grad:
         columns = [(AXES[axes[0]], AXES[axes[1]]) for axes in plane_axes]
-        return combine_planes(sample_sparse(planes, points, columns), combine)
+        return cpu_ops.plane_features(planes, points, columns, combine == "product")
     return combine_planes(sample_planes(planes, points, plane_axes), combine).transpose(1, 2)
 
 
