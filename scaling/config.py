@@ -69,6 +69,8 @@ class Representation(Section):
     """Hidden units of the field, the small network from features to density and colours."""
     field_layers: Annotated[int, Field(ge=1, le=8)] = 2
     """Hidden layers of the field; published: 1."""
+    field_activation: Literal["relu", "softplus"] = "relu"
+    """What follows each hidden layer of the field; published: softplus."""
     micro_std: Rate = 0.0
     """Standard deviation of a scene's micro planes before the first step."""
     base_std: Rate = 0.1
@@ -275,6 +277,9 @@ class Stage2Phase(Phase):
     null: every scene takes all steps, and lr_cosine_to spans all of them."""
     decay_steps: Positive = 150
     """Steps in which the rates of a scene fall that ends; the last ones of all steps at the latest."""
+    coefs_until: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Mode frozen, random rays: part of all steps after which coefs stand still, so that base planes need not be mixed
+    again; 1: never."""
     rounded_from: Annotated[float, Field(ge=0, le=1)] = 0.6
     """Mode frozen, random rays: part of all steps after which scenes are rendered from planes rounded as
     stage2.micro_dtype will store them (their gradients pass straight through); 1: never."""
@@ -516,7 +521,13 @@ PIXELS: dict[str, Any] = {  # what `representation.space: rgb` meant
 def as_noted(values: dict[str, Any]) -> dict[str, Any]:
     """Settings that an older program noted, as nested plain values; what it did not know of stands as it then was."""
     before = {
-        "representation": {"box_side": 1.05, "combine": "sum", "field_width": 64, "field_layers": 1},
+        "representation": {
+            "box_side": 1.05,
+            "combine": "sum",
+            "field_width": 64,
+            "field_layers": 1,
+            "field_activation": "softplus",
+        },
         "rendering": {"sampled": "cuboid", "background": "white"},
         "stage1": {"distil": {"num_epochs": 0}},
         "stage2": {"latent": {"check_every": None, "rounded_from": 1.0}},

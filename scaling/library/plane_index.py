@@ -49,6 +49,7 @@ class PlaneModel(BaseModel):
     macro_features: int
     combine: Literal["product", "sum"] = "sum"
     field_layers: int = 1
+    field_activation: Literal["relu", "softplus"] = "softplus"
     sampled: Literal["hull", "cuboid"] = "cuboid"
     box: list[list[Finite]]
     samples: int

@@ -1,12 +1,13 @@
-"""What a step does most on a CPU, as loops that Numba compiles: where to sample rays, and planes' features at points.
+"""What a CPU does most, as loops that Numba compiles: where to sample rays, planes' features at points, compositing.
 
-In torch each of these is dozens of passes over small tensors; here a ray or a point goes through all of them while it
-is in the core's cache. The torch code stays the reference (`Box.parts` with `sampling.surface_depths`, and
-`triplanes.sample_planes` with `combine_planes`); tests hold the two against each other, gradients included. Compiled
-code is kept beside this file, as Python keeps its own.
+In torch each of these is dozens of passes over small tensors; here a ray goes through all of them while it is in the
+core's cache. The torch code stays the reference (`rays_through`, `surface_depths`, `sample_planes` with
+`combine_planes`, `quadrature`); tests hold the two against each other, gradients included. Compiled code is kept beside
+this file, as Python keeps its own. Loops count features without a sign: only then does the compiler know that no index
+counts from an array's end, and adds eight at once.
 """
 
-# The loops are compiled from numpy arrays, whose types no annotation says.
+# The loops are compiled for numpy arrays, whose types no annotation says.
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
 
 from __future__ import annotations
@@ -17,137 +18,181 @@ import numpy as np
 from numba import njit
 
 COMPILED = {"cache": True, "nogil": True, "error_model": "numpy"}
+f32 = np.float32
 
 
 @njit(**COMPILED)
-def surface_samples(
-    origins, directions, low, high, cells, jitter, middle, num_cells, num_parts, blur, evenly, depths, lengths, ends
-):
-    """Rays [S, R, 3], the box's corners [3] each, cells [S, num_cells³], jitter [S, R, D], or [1, 1, D] where `middle`.
-    Fills depths [S, R, D], lengths [S, R, D − 1] and ends [S, R, 3]: where the
-    ray enters and leaves the box, and whether it meets a cell above 0. See `sampling.surface_depths`."""
-    samples = depths.shape[2]
-    above = np.empty(num_parts, np.bool_)
-    weights = np.empty(num_parts, np.float32)
-    cdf = np.empty(num_parts + 1, np.float32)
-    before = np.empty(num_parts + 1, np.float32)
-    centre, scale = np.empty(3, np.float32), np.empty(3, np.float32)
+def into_box(origin, direction, low, high, start, along):
+    """A ray, [3] each, in the box's coordinates: start and along [3]; see `Box.into`. → where it enters and leaves."""
+    near, far = f32(0), f32(np.inf)
     for axis in range(3):
-        centre[axis] = (low[axis] + high[axis]) / np.float32(2)
-        scale[axis] = np.float32(2) / (high[axis] - low[axis])
-    half = np.float32(num_cells / 2)
-    for scene in range(origins.shape[0]):
-        grid = cells[scene]
-        for ray in range(origins.shape[1]):
-            near, far = np.float32(0), np.float32(np.inf)
-            start, along = np.empty(3, np.float32), np.empty(3, np.float32)
-            for axis in range(3):
-                start[axis] = (origins[scene, ray, axis] - centre[axis]) * scale[axis]
-                along[axis] = directions[scene, ray, axis] * scale[axis]
-                safe = along[axis] if abs(along[axis]) >= 1e-9 else np.float32(1e-9)
-                first, second = (-1 - start[axis]) / safe, (1 - start[axis]) / safe
-                near, far = max(near, min(first, second)), min(far, max(first, second))
-            far = max(near, far)
-            step = (far - near) / np.float32(num_parts)
-            # Parts in cells above 0, and the weight that volume rendering gives each.
-            through, total, filled = np.float32(1), np.float32(0), 0
-            for part in range(num_parts):
-                depth = near + step * np.float32(part + 0.5)
-                number = 0
-                for axis in range(3):
-                    place = int((start[axis] + depth * along[axis] + 1) * half)
-                    number = number * num_cells + min(max(place, 0), num_cells - 1)
-                value = grid[number]
-                above[part] = value > 0
-                weights[part] = 0
-                if value > 0:
-                    kept = np.float32(math.exp(-(np.float32(value) - np.float32(0.5)) * step))
-                    weights[part] = through * (1 - kept)
-                    through *= kept
-                    filled += 1
-            # Of each the largest beside it; spread the rest evenly; summed up.
-            cdf[0], before[0] = 0, 0
-            for part in range(num_parts):
-                largest = np.float32(0)
-                if above[part]:
-                    for other in range(max(part - blur, 0), min(part + blur + 1, num_parts)):
-                        largest = max(largest, weights[other])
-                cdf[part + 1] = largest
-                total += largest
-            share = np.float32(evenly) / max(filled, 1)
-            for part in range(num_parts):
-                mass = (share if above[part] else np.float32(0)) + (1 - evenly) * cdf[part + 1] / max(total, 1e-9)
-                cdf[part + 1] = cdf[part] + mass
-                before[part + 1] = before[part] + (1 if above[part] else 0)
-            whole = max(cdf[num_parts], np.float32(1e-9))
-            # Strata ascend, so the parts that they fall into do.
-            part, last = 0, np.float32(0)
-            for sample in range(samples):
-                place = jitter[0, 0, sample] if middle else jitter[scene, ray, sample]
-                wanted = (sample + place) / np.float32(samples) * whole
-                while part < num_parts - 1 and cdf[part + 1] <= wanted:
-                    part += 1
-                inside = (wanted - cdf[part]) / max(cdf[part + 1] - cdf[part], np.float32(1e-9))
-                inside = min(max(inside, np.float32(0)), np.float32(1))
-                depths[scene, ray, sample] = near + (part + inside) * step
-                now = before[part] + (before[part + 1] - before[part]) * inside
-                if sample:
-                    lengths[scene, ray, sample - 1] = (now - last) * step
-                last = now
-            ends[scene, ray, 0], ends[scene, ray, 1] = near, far
-            ends[scene, ray, 2] = filled > 0 and step > 0
+        half = (high[axis] - low[axis]) / f32(2)
+        start[axis] = (origin[axis] - (low[axis] + high[axis]) / f32(2)) / half
+        along[axis] = direction[axis] / half
+        safe = along[axis] if abs(along[axis]) >= f32(1e-9) else f32(1e-9)
+        first, second = (-1 - start[axis]) / safe, (1 - start[axis]) / safe
+        near, far = max(near, min(first, second)), min(far, max(first, second))
+    return near, max(near, far)
 
 
 @njit(**COMPILED)
-def texels_of(x, y, size, places, weights):
-    """The four texels of a plane around a point in [−1, 1], row by row, and their weights; 0 beyond the edge."""
-    across, down = (x + 1) * np.float32(size / 2) - np.float32(0.5), (y + 1) * np.float32(size / 2) - np.float32(0.5)
-    # Far points must not overflow an int; beyond the edge all weights are 0.
-    across, down = (
-        min(max(across, np.float32(-2)), np.float32(size + 1)),
-        min(max(down, np.float32(-2)), np.float32(size + 1)),
-    )
-    left, top = math.floor(across), math.floor(down)
-    for corner in range(4):
-        column, row = int(left) + corner % 2, int(top) + corner // 2
-        weight = (across - left if corner % 2 else 1 - (across - left)) * (
-            down - top if corner // 2 else 1 - (down - top)
-        )
-        within = 0 <= column < size and 0 <= row < size
-        places[corner] = min(max(row, 0), size - 1) * size + min(max(column, 0), size - 1)
-        weights[corner] = weight if within else np.float32(0)
+def surface_depths(start, along, near, far, cells, side, places, blur, evenly, weights, cdf, before, depths, lengths):
+    """One ray's samples, as `sampling.surface_depths` draws them: cells [side³]; places [D] in [0, 1) in the strata;
+    weights [parts], cdf and before [parts + 1]: room. Fills depths [D], lengths [D − 1]. → whether any cell is above
+    0."""
+    parts, half = len(weights), f32(side / 2)
+    step = (far - near) / f32(parts)
+    # Parts in cells above 0, and the weight that volume rendering gives each.
+    through, filled = f32(1), 0
+    before[0] = 0
+    for part in range(parts):
+        depth = near + step * f32(part + 0.5)
+        number = 0
+        for axis in range(3):
+            place = int((start[axis] + depth * along[axis] + 1) * half)
+            number = number * side + min(max(place, 0), side - 1)
+        value = cells[number]
+        weights[part] = 0
+        if value > 0:
+            filled += 1
+            if through > f32(1e-7):
+                kept = f32(math.exp(-(f32(value) - f32(0.5)) * step))
+                weights[part] = through * (1 - kept)
+                through *= kept
+        before[part + 1] = filled
+    # Of each the largest beside it, part of it spread evenly, summed up.
+    total = f32(0)
+    for part in range(parts):
+        largest = f32(0)
+        if before[part + 1] > before[part]:
+            for other in range(max(part - blur, 0), min(part + blur + 1, parts)):
+                largest = max(largest, weights[other])
+        cdf[part + 1] = largest
+        total += largest
+    share, scale = evenly / f32(max(filled, 1)), (1 - evenly) / max(total, f32(1e-9))
+    cdf[0] = 0
+    for part in range(parts):
+        cdf[part + 1] = cdf[part] + share * (before[part + 1] - before[part]) + scale * cdf[part + 1]
+    whole = max(cdf[parts], f32(1e-9))
+    # Strata ascend, so the parts that they fall into do.
+    part, last = 0, f32(0)
+    for sample in range(len(depths)):
+        wanted = (f32(sample) + places[sample]) / f32(len(depths)) * whole
+        while part < parts - 1 and cdf[part + 1] <= wanted:
+            part += 1
+        inside = (wanted - cdf[part]) / max(cdf[part + 1] - cdf[part], f32(1e-9))
+        inside = min(max(inside, f32(0)), f32(1))
+        depths[sample] = near + (f32(part) + inside) * step
+        now = before[part] + (before[part + 1] - before[part]) * inside
+        if sample:
+            lengths[sample - 1] = (now - last) * step
+        last = now
+    return filled > 0 and step > 0
+
+
+@njit(**COMPILED)
+def surface_samples(origins, directions, low, high, cells, places, parts, blur, evenly, depths, lengths, far, hit):
+    """Rays [S, R, 3], the box's corners [3] each, cells [S, side³], places [S, R, D]. Fills depths [S, R, D], lengths
+    [S, R, D − 1], far [S, R] and hit [S, R]; see `sampling.samples_in`."""
+    start, along = np.empty(3, f32), np.empty(3, f32)
+    weights, cdf, before = np.empty(parts, f32), np.empty(parts + 1, f32), np.empty(parts + 1, f32)
+    side = round(cells.shape[1] ** (1 / 3))
+    for s in range(origins.shape[0]):
+        for r in range(origins.shape[1]):
+            near, far[s, r] = into_box(origins[s, r], directions[s, r], low, high, start, along)
+            hit[s, r] = surface_depths(
+                start, along, near, far[s, r], cells[s], side, places[s, r], blur, evenly,
+                weights, cdf, before, depths[s, r], lengths[s, r],
+            )  # fmt: skip
+
+
+@njit(**COMPILED)
+def ray_through(cam2world, intrinsics, pixel, size, origin, direction):
+    """Fills origin and direction [3] of the ray through a pixel of a square image; see `cameras.rays_through`."""
+    u, v = (f32(pixel % size) + f32(0.5)) / f32(size), (f32(pixel // size) + f32(0.5)) / f32(size)
+    y = (v - intrinsics[1, 2]) / intrinsics[1, 1]
+    x = (u - intrinsics[0, 2] - intrinsics[0, 1] * y) / intrinsics[0, 0]
+    norm = f32(0)
+    for axis in range(3):
+        origin[axis] = cam2world[axis, 3]
+        direction[axis] = cam2world[axis, 0] * x + cam2world[axis, 1] * y + cam2world[axis, 2]
+        norm += direction[axis] * direction[axis]
+    for axis in range(3):
+        direction[axis] /= math.sqrt(norm)
+
+
+@njit(**COMPILED)
+def drawn_samples(
+    uniforms, drawn, counts, cam2world, intrinsics, latents, size, low, high, cells, parts, blur, evenly,
+    pixels, targets, points, lengths,
+):  # fmt: skip
+    """What `RayTable.batch` and `surface_samples` do: uniforms [S, R, 1 + D], drawn [S, n], counts [S], cam2world
+    [S, V, 4, 4], intrinsics [S, V, 3, 3], latents [S, V · size², C], cells [S, side³]. Fills pixels [S, R], targets
+    [S, R, C], points [S, R, D, 3] in the box's coordinates, and lengths [S, R, D − 1]."""
+    start, along, origin, direction = np.empty(3, f32), np.empty(3, f32), np.empty(3, f32), np.empty(3, f32)
+    weights, cdf, before = np.empty(parts, f32), np.empty(parts + 1, f32), np.empty(parts + 1, f32)
+    depths = np.empty(points.shape[2], f32)
+    side = round(cells.shape[1] ** (1 / 3))
+    for s in range(uniforms.shape[0]):
+        for r in range(uniforms.shape[1]):
+            # A number just below 1 times a large count may round up to it.
+            place = min(int(uniforms[s, r, 0] * f32(counts[s])), counts[s] - 1)
+            view, pixels[s, r] = drawn[s, place] // size**2, drawn[s, place] % size**2
+            targets[s, r] = latents[s, drawn[s, place]]
+            ray_through(cam2world[s, view], intrinsics[s, view], pixels[s, r], size, origin, direction)
+            near, far = into_box(origin, direction, low, high, start, along)
+            surface_depths(
+                start, along, near, far, cells[s], side, uniforms[s, r, 1:], blur, evenly,
+                weights, cdf, before, depths, lengths[s, r],
+            )  # fmt: skip
+            for d in range(len(depths)):
+                for axis in range(3):
+                    points[s, r, d, axis] = start[axis] + depths[d] * along[axis]
+
+
+@njit(**COMPILED)
+def neighbours(point, size, places, weights):
+    """Of a point's coordinates [3] in [−1, 1] each the two texels beside it, places [3, 2], and their weights [3, 2]; 0
+    beyond the edge."""
+    for axis in range(3):
+        # Points far away must not overflow an int.
+        at = min(max((point[axis] + 1) * f32(size / 2) - f32(0.5), f32(-2)), f32(size + 1))
+        below = math.floor(at)
+        low = int(below)
+        places[axis, 0], places[axis, 1] = min(max(low, 0), size - 1), min(max(low + 1, 0), size - 1)
+        weights[axis, 0] = 1 - (at - below) if 0 <= low < size else f32(0)
+        weights[axis, 1] = at - below if -1 <= low < size - 1 else f32(0)
 
 
 @njit(fastmath=True, **COMPILED)
 def sample_and_combine(texels, points, columns, product, keeps, sampled, features):
-    """texels [S, P, K², F], points [S, N, 3], columns [P, 2]: the coordinates along width and height of each plane.
-    Fills features [S, N, F]: Π (1 + f) − 1 over the planes, or their sum, and where it `keeps` them sampled
-    [S, N, P, F], what each plane says."""
-    size = int(math.sqrt(texels.shape[2]) + 0.5)
-    num_planes, width = texels.shape[1], texels.shape[3]
-    places, weights = np.empty(4, np.int64), np.empty(4, np.float32)
-    for scene in range(points.shape[0]):
-        for point in range(points.shape[1]):
-            out = features[scene, point]
+    """texels [S, P, K², F], points [S, N, 3], columns [P, 2]: the coordinates along width and
+    height of each plane. Fills features [S, N, F]: Π (1 + f) − 1 over the planes, or their sum, and where it `keeps`
+    them sampled [S, N, P, F], what each plane says."""
+    size, num_planes, width = round(math.sqrt(texels.shape[2])), texels.shape[1], np.uint64(texels.shape[3])
+    places, weights = np.empty((3, 2), np.int64), np.empty((3, 2), f32)
+    for s in range(points.shape[0]):
+        for n in range(points.shape[1]):
+            neighbours(points[s, n], size, places, weights)
+            out = features[s, n]
+            for k in range(width):
+                out[k] = 1 if product else 0
             for plane in range(num_planes):
-                texels_of(
-                    points[scene, point, columns[plane, 0]],
-                    points[scene, point, columns[plane, 1]],
-                    size,
-                    places,
-                    weights,
-                )
-                table = texels[scene, plane]
-                found = sampled[scene, point, plane] if keeps else sampled[0, 0, plane]
-                a, b, c, d = table[places[0]], table[places[1]], table[places[2]], table[places[3]]
+                x, y = columns[plane, 0], columns[plane, 1]
+                table, found = texels[s, plane], sampled[s if keeps else 0, n if keeps else 0, plane]
+                top, bottom = places[y, 0] * size, places[y, 1] * size
+                a, b = table[top + places[x, 0]], table[top + places[x, 1]]
+                c, d = table[bottom + places[x, 0]], table[bottom + places[x, 1]]
+                at_a, at_b = weights[y, 0] * weights[x, 0], weights[y, 0] * weights[x, 1]
+                at_c, at_d = weights[y, 1] * weights[x, 0], weights[y, 1] * weights[x, 1]
                 for k in range(width):
-                    found[k] = weights[0] * a[k] + weights[1] * b[k] + weights[2] * c[k] + weights[3] * d[k]
+                    found[k] = at_a * a[k] + at_b * b[k] + at_c * c[k] + at_d * d[k]
                 if product:
                     for k in range(width):
-                        out[k] = (1 + found[k]) * (out[k] if plane else np.float32(1))
+                        out[k] *= 1 + found[k]
                 else:
                     for k in range(width):
-                        out[k] = found[k] + (out[k] if plane else np.float32(0))
+                        out[k] += found[k]
             if product:
                 for k in range(width):
                     out[k] -= 1
@@ -155,31 +200,87 @@ def sample_and_combine(texels, points, columns, product, keeps, sampled, feature
 
 @njit(fastmath=True, **COMPILED)
 def scatter_gradient(gradient, sampled, points, columns, product, texels):
-    """The gradient [S, N, F] of features on to texels [S, P, K², F], which is 0 before; see `sample_and_combine`."""
-    size = int(math.sqrt(texels.shape[2]) + 0.5)
-    num_planes, width = texels.shape[1], texels.shape[3]
-    places, weights = np.empty(4, np.int64), np.empty(4, np.float32)
-    own = np.empty(width, np.float32)
-    for scene in range(points.shape[0]):
-        for point in range(points.shape[1]):
+    """The gradient [S, N, ≥ F] of features on to texels [S, P, K², F], the first F of them, which are 0 before; see
+    `sample_and_combine`."""
+    size, num_planes, width = round(math.sqrt(texels.shape[2])), texels.shape[1], np.uint64(texels.shape[3])
+    places, weights, own = np.empty((3, 2), np.int64), np.empty((3, 2), f32), np.empty(width, f32)
+    for s in range(points.shape[0]):
+        for n in range(points.shape[1]):
+            neighbours(points[s, n], size, places, weights)
             for plane in range(num_planes):
-                texels_of(
-                    points[scene, point, columns[plane, 0]],
-                    points[scene, point, columns[plane, 1]],
-                    size,
-                    places,
-                    weights,
-                )
+                x, y = columns[plane, 0], columns[plane, 1]
                 for k in range(width):
-                    own[k] = gradient[scene, point, k]
+                    own[k] = gradient[s, n, k]
                 if product:  # d/df_p of Π (1 + f) is the product of the others
                     for other in range(num_planes):
                         if other != plane:
+                            said = sampled[s, n, other]
                             for k in range(width):
-                                own[k] *= 1 + sampled[scene, point, other, k]
-                table = texels[scene, plane]
+                                own[k] *= 1 + said[k]
+                table = texels[s, plane]
                 for corner in range(4):
-                    if weights[corner] != 0:
-                        row = table[places[corner]]
-                        for k in range(width):
-                            row[k] += weights[corner] * own[k]
+                    i, j = corner // 2, corner % 2
+                    weight = weights[y, i] * weights[x, j]
+                    row = table[places[y, i] * size + places[x, j]]
+                    for k in range(width):
+                        row[k] += weight * own[k]
+
+
+@njit(**COMPILED)
+def composite_error(heads, lengths, backgrounds, pixels, targets, weight, errors, gradient):
+    """Renders rays and takes their error back: `quadrature`, `composite` and the mean squared error, with gradients.
+
+    heads [S, R, D, 1 + C]: the field's raw density and colours before the sigmoid; lengths [S, R, D − 1]; backgrounds
+    [1 or h · w, C]; targets [S, R, C] in [−1, 1]. Fills errors [S], `weight` times the mean of each scene, and
+    `gradient`, of their sum with respect to heads."""
+    num_rays, samples, channels = heads.shape[1], heads.shape[2], heads.shape[3] - 1
+    density, slope, weights = np.empty(samples, f32), np.empty(samples, f32), np.empty(samples, f32)
+    after, wanted = np.empty(samples, f32), np.empty(samples, f32)
+    colours, towards = np.empty((samples, channels), f32), np.empty(channels, f32)
+    per_value = f32(weight / (num_rays * channels))
+    for s in range(heads.shape[0]):
+        total = 0.0
+        for r in range(num_rays):
+            head, back = heads[s, r], backgrounds[pixels[s, r] if len(backgrounds) > 1 else 0]
+            for d in range(samples):
+                for c in range(channels):
+                    colours[d, c] = f32(1.002) / (1 + f32(math.exp(-head[d, 1 + c]))) - f32(0.001)
+            through, opacity = f32(1), f32(0)
+            for d in range(samples - 1):
+                raw = (head[d, 0] + head[d + 1, 0]) / 2 - 1
+                e = f32(math.exp(-abs(raw)))
+                density[d] = max(raw, f32(0)) + f32(math.log1p(e))
+                slope[d] = (f32(1) if raw >= 0 else e) / (1 + e)
+                kept = f32(math.exp(-density[d] * lengths[s, r, d]))
+                weights[d] = through * (1 - kept)
+                through *= kept
+                after[d] = through
+                opacity += weights[d]
+            for c in range(channels):
+                colour = (1 - opacity) * back[c]
+                for d in range(samples - 1):
+                    colour += weights[d] * (colours[d, c] + colours[d + 1, c]) / 2
+                difference = 2 * colour - 1 - targets[s, r, c]
+                total += difference * difference
+                towards[c] = 4 * difference * per_value
+            # Of each interval: what a little more of its weight does, and from behind, what lies after it loses.
+            for d in range(samples - 1):
+                wanted[d] = 0
+                for c in range(channels):
+                    wanted[d] += towards[c] * ((colours[d, c] + colours[d + 1, c]) / 2 - back[c])
+            out = gradient[s, r]
+            out[:] = 0
+            behind = f32(0)
+            for d in range(samples - 2, -1, -1):
+                at_raw = (wanted[d] * after[d] - behind) * lengths[s, r, d] * slope[d] / 2
+                behind += wanted[d] * weights[d]
+                out[d, 0] += at_raw
+                out[d + 1, 0] += at_raw
+                for c in range(channels):
+                    out[d, 1 + c] += towards[c] * weights[d] / 2
+                    out[d + 1, 1 + c] += towards[c] * weights[d] / 2
+            for d in range(samples):
+                for c in range(channels):
+                    part = (colours[d, c] + f32(0.001)) / f32(1.002)
+                    out[d, 1 + c] *= f32(1.002) * part * (1 - part)
+        errors[s] = total * per_value

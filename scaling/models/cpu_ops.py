@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scaling.models.cpu_kernels import sample_and_combine, scatter_gradient, surface_samples
+from scaling.models import cpu_kernels
 
 
 def takes(*tensors: Tensor) -> bool:
@@ -18,21 +18,25 @@ def takes(*tensors: Tensor) -> bool:
     return plain and not torch.compiler.is_compiling()
 
 
-def fill_samples(
-    origins: Tensor, directions: Tensor, corners: Tensor, cells: Tensor, samples: int, jitter: Tensor | None,
-    num_cells: int, num_parts: int, blur: int, evenly: float,
+def as_numpy(tensor: Tensor) -> np.ndarray:
+    """The same memory where that is contiguous."""
+    return tensor.detach().contiguous().numpy()
+
+
+def surface_samples(
+    origins: Tensor, directions: Tensor, bounds: Tensor, cells: Tensor, places: Tensor,
+    parts: int, blur: int, evenly: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """See `sampling.samples_in`: rays [S, R, 3], corners [2, 3], cells [S, num_cells³], jitter [S, R, samples] or None
-    → depths [S, R, samples], lengths [S, R, samples − 1], far [S, R], hit [S, R] (bool)."""
-    rays = origins.shape[:2]
-    depths, lengths, ends = torch.empty(*rays, samples), torch.empty(*rays, samples - 1), torch.empty(*rays, 3)
-    middle = jitter is None
-    places = torch.full((1, 1, samples), 0.5) if jitter is None else jitter
-    surface_samples(
-        *(_numpy(tensor) for tensor in (origins, directions, corners[0], corners[1], cells, places)),
-        middle, num_cells, num_parts, blur, np.float32(evenly), depths.numpy(), lengths.numpy(), ends.numpy(),
+    """See `sampling.samples_in`: rays [S, R, 3], bounds [2, 3], cells [S, side³], places [S, R, D] in the strata
+    → depths [S, R, D], lengths [S, R, D − 1], far [S, R], hit [S, R] (bool)."""
+    rays, samples = places.shape[:2], places.shape[2]
+    depths, lengths, far = torch.empty(places.shape), torch.empty(*rays, samples - 1), torch.empty(rays)
+    hit = torch.empty(rays, dtype=torch.bool)
+    cpu_kernels.surface_samples(
+        *map(as_numpy, (origins, directions, bounds[0], bounds[1], cells, places)), parts, blur, np.float32(evenly),
+        *(tensor.numpy() for tensor in (depths, lengths, far, hit)),
     )  # fmt: skip
-    return depths, lengths, ends[..., 1], ends[..., 2] > 0
+    return depths, lengths, far, hit
 
 
 def plane_features(planes: Tensor, points: Tensor, columns: Sequence[tuple[int, int]], product: bool) -> Tensor:
@@ -44,29 +48,32 @@ def plane_features(planes: Tensor, points: Tensor, columns: Sequence[tuple[int, 
 class _PlaneFeatures(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, planes: Tensor, points: Tensor, columns: np.ndarray, product: bool) -> Tensor:
-        scenes, count, num_planes, width = *points.shape[:2], *planes.shape[1:3]
+        texels = planes.detach().permute(0, 1, 3, 4, 2)
         keeps = ctx.needs_input_grad[0]
-        sampled = torch.empty(*((scenes, count) if keeps else (1, 1)), num_planes, width)
-        features = torch.empty(scenes, count, width)
-        texels = planes.detach().permute(0, 1, 3, 4, 2).reshape(scenes, num_planes, -1, width)
-        sample_and_combine(
-            _numpy(texels), _numpy(points), columns, product, keeps, sampled.numpy(), features.numpy()
-        )  # fmt: skip
-        ctx.columns, ctx.product, ctx.shape = columns, product, planes.shape
+        features, sampled = features_of(texels.flatten(2, 3), points, columns, product, keeps)
+        ctx.columns, ctx.product, ctx.shape = columns, product, texels.shape
         ctx.save_for_backward(points, sampled)
         return features
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         points, sampled = ctx.saved_tensors
-        scenes, num_planes, width, height, across = ctx.shape
-        texels = torch.zeros(scenes, num_planes, height * across, width)
-        scatter_gradient(
-            _numpy(gradient), sampled.numpy(), _numpy(points), ctx.columns, ctx.product, texels.numpy()
+        texels = torch.zeros(ctx.shape)
+        cpu_kernels.scatter_gradient(
+            as_numpy(gradient), as_numpy(sampled), as_numpy(points), ctx.columns, ctx.product,
+            texels.flatten(2, 3).numpy(),
         )  # fmt: skip
-        planes = texels.view(scenes, num_planes, height, across, width).permute(0, 1, 4, 2, 3)
-        return planes, None, None, None
+        return texels.permute(0, 1, 4, 2, 3), None, None, None
 
 
-def _numpy(tensor: Tensor) -> np.ndarray:
-    return tensor.detach().contiguous().numpy()
+def features_of(
+    texels: Tensor, points: Tensor, columns: np.ndarray, product: bool, keeps: bool
+) -> tuple[Tensor, Tensor]:
+    """texels [S, P, K², F], points [S, N, 3] → features [S, N, F], and what each plane said [S, N, P, F],
+    if it `keeps` that."""
+    count, (num_planes, width) = points.shape[:2], texels.shape[1::2]
+    features, sampled = torch.empty(*count, width), torch.empty(*(count if keeps else (1, 1)), num_planes, width)
+    cpu_kernels.sample_and_combine(
+        as_numpy(texels), as_numpy(points), columns, product, keeps, sampled.numpy(), features.numpy()
+    )
+    return features, sampled

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import Tensor, nn
-from torch.nn.functional import softplus
+from torch.nn import functional
 
 from scaling.models.precision import networks
 
 
 class Field(nn.Module):
-    """Linear F → width, softplus, `num_layers` times (the paper: once), then Linear width → 1 + C. No view direction
-    (paper, section 2)."""
+    """Linear F → width and the activation, `num_layers` times, then Linear width → 1 + C; the paper: once, softplus. No
+    view direction (paper, section 2)."""
 
-    def __init__(self, num_features: int, width: int, num_colours: int, num_layers: int = 1) -> None:
+    def __init__(
+        self,
+        num_features: int,
+        width: int,
+        num_colours: int,
+        num_layers: int = 1,
+        activation: Literal["relu", "softplus"] = "softplus",
+    ) -> None:
         super().__init__()
         self.precision = "float32"  # the shared model sets it from its settings
+        self.activation = getattr(functional, activation)
         self.hidden = nn.Linear(num_features, width)
         self.more = nn.ModuleList(nn.Linear(width, width) for _ in range(num_layers - 1))
         self.head = nn.Linear(width, 1 + num_colours)
@@ -27,7 +37,7 @@ class Field(nn.Module):
         """
         with networks(features, self.precision):
             for layer in (self.hidden, *self.more):
-                features = softplus(layer(features))
+                features = self.activation(layer(features))
             raw = self.head(features)
         raw = raw.float()
         return raw[..., 0], raw[..., 1:].sigmoid() * 1.002 - 0.001

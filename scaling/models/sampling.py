@@ -11,7 +11,7 @@ from torch import Tensor
 
 from scaling.cameras import Rays
 from scaling.models import cpu_ops
-from scaling.models.box import CELLS, STEPS, Box, Parts
+from scaling.models.box import STEPS, Box, Parts
 
 
 def stratified_depths(near: Tensor, far: Tensor, samples: int, jitter: Tensor | None = None) -> Tensor:
@@ -66,13 +66,10 @@ class Samples:
 
 def samples_in(box: Box, rays: Rays, cells: Tensor, samples: int, jitter: Tensor | None = None) -> Samples:
     """Samples of rays [S, R] in the cells [S, CELLS³] of their scenes, as `surface_depths` draws them."""
-    bounds = box.bounds.to(rays.origins.device)
     if cpu_ops.takes(rays.origins, rays.directions):
-        return Samples(
-            *cpu_ops.fill_samples(
-                rays.origins, rays.directions, bounds, cells, samples, jitter, CELLS, STEPS, BLUR, EVENLY
-            )
-        )
+        places = torch.full((*rays.origins.shape[:2], samples), 0.5) if jitter is None else jitter
+        given = rays.origins, rays.directions, box.bounds, cells, places
+        return Samples(*cpu_ops.surface_samples(*given, STEPS, BLUR, EVENLY))
     parts = box.parts(rays, cells)
     return Samples(*surface_depths(parts, samples, jitter), parts.far, parts.hit)
 

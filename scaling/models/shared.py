@@ -93,7 +93,7 @@ class SharedModel(nn.Module):
         """A field of this model's sizes with random weights."""
         shape = self.settings.representation
         features, colours = shape.micro_features + shape.macro_features, self.autoencoder.latent_channels
-        field = Field(features, shape.field_width, colours, shape.field_layers)
+        field = Field(features, shape.field_width, colours, shape.field_layers, shape.field_activation)
         field.precision = self.settings.precision
         return field
 

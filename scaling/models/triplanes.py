@@ -79,6 +79,12 @@ def fuse_planes(micro_planes: Tensor, coefs: Tensor, base_planes: Tensor) -> Ten
     return torch.cat(parts, dim=-1).permute(0, 1, 4, 2, 3)
 
 
+def texels_together(planes: Tensor) -> Tensor:
+    """The same planes [S, P, F, K, K], laid out in memory so that a texel's features lie side by side, as points are
+    sampled; a copy."""
+    return planes.permute(0, 1, 3, 4, 2).clone(memory_format=torch.contiguous_format).permute(0, 1, 4, 2, 3)
+
+
 def project(points: Tensor, plane_axes: Sequence[str]) -> Tensor:
     """Points on each plane. points [S, N, 3], [−1, 1] inside the box → [S, P, N, 2].
 

@@ -72,8 +72,10 @@ class RowAdam:
     def _all_together(self, grad: Tensor, lr: float) -> None:
         """All rows as one tensor."""
         assert self.together is not None
+        if grad.stride() != self.table.stride():  # its loop goes through memory
+            grad = torch.empty_like(self.table).copy_(grad)
         adam(
-            [self.table], [grad.contiguous()], [self.first], [self.second], [], [self.together],
+            [self.table], [grad], [self.first], [self.second], [], [self.together],
             fused=True, amsgrad=False, beta1=BETAS[0], beta2=BETAS[1], lr=lr, weight_decay=0.0, eps=EPSILON,
             maximize=False,
         )  # fmt: skip

@@ -19,7 +19,8 @@ from scaling import pulse
 from scaling.config import Stage2Phase
 from scaling.models.rounding import LEVELS, best_scale, rounded
 from scaling.models.shared import SharedModel
-from scaling.models.triplanes import SceneParams, fuse_planes
+from scaling.models.triplanes import SceneParams, fuse_planes, texels_together
+from scaling.training.cpu_step import CpuStep
 from scaling.training.losses import item_losses, variation, weighted
 from scaling.training.optim import RowAdam, lr_factor, lr_factors
 from scaling.training.ray_table import RayTable
@@ -50,35 +51,67 @@ def fit_rays(
     total = phase.num_epochs * epoch_steps
     ends = Ends(shared, phase, ready, total)
     table = RayTable(shared, ends.trained)
+    step_of = (CpuStep if CpuStep.serves(shared, phase) else AutogradStep)(shared, phase, table)
+    given, params = params, replace(params, micro_planes=texels_together(params.micro_planes))
     tables = {"micro_planes": params.micro_planes, "coefs": params.coefs}
-    moving = {key: t for key, t in tables.items() if getattr(phase.lr, key) and t.numel()}
-    moves = {key: RowAdam(t, together=not ends.check_every) for key, t in moving.items()}
+    moves = {
+        key: RowAdam(t, together=not ends.check_every)
+        for key, t in tables.items()
+        if getattr(phase.lr, key) and t.numel()
+    }
     rounding = Rounding(params, micro_dtype, round(phase.rounded_from * total)) if "micro_planes" in moves else None
     cells = Cells(shared, ready)
     draws = table.draws([stream(seed, name, scene.scene_id) for scene in ready], phase.rays_per_item or 0, total)
     for step, uniforms in enumerate(draws):
+        if step == round(phase.coefs_until * total):
+            moves.pop("coefs", None)
         rows = ends.moving
         cells.look(params, rows, step)
-        leaves = {key: moves[key].leaf(rows) if key in moves else t[rows] for key, t in tables.items()}
-        now = SceneParams(**leaves)
+        micro, coefs = (of_rows(t, rows) for t in tables.values())
         if rounding:
-            now = replace(now, micro_planes=rounding.apply(now.micro_planes, rows, step))
-        batch = table.batch(uniforms[rows], rows, cells.of(rows))
-        loss = weighted(item_losses(shared, phase.loss, batch, now), phase.loss).sum()
-        if phase.tv_weight:
-            loss = loss + phase.tv_weight * variation(shared, now)
-        gradients = torch.autograd.grad(loss, [leaves[key] for key in moves])
+            micro = rounding.apply(micro, rows, step)
+        losses, gradients = step_of(micro, coefs, rows, of_rows(uniforms, rows), cells.of(rows), set(moves))
         factors = ends.factors(phase, step // epoch_steps, step)
-        for (key, optimiser), gradient in zip(moves.items(), gradients):
-            optimiser.step(rows, gradient, getattr(phase.lr, key) * factors)
+        for key, optimiser in moves.items():
+            optimiser.step(rows, gradients[key], getattr(phase.lr, key) * factors)
         pulse.beat()
         if on_step is not None:
-            on_step(name, step, loss.item() / len(rows))
+            on_step(name, step, losses.mean().item())
         ends.look(params, cells, step + 1)
         if not len(ends.moving):
             break
     if rounding:
         rounding.finish()
+    given.micro_planes.copy_(params.micro_planes)
+
+
+def of_rows(table: Tensor, rows: Tensor) -> Tensor:
+    """table[rows] for ascending rows [N]: where those are all rows, the table itself, as copies take time."""
+    return table if len(rows) == len(table) else table[rows]
+
+
+class AutogradStep:
+    """The losses of a step and their gradients, by autograd: any phase on any device, and what `CpuStep` must agree
+    with."""
+
+    def __init__(self, shared: SharedModel, phase: Stage2Phase, table: RayTable) -> None:
+        self.shared, self.phase, self.table = shared, phase, table
+
+    def __call__(
+        self, micro: Tensor, coefs: Tensor, rows: Tensor, uniforms: Tensor, cells: Tensor | None, moving: set[str]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """See `CpuStep`."""
+        leaves = {"micro_planes": micro.detach(), "coefs": coefs.detach()}
+        for key in moving:
+            leaves[key].requires_grad_()
+        now = SceneParams(**leaves)
+        batch = self.table.batch(uniforms, rows, cells)
+        losses = weighted(item_losses(self.shared, self.phase.loss, batch, now), self.phase.loss)
+        loss = losses.sum()
+        if self.phase.tv_weight:
+            loss = loss + self.phase.tv_weight * variation(self.shared, now)
+        order = sorted(moving)
+        return losses.detach(), dict(zip(order, torch.autograd.grad(loss, [leaves[key] for key in order])))
 
 
 class Cells:
@@ -92,9 +125,7 @@ class Cells:
 
     def of(self, rows: Tensor) -> Tensor | None:
         """Those of the scenes in `rows` [N]."""
-        if self.table is None or len(rows) == len(self.table):
-            return self.table  # half a megabyte that need not be copied every step
-        return self.table[rows]
+        return None if self.table is None else of_rows(self.table, rows)
 
     @torch.no_grad()
     def look(self, params: SceneParams, rows: Tensor, step: int) -> None:

@@ -1,0 +1,132 @@
+"""One step of a frozen ray fit on a CPU: the losses and their gradients, without autograd.
+
+What `RayTable.batch`, `item_losses` and autograd do in a hundred small operations is here a few compiled loops, and
+matrix products of the field and the base planes, in memory that is kept from step to step. `ray_fit.by_autograd` is the
+same step, which a GPU takes; a test holds the two against each other.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scaling.config import Stage2Phase
+from scaling.models import cpu_kernels
+from scaling.models.box import STEPS
+from scaling.models.cpu_ops import as_numpy, takes
+from scaling.models.sampling import BLUR, EVENLY
+from scaling.models.shared import SharedModel
+from scaling.models.triplanes import AXES
+from scaling.training.ray_table import RayTable
+
+
+class CpuStep:
+    """table: the rays of all scenes that are fitted together."""
+
+    def __init__(self, shared: SharedModel, phase: Stage2Phase, table: RayTable) -> None:
+        self.weight, self.table = phase.loss.latent, table
+        renderer, shape = shared.renderer, shared.settings.representation
+        self.columns = np.array([[AXES[axis] for axis in axes] for axes in renderer.plane_axes])
+        self.product = renderer.combine == "product"
+        self.low, self.high = map(as_numpy, renderer.box.bounds)
+        self.backgrounds = as_numpy(shared.background.view(-1, shared.background.shape[-1]))
+        field = shared.field
+        self.layers = [
+            (layer.weight.detach(), layer.bias.detach()) for layer in (field.hidden, *field.more, field.head)
+        ]
+        self.base = shared.base_planes.detach().permute(0, 1, 3, 4, 2).flatten(1)  # a texel's features side by side
+        self.counts = shape.micro_features, shape.macro_features
+        self.room: dict[str, Tensor] = {}
+
+    @staticmethod
+    def serves(shared: SharedModel, phase: Stage2Phase) -> bool:
+        """Whether this is all that a step of the phase is: random rays in hulls, by the latent loss alone."""
+        plain = not (phase.loss.rgb or phase.loss.student or phase.tv_weight)
+        hulls = shared.settings.rendering.sampled == "hull"
+        relu = shared.settings.representation.field_activation == "relu"
+        return plain and hulls and relu and takes(shared.background, shared.base_planes)
+
+    @torch.no_grad()
+    def __call__(
+        self, micro: Tensor, coefs: Tensor, rows: Tensor, uniforms: Tensor, cells: Tensor, moving: set[str]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """micro [N, P, F_mic, K, K] and coefs [N, M] of the scenes in `rows` [N] of the table, uniforms [N, R, 1 + D],
+        cells [N, CELLS³] → their losses [N], and the gradients of the sum for those that are `moving`."""
+        texels = self._texels(micro, coefs, "coefs" in moving)
+        pixels, targets, points, lengths = self._draw(rows, uniforms, cells)
+        features = self._new("features", *points.shape[:2], texels.shape[-1])
+        sampled = self._new("sampled", *points.shape[:2], len(self.columns), texels.shape[-1])
+        cpu_kernels.sample_and_combine(
+            texels.numpy(), points.numpy(), self.columns, self.product, True, sampled.numpy(), features.numpy()
+        )
+        heads, hidden = self._field(features.flatten(0, 1))
+        errors, at_heads = torch.empty(len(rows)), self._new("at_heads", *heads.shape)
+        shape = *uniforms.shape[:2], -1, heads.shape[1]
+        cpu_kernels.composite_error(
+            heads.view(shape).numpy(), lengths.numpy(), self.backgrounds, pixels.numpy(), targets.numpy(), self.weight,
+            errors.numpy(), at_heads.view(shape).numpy(),
+        )  # fmt: skip
+        at_features = self._back_through_field(at_heads, hidden).view(features.shape)
+        at_texels = self._new("at_texels", *texels.shape[:3], sum(self.counts) if "coefs" in moving else self.counts[0])
+        cpu_kernels.scatter_gradient(
+            at_features.numpy(), sampled.numpy(), points.numpy(), self.columns, self.product, at_texels.zero_().numpy()
+        )
+        found: dict[str, Tensor] = {}
+        if "micro_planes" in moving:
+            own = at_texels[..., : self.counts[0]].unflatten(2, micro.shape[-2:])
+            found["micro_planes"] = own.permute(0, 1, 4, 2, 3)
+        if "coefs" in moving:
+            found["coefs"] = at_texels[..., self.counts[0] :].flatten(1) @ self.base.T
+        return errors, found
+
+    def _new(self, name: str, *shape: int) -> Tensor:
+        """Uninitialised memory, the same in every step: to get megabytes from the system costs more than to fill
+        them."""
+        if name not in self.room or self.room[name].shape != shape:
+            self.room[name] = torch.empty(shape)
+        return self.room[name]
+
+    def _texels(self, micro: Tensor, coefs: Tensor, mixed: bool) -> Tensor:
+        """Fused planes [N, P, K², F], as `fuse_planes` puts them together. mixed: coefs are not those of the step
+        before."""
+        count, macro = self.counts
+        before = self.room.get("texels")
+        texels = self._new("texels", *micro.shape[:2], micro.shape[-1] ** 2, count + macro)
+        texels[..., :count] = micro.permute(0, 1, 3, 4, 2).flatten(2, 3)
+        if macro and (mixed or before is not texels):
+            texels[..., count:] = (coefs @ self.base).view(*texels.shape[:3], macro)
+        return texels
+
+    def _draw(self, rows: Tensor, uniforms: Tensor, cells: Tensor) -> tuple[Tensor, ...]:
+        """What `drawn_samples` fills: pixels [N, R], targets [N, R, C], points [N, R · D, 3], lengths [N, R, D − 1]."""
+        table, (scenes, rays, numbers) = self.table, uniforms.shape
+        every = len(rows) == len(table.counts)
+        of_rows = [
+            as_numpy(tensor if every else tensor[rows])
+            for tensor in (table.drawn, table.counts[:, 0], table.cam2world, table.intrinsics, table.latents)
+        ]
+        pixels = torch.empty(scenes, rays, dtype=torch.int64)
+        targets = torch.empty(scenes, rays, table.latents.shape[-1])
+        points = self._new("points", scenes, rays, numbers - 1, 3)
+        lengths = torch.empty(scenes, rays, numbers - 2)
+        cpu_kernels.drawn_samples(
+            as_numpy(uniforms), *of_rows, table.size, self.low, self.high, as_numpy(cells), STEPS, BLUR,
+            np.float32(EVENLY), pixels.numpy(), targets.numpy(), points.numpy(), lengths.numpy(),
+        )  # fmt: skip
+        return pixels, targets, points.flatten(1, 2), lengths
+
+    def _field(self, features: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """features [N, F] → what the head says [N, 1 + C], and the hidden layers' activations."""
+        hidden: list[Tensor] = []
+        for weight, bias in self.layers[:-1]:
+            features = torch.addmm(bias, features, weight.T).relu_()
+            hidden.append(features)
+        weight, bias = self.layers[-1]
+        return torch.addmm(bias, features, weight.T), hidden
+
+    def _back_through_field(self, gradient: Tensor, hidden: list[Tensor]) -> Tensor:
+        """The gradient [N, 1 + C] of the head → that of the features [N, F]."""
+        for (weight, _), active in zip(self.layers[:0:-1], hidden[::-1]):
+            gradient = torch.ops.aten.threshold_backward(gradient @ weight, active, 0)
+        return gradient @ self.layers[0][0]
