@@ -19,18 +19,20 @@ from numba import njit
 
 COMPILED = {"cache": True, "nogil": True, "error_model": "numpy"}
 f32 = np.float32
+# With a whole number beside them, Numba would go on in double precision.
+ZERO, HALF, ONE, TWO, TINY = f32(0), f32(0.5), f32(1), f32(2), f32(1e-9)
 
 
 @njit(**COMPILED)
 def into_box(origin, direction, low, high, start, along):
     """A ray, [3] each, in the box's coordinates: start and along [3]; see `Box.into`. → where it enters and leaves."""
-    near, far = f32(0), f32(np.inf)
+    near, far = ZERO, f32(np.inf)
     for axis in range(3):
-        half = (high[axis] - low[axis]) / f32(2)
-        start[axis] = (origin[axis] - (low[axis] + high[axis]) / f32(2)) / half
+        half = (high[axis] - low[axis]) / TWO
+        start[axis] = (origin[axis] - (low[axis] + high[axis]) / TWO) / half
         along[axis] = direction[axis] / half
-        safe = along[axis] if abs(along[axis]) >= f32(1e-9) else f32(1e-9)
-        first, second = (-1 - start[axis]) / safe, (1 - start[axis]) / safe
+        safe = along[axis] if abs(along[axis]) >= TINY else TINY
+        first, second = (-ONE - start[axis]) / safe, (ONE - start[axis]) / safe
         near, far = max(near, min(first, second)), min(far, max(first, second))
     return near, max(near, far)
 
@@ -43,45 +45,45 @@ def surface_depths(start, along, near, far, cells, side, places, blur, evenly, w
     parts, half = len(weights), f32(side / 2)
     step = (far - near) / f32(parts)
     # Parts in cells above 0, and the weight that volume rendering gives each.
-    through, filled = f32(1), 0
+    through, filled = ONE, 0
     before[0] = 0
     for part in range(parts):
-        depth = near + step * f32(part + 0.5)
+        depth = near + step * (f32(part) + HALF)
         number = 0
         for axis in range(3):
-            place = int((start[axis] + depth * along[axis] + 1) * half)
+            place = int((start[axis] + depth * along[axis] + ONE) * half)
             number = number * side + min(max(place, 0), side - 1)
         value = cells[number]
         weights[part] = 0
         if value > 0:
             filled += 1
             if through > f32(1e-7):
-                kept = f32(math.exp(-(f32(value) - f32(0.5)) * step))
-                weights[part] = through * (1 - kept)
+                kept = f32(math.exp(-(f32(value) - HALF) * step))
+                weights[part] = through * (ONE - kept)
                 through *= kept
         before[part + 1] = filled
     # Of each the largest beside it, part of it spread evenly, summed up.
-    total = f32(0)
+    total = ZERO
     for part in range(parts):
-        largest = f32(0)
+        largest = ZERO
         if before[part + 1] > before[part]:
             for other in range(max(part - blur, 0), min(part + blur + 1, parts)):
                 largest = max(largest, weights[other])
         cdf[part + 1] = largest
         total += largest
-    share, scale = evenly / f32(max(filled, 1)), (1 - evenly) / max(total, f32(1e-9))
+    share, scale = evenly / f32(max(filled, 1)), (ONE - evenly) / max(total, TINY)
     cdf[0] = 0
     for part in range(parts):
         cdf[part + 1] = cdf[part] + share * (before[part + 1] - before[part]) + scale * cdf[part + 1]
-    whole = max(cdf[parts], f32(1e-9))
+    whole = max(cdf[parts], TINY)
     # Strata ascend, so the parts that they fall into do.
-    part, last = 0, f32(0)
+    part, last = 0, ZERO
     for sample in range(len(depths)):
         wanted = (f32(sample) + places[sample]) / f32(len(depths)) * whole
         while part < parts - 1 and cdf[part + 1] <= wanted:
             part += 1
-        inside = (wanted - cdf[part]) / max(cdf[part + 1] - cdf[part], f32(1e-9))
-        inside = min(max(inside, f32(0)), f32(1))
+        inside = (wanted - cdf[part]) / max(cdf[part + 1] - cdf[part], TINY)
+        inside = min(max(inside, ZERO), ONE)
         depths[sample] = near + (f32(part) + inside) * step
         now = before[part] + (before[part + 1] - before[part]) * inside
         if sample:
@@ -109,10 +111,10 @@ def surface_samples(origins, directions, low, high, cells, places, parts, blur, 
 @njit(**COMPILED)
 def ray_through(cam2world, intrinsics, pixel, size, origin, direction):
     """Fills origin and direction [3] of the ray through a pixel of a square image; see `cameras.rays_through`."""
-    u, v = (f32(pixel % size) + f32(0.5)) / f32(size), (f32(pixel // size) + f32(0.5)) / f32(size)
+    u, v = (f32(pixel % size) + HALF) / f32(size), (f32(pixel // size) + HALF) / f32(size)
     y = (v - intrinsics[1, 2]) / intrinsics[1, 1]
     x = (u - intrinsics[0, 2] - intrinsics[0, 1] * y) / intrinsics[0, 0]
-    norm = f32(0)
+    norm = ZERO
     for axis in range(3):
         origin[axis] = cam2world[axis, 3]
         direction[axis] = cam2world[axis, 0] * x + cam2world[axis, 1] * y + cam2world[axis, 2]
@@ -156,12 +158,12 @@ def neighbours(point, size, places, weights):
     beyond the edge."""
     for axis in range(3):
         # Points far away must not overflow an int.
-        at = min(max((point[axis] + 1) * f32(size / 2) - f32(0.5), f32(-2)), f32(size + 1))
-        below = math.floor(at)
-        low = int(below)
+        at = min(max((point[axis] + ONE) * f32(size / 2) - HALF, f32(-2)), f32(size + 1))
+        low = math.floor(at)
+        part = at - f32(low)
         places[axis, 0], places[axis, 1] = min(max(low, 0), size - 1), min(max(low + 1, 0), size - 1)
-        weights[axis, 0] = 1 - (at - below) if 0 <= low < size else f32(0)
-        weights[axis, 1] = at - below if -1 <= low < size - 1 else f32(0)
+        weights[axis, 0] = ONE - part if 0 <= low < size else ZERO
+        weights[axis, 1] = part if -1 <= low < size - 1 else ZERO
 
 
 @njit(fastmath=True, **COMPILED)
@@ -176,7 +178,7 @@ def sample_and_combine(texels, points, columns, product, keeps, sampled, feature
             neighbours(points[s, n], size, places, weights)
             out = features[s, n]
             for k in range(width):
-                out[k] = 1 if product else 0
+                out[k] = ONE if product else ZERO
             for plane in range(num_planes):
                 x, y = columns[plane, 0], columns[plane, 1]
                 table, found = texels[s, plane], sampled[s if keeps else 0, n if keeps else 0, plane]
@@ -189,13 +191,13 @@ def sample_and_combine(texels, points, columns, product, keeps, sampled, feature
                     found[k] = at_a * a[k] + at_b * b[k] + at_c * c[k] + at_d * d[k]
                 if product:
                     for k in range(width):
-                        out[k] *= 1 + found[k]
+                        out[k] *= ONE + found[k]
                 else:
                     for k in range(width):
                         out[k] += found[k]
             if product:
                 for k in range(width):
-                    out[k] -= 1
+                    out[k] -= ONE
 
 
 @njit(fastmath=True, **COMPILED)
@@ -216,7 +218,7 @@ def scatter_gradient(gradient, sampled, points, columns, product, texels):
                         if other != plane:
                             said = sampled[s, n, other]
                             for k in range(width):
-                                own[k] *= 1 + said[k]
+                                own[k] *= ONE + said[k]
                 table = texels[s, plane]
                 for corner in range(4):
                     i, j = corner // 2, corner % 2
@@ -244,43 +246,43 @@ def composite_error(heads, lengths, backgrounds, pixels, targets, weight, errors
             head, back = heads[s, r], backgrounds[pixels[s, r] if len(backgrounds) > 1 else 0]
             for d in range(samples):
                 for c in range(channels):
-                    colours[d, c] = f32(1.002) / (1 + f32(math.exp(-head[d, 1 + c]))) - f32(0.001)
-            through, opacity = f32(1), f32(0)
+                    colours[d, c] = f32(1.002) / (ONE + f32(math.exp(-head[d, 1 + c]))) - f32(0.001)
+            through, opacity = ONE, ZERO
             for d in range(samples - 1):
-                raw = (head[d, 0] + head[d + 1, 0]) / 2 - 1
+                raw = (head[d, 0] + head[d + 1, 0]) * HALF - ONE
                 e = f32(math.exp(-abs(raw)))
-                density[d] = max(raw, f32(0)) + f32(math.log1p(e))
-                slope[d] = (f32(1) if raw >= 0 else e) / (1 + e)
+                density[d] = max(raw, ZERO) + f32(math.log1p(e))
+                slope[d] = (ONE if raw >= ZERO else e) / (ONE + e)
                 kept = f32(math.exp(-density[d] * lengths[s, r, d]))
-                weights[d] = through * (1 - kept)
+                weights[d] = through * (ONE - kept)
                 through *= kept
                 after[d] = through
                 opacity += weights[d]
             for c in range(channels):
-                colour = (1 - opacity) * back[c]
+                colour = (ONE - opacity) * back[c]
                 for d in range(samples - 1):
-                    colour += weights[d] * (colours[d, c] + colours[d + 1, c]) / 2
-                difference = 2 * colour - 1 - targets[s, r, c]
+                    colour += weights[d] * (colours[d, c] + colours[d + 1, c]) * HALF
+                difference = TWO * colour - ONE - targets[s, r, c]
                 total += difference * difference
-                towards[c] = 4 * difference * per_value
+                towards[c] = f32(4) * difference * per_value
             # Of each interval: what a little more of its weight does, and from behind, what lies after it loses.
             for d in range(samples - 1):
                 wanted[d] = 0
                 for c in range(channels):
-                    wanted[d] += towards[c] * ((colours[d, c] + colours[d + 1, c]) / 2 - back[c])
+                    wanted[d] += towards[c] * ((colours[d, c] + colours[d + 1, c]) * HALF - back[c])
             out = gradient[s, r]
             out[:] = 0
-            behind = f32(0)
+            behind = ZERO
             for d in range(samples - 2, -1, -1):
-                at_raw = (wanted[d] * after[d] - behind) * lengths[s, r, d] * slope[d] / 2
+                at_raw = (wanted[d] * after[d] - behind) * lengths[s, r, d] * slope[d] * HALF
                 behind += wanted[d] * weights[d]
                 out[d, 0] += at_raw
                 out[d + 1, 0] += at_raw
                 for c in range(channels):
-                    out[d, 1 + c] += towards[c] * weights[d] / 2
-                    out[d + 1, 1 + c] += towards[c] * weights[d] / 2
+                    out[d, 1 + c] += towards[c] * weights[d] * HALF
+                    out[d + 1, 1 + c] += towards[c] * weights[d] * HALF
             for d in range(samples):
                 for c in range(channels):
                     part = (colours[d, c] + f32(0.001)) / f32(1.002)
-                    out[d, 1 + c] *= f32(1.002) * part * (1 - part)
+                    out[d, 1 + c] *= f32(1.002) * part * (ONE - part)
         errors[s] = total * per_value
