@@ -13,11 +13,12 @@ counts from an array's end, and adds eight at once.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numba import njit
 
-COMPILED = {"cache": True, "nogil": True, "error_model": "numpy"}
+COMPILED: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy"}
 f32 = np.float32
 # With a whole number beside them, Numba would go on in double precision.
 ZERO, HALF, ONE, TWO, TINY = f32(0), f32(0.5), f32(1), f32(2), f32(1e-9)

@@ -36,9 +36,9 @@ def best_scale(micro: Tensor, dtype: str) -> Tensor:
 
 def to_levels(micro: Tensor, scale: Tensor, dtype: str) -> Tensor:
     """The nearest levels, as floats; the same shape."""
-    return (micro / scale).round().clamp(*LEVELS[dtype])
+    return (micro / scale).round_().clamp_(*LEVELS[dtype])
 
 
 def rounded(micro: Tensor, scale: Tensor, dtype: str) -> Tensor:
-    """micro as it is stored and read again. Its gradient passes straight through, as if nothing were rounded."""
-    return micro + (to_levels(micro, scale, dtype) * scale - micro).detach()
+    """micro as it is stored and read again."""
+    return to_levels(micro, scale, dtype).mul_(scale)

@@ -49,7 +49,7 @@ class CpuStep:
 
     @torch.no_grad()
     def __call__(
-        self, micro: Tensor, coefs: Tensor, rows: Tensor, uniforms: Tensor, cells: Tensor, moving: set[str]
+        self, micro: Tensor, coefs: Tensor, rows: Tensor, uniforms: Tensor, cells: Tensor | None, moving: set[str]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """micro [N, P, F_mic, K, K] and coefs [N, M] of the scenes in `rows` [N] of the table, uniforms [N, R, 1 + D],
         cells [N, CELLS³] → their losses [N], and the gradients of the sum for those that are `moving`."""
@@ -98,8 +98,9 @@ class CpuStep:
             texels[..., count:] = (coefs @ self.base).view(*texels.shape[:3], macro)
         return texels
 
-    def _draw(self, rows: Tensor, uniforms: Tensor, cells: Tensor) -> tuple[Tensor, ...]:
+    def _draw(self, rows: Tensor, uniforms: Tensor, cells: Tensor | None) -> tuple[Tensor, ...]:
         """What `drawn_samples` fills: pixels [N, R], targets [N, R, C], points [N, R · D, 3], lengths [N, R, D − 1]."""
+        assert cells is not None  # as `serves` made sure
         table, (scenes, rays, numbers) = self.table, uniforms.shape
         every = len(rows) == len(table.counts)
         of_rows = [

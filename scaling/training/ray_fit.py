@@ -68,7 +68,7 @@ def fit_rays(
         rows = ends.moving
         cells.look(params, rows, step)
         micro, coefs = (of_rows(t, rows) for t in tables.values())
-        if rounding:
+        if rounding:  # the gradient there moves what is rounded: it passes straight through
             micro = rounding.apply(micro, rows, step)
         losses, gradients = step_of(micro, coefs, rows, of_rows(uniforms, rows), cells.of(rows), set(moves))
         factors = ends.factors(phase, step // epoch_steps, step)
