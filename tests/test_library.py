@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +18,7 @@ from scaling.library.failures import FailureLog, event, read_failures
 from scaling.library.fitted_scenes import LATER_METRICS, METRICS, SCHEMA, pack_scene, unpack_scene
 from scaling.library.library import Library
 from scaling.library.manifest import Manifest
-from scaling.library.packed import decode_levels, encode_levels, pack_hull, unpack_hull
+from scaling.library.packed import decode_levels, encode_levels, unpack_hull
 from scaling.library.parts import commit_part, part_name
 from scaling.library.run_folder import RunFolder
 from scaling.library.summary import summarise, table_text
@@ -66,7 +67,13 @@ def test_int4_with_a_pencil():
     for sign in (1, -1):
         planes = sign * torch.tensor([0.0, 7.0, -8.0, 3.0, 1.0]).view(1, 1, 1, 5)
         packed = pack_scene(SceneParams(planes, torch.tensor([1 / 3])), "int4")
-        assert decode_levels(packed.micro_planes, 5).tolist() == [0, 7, -8, 3, 1] and packed.micro_scale == [sign]
+        assert decode_levels(packed.micro_planes, (1, 1, 1, 5)).ravel().tolist() == [
+            0,
+            7,
+            -8,
+            3,
+            1,
+        ] and packed.micro_scale == [sign]
         assert packed.coefs == [2731 / 8192], "12 bits: 1/3 is 2730.7 of 8192"
         assert torch.equal(unpack_scene(vars(packed)).micro_planes, planes)
 
@@ -95,27 +102,62 @@ def test_rows_of_format_3_are_read(tmp_path):
         unpack_scene(half | {"micro_planes": bytes([0x70, 0x38])})
 
 
-def test_levels_as_bytes():
+@pytest.mark.parametrize("bits", [3, 4, 5, 6, 8])
+@pytest.mark.parametrize("shape", [(3, 2, 7, 7), (1, 1, 1, 1), (3, 0, 5, 5)])
+def test_levels_as_bytes(bits, shape):
+    low, high = LEVELS[f"int{bits}"]
+    levels = torch.randint(low, high + 1, shape, generator=torch.Generator().manual_seed(bits))
+    assert decode_levels(encode_levels(levels.float(), bits), shape).tolist() == levels.tolist()
+
+
+def test_levels_take_their_entropy_and_neighbours_that_are_alike_less():
     generator = torch.Generator().manual_seed(0)
-    for count in (0, 1, 5000):
-        levels = torch.randint(-128, 128, (count,), generator=generator)
-        assert decode_levels(encode_levels(levels.float()), count).tolist() == levels.tolist()
-    levels = (torch.randn(3, 10, 40, 40, generator=generator) * 2).round().clamp(-8, 7)
-    size = len(encode_levels(levels))
-    assert size < 0.42 * levels.numel(), "log2(2 · 4.13) = 3.05 bits of entropy, not 4"
+    noise = torch.randn(3, 10, 40, 40, generator=generator)
+    alone = (noise * 2).round().clamp(-8, 7)
+    size = len(encode_levels(alone, 4))
+    assert size < 0.40 * alone.numel(), "log2(2 · 4.13) = 3.05 bits of entropy are 0.38 bytes"
+    smooth = torch.nn.functional.avg_pool2d(noise.flatten(0, 1), 3, stride=1, padding=1).view_as(noise)
+    alike = (smooth * 6).round().clamp(-8, 7)
+    assert alike.std() > 1.8 and len(encode_levels(alike, 4)) < 0.85 * size
 
 
-@pytest.mark.parametrize("damage", ["cut", "longer", "other", "empty"])
+HUFFMAN = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS, 9, zlib.Z_HUFFMAN_ONLY)
+
+
+def test_rows_of_format_4_are_read():
+    """Levels one a byte in a raw deflate stream of Huffman codes; a hull as bits, deflated."""
+    levels = torch.randint(-8, 8, (3, 2, 30, 30), generator=torch.Generator().manual_seed(0))
+    coder = HUFFMAN.copy()
+    data = coder.compress(levels.to(torch.int8).numpy().tobytes()) + coder.flush()
+    assert decode_levels(data, levels.shape).tolist() == levels.tolist()
+    hull = torch.rand(CELLS**3, generator=torch.Generator().manual_seed(0)) < 0.2
+    coder = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    packed = coder.compress(np.packbits(hull.numpy()).tobytes()) + coder.flush()
+    assert torch.equal(unpack_hull(packed), hull)
+
+
+@pytest.mark.parametrize("damage", ["cut", "longer", "changed", "other", "empty"])
 def test_bytes_that_are_no_levels_are_refused(damage):
-    data = encode_levels(torch.arange(100) % 7)
-    damaged = {"cut": data[:-3], "longer": encode_levels(torch.zeros(10_000_000)), "other": b"\xff" * 50, "empty": b""}
+    levels = (torch.arange(100) % 7).view(1, 1, 10, 10)
+    data = encode_levels(levels, 4)
+    changed = bytearray(data)
+    changed[len(data) // 2] ^= 1
+    damaged = {
+        "cut": data[:-3], "longer": encode_levels(torch.zeros(1, 10, 100, 100), 4), "changed": bytes(changed),
+        "other": b"\xff" * 50, "empty": b"",
+    }  # fmt: skip
     with pytest.raises(ValueError, match="its bytes"):
-        decode_levels(damaged[damage], 100)
+        decode_levels(damaged[damage], (1, 1, 10, 10))
     scene = row("a") | {
         "micro_planes": damaged[damage], "micro_dtype": "coded", "micro_shape": [1, 1, 10, 10], "micro_scale": [1.0]
     }  # fmt: skip
     with pytest.raises(ValueError, match=r"scene a: micro planes .*its bytes"):
         unpack_scene(scene)
+
+
+def test_few_bytes_that_claim_to_be_many_levels_are_refused():
+    with pytest.raises(ValueError, match="more than 16777216 numbers"):
+        decode_levels(encode_levels(torch.zeros(1, 1, 2, 2), 4), (3, 100, 4096, 4096))
 
 
 def test_a_hull_is_stored_with_its_scene():
@@ -124,9 +166,9 @@ def test_a_hull_is_stored_with_its_scene():
     cells[3, 39, 39] = True
     hull = cells.view(-1)
     packed = pack_scene(SceneParams(params().micro_planes, params().coefs, hull), "int4")
-    assert len(packed.hull) < 200, "CELLS³ are 64,000: 8,000 bytes"
+    assert len(packed.hull) < 100, "CELLS³ are 64,000: 8,000 bytes"
     assert torch.equal(unpack_scene(vars(packed)).hull, hull)
-    for damaged in (packed.hull[:-2], pack_hull(torch.zeros(CELLS**3 + 8, dtype=torch.bool)), b"\xff\xff", b""):
+    for damaged in (packed.hull[:-2], packed.hull[:20] + b"\x01" + packed.hull[21:], b"\xff\xff", b""):
         with pytest.raises(ValueError, match="its bytes"):
             unpack_hull(damaged)
         with pytest.raises(ValueError, match=r"scene car-7: .*hull: its bytes"):

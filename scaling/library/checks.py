@@ -41,7 +41,7 @@ def check_planes(row: Mapping[str, Any]) -> None:
     # Of Python's whole numbers: exact.
     try:
         if dtype == "coded":
-            decode_levels(row["micro_planes"], math.prod(shape))
+            decode_levels(row["micro_planes"], shape)
         if row.get("hull") is not None:
             unpack_hull(row["hull"])
     except ValueError as error:

@@ -18,8 +18,8 @@ from scaling.models.rounding import LEVELS, best_scale, to_levels
 from scaling.models.triplanes import SceneParams
 
 # 1: parts without the epoch and attempt in their names, no manifest; 2: nothing compressed, float64 metrics, no int4;
-# 3: no hulls, whole numbers as int8 or two in a byte
-FORMAT_VERSION = 4
+# 3: no hulls, whole numbers as int8 or two in a byte; 4: Huffman codes, deflated hulls
+FORMAT_VERSION = 5
 METRICS = (
     "psnr", "ssim", "lpips", "train_psnr", "train_ssim", "autoencoder_psnr", "autoencoder_ssim", "mean_image_psnr",
     "latent_psnr", "ms_ssim", "flip", "train_ms_ssim", "train_flip", "autoencoder_ms_ssim", "autoencoder_flip",
@@ -85,7 +85,10 @@ def pack_scene(params: SceneParams, micro_dtype: str) -> PackedScene:
     scale: list[float] = []
     if micro_dtype in LEVELS:
         scales = best_scale(micro, micro_dtype)
-        data, scale = encode_levels(to_levels(micro, scales, micro_dtype)), scales.flatten().tolist()
+        data, scale = (
+            encode_levels(to_levels(micro, scales, micro_dtype), int(micro_dtype.removeprefix("int"))),
+            scales.flatten().tolist(),
+        )
     elif micro_dtype in ("float16", "float32"):
         with np.errstate(over="ignore"):  # told below
             array = micro.numpy().astype(micro_dtype)
@@ -119,7 +122,7 @@ def unpack_scene(row: Mapping[str, Any]) -> SceneParams:
     check_planes(row)
     shape, dtype = tuple(row["micro_shape"]), row["micro_dtype"]
     if dtype == "coded":
-        array = decode_levels(row["micro_planes"], math.prod(shape))
+        array = decode_levels(row["micro_planes"], shape)
     elif dtype == "int4":
         array = unpack_int4(row["micro_planes"], math.prod(shape))
     else:

@@ -1,0 +1,155 @@
+"""Adaptive binary arithmetic coding of small whole numbers, as loops that Numba compiles.
+
+A number is coded as decisions down a binary tree, its highest bit first. Each decision has a pair of counts of how it
+went before, of its own for every context; a decision of probability p costs −log₂ p bits. The range coder is that of
+Martin, 1979, with carries kept back as in LZMA, so a stream's first byte is 0.
+"""
+
+# The loops are compiled for numpy arrays, whose types no annotation says.
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from scaling.models.cpu_kernels import COMPILED
+
+LOW, RANGE, CACHE, WAITING, PLACE = range(5)  # of a coder's state [5], uint64
+u64 = np.uint64
+TOP, BYTE, ALL = u64(1 << 24), u64(0xFF), u64(0xFFFFFFFF)
+LIMIT = 1000  # counts of a decision, in steps of STEP, after which the older ones count half
+STEP = 16
+SHARED_FROM = 16  # nodes of a tree, its fifth bit on, which all contexts share
+
+
+@njit(**COMPILED)
+def shift(state, out):
+    """Writes the byte that no later carry can change."""
+    if state[LOW] < u64(0xFF000000) or state[LOW] > ALL:
+        carry = state[LOW] >> u64(32)
+        byte = state[CACHE]
+        while state[WAITING] > 0:
+            out[state[PLACE]] = (byte + carry) & BYTE
+            state[PLACE] += u64(1)
+            state[WAITING] -= u64(1)
+            byte = BYTE
+        state[CACHE] = (state[LOW] >> u64(24)) & BYTE
+    state[WAITING] += u64(1)
+    state[LOW] = (state[LOW] & u64(0x00FFFFFF)) << u64(8)
+
+
+@njit(**COMPILED)
+def part_of_one(state, counts):
+    """The part of the range that stands for a 1, by the counts [2] of a decision."""
+    return state[RANGE] // u64(counts[0] + counts[1]) * u64(counts[1])
+
+
+@njit(**COMPILED)
+def count(counts, bit):
+    counts[bit] += STEP
+    if counts[0] + counts[1] > STEP * LIMIT:
+        counts[0], counts[1] = (counts[0] + 1) // 2, (counts[1] + 1) // 2
+
+
+@njit(**COMPILED)
+def write_number(number, bits, counts, shared, state, out):
+    """One number in 0..2^bits − 1. counts [2^bits, 2] of its context; shared: those of all contexts together."""
+    node = 1
+    for place in range(bits - 1, -1, -1):
+        bit = (number >> place) & 1
+        own = counts[node] if node < SHARED_FROM else shared[node]
+        ones = part_of_one(state, own)
+        if bit:
+            state[RANGE] = ones
+        else:
+            state[LOW] += ones
+            state[RANGE] -= ones
+        while state[RANGE] < TOP:
+            state[RANGE] <<= u64(8)
+            shift(state, out)
+        count(own, bit)
+        node = 2 * node + bit
+
+
+@njit(**COMPILED)
+def read_number(bits, counts, shared, state, data):
+    """What `write_number` wrote. state[LOW] is the code here; beyond the data's end there are zeros."""
+    node = 1
+    for _ in range(bits):
+        own = counts[node] if node < SHARED_FROM else shared[node]
+        ones = part_of_one(state, own)
+        bit = 1 if state[LOW] < ones else 0
+        if bit:
+            state[RANGE] = ones
+        else:
+            state[LOW] -= ones
+            state[RANGE] -= ones
+        while state[RANGE] < TOP:
+            state[RANGE] <<= u64(8)
+            state[LOW] = (state[LOW] << u64(8)) | u64(data[state[PLACE]] if state[PLACE] < len(data) else 0)
+            state[PLACE] += u64(1)
+        count(own, bit)
+        node = 2 * node + bit
+    return node - (1 << bits)
+
+
+@njit(**COMPILED)
+def level_context(planes, p, y, x, bits):
+    """Of a number in 0..2^bits − 1, by those above and left of it on its plane: their mean, in 16 steps at most, and
+    how far they are apart, in 4."""
+    middle = 1 << (bits - 1)
+    above = planes[p, y - 1, x] if y else middle
+    left = planes[p, y, x - 1] if x else middle
+    coarser = max(bits - 4, 0)
+    return ((above + left) // 2 >> coarser) * 4 + min(abs(above - left) // 2 >> coarser, 3)
+
+
+@njit(**COMPILED)
+def hull_context(cells, p, y, x, bits):
+    """Of a cell, by the twelve before it that lie next to it, or one further along an axis."""
+    side = cells.shape[0]
+    number = 0
+    for k in range(12):
+        i, j, h = p + NEAR[k, 0], y + NEAR[k, 1], x + NEAR[k, 2]
+        within = i >= 0 and 0 <= j < side and 0 <= h < side
+        number = 2 * number + (cells[i, j, h] if within else 0)
+    return number
+
+
+NEAR = np.array(
+    [[-1, 0, 0], [0, -1, 0], [0, 0, -1], [-1, 0, 1], [-1, 1, 0], [0, -1, 1], [-1, -1, 0], [-1, 0, -1], [0, -1, -1],
+     [0, 0, -2], [-2, 0, 0], [0, -2, 0]]
+)  # fmt: skip
+
+
+@njit(**COMPILED)
+def encode(numbers, bits, context_of, num_contexts, out):
+    """numbers [P, H, W], int64, in 0..2^bits − 1. → bytes written to out."""
+    state = np.array([0, 0xFFFFFFFF, 0, 1, 0], np.uint64)
+    counts = np.full((num_contexts, min(1 << bits, SHARED_FROM), 2), STEP // 2)
+    shared = np.full((1 << bits, 2), STEP // 2)
+    for p in range(numbers.shape[0]):
+        for y in range(numbers.shape[1]):
+            for x in range(numbers.shape[2]):
+                context = context_of(numbers, p, y, x, bits)
+                write_number(numbers[p, y, x], bits, counts[context], shared, state, out)
+    for _ in range(5):
+        shift(state, out)
+    return state[PLACE]
+
+
+@njit(**COMPILED)
+def decode(data, bits, context_of, num_contexts, numbers):
+    """Fills numbers with what `encode` was given. → bytes read."""
+    state = np.array([0, 0xFFFFFFFF, 0, 0, 5], np.uint64)
+    for place in range(5):
+        state[LOW] = ((state[LOW] << u64(8)) | u64(data[place])) & ALL
+    counts = np.full((num_contexts, min(1 << bits, SHARED_FROM), 2), STEP // 2)
+    shared = np.full((1 << bits, 2), STEP // 2)
+    for p in range(numbers.shape[0]):
+        for y in range(numbers.shape[1]):
+            for x in range(numbers.shape[2]):
+                context = context_of(numbers, p, y, x, bits)
+                numbers[p, y, x] = read_number(bits, counts[context], shared, state, data)
+    return state[PLACE]
