@@ -56,7 +56,7 @@ class Representation(Section):
     """F_mac: features of the base planes, which all scenes share."""
     num_base_planes: SizeOrZero = 16
     """M: number of base tri-planes; a scene has one coefficient for each."""
-    resolution: Annotated[int, Field(ge=2, le=4096)] = 40
+    resolution: Annotated[int, Field(ge=2, le=4096)] = 44
     """K: side of a plane in texels."""
     plane_axes: Annotated[list[PlaneAxes], Field(min_length=1, max_length=6)] = ["xy", "xz", "yz"]
     """World axes along the width and height of each plane."""
@@ -65,7 +65,7 @@ class Representation(Section):
     the store, as their views show them before a white background."""
     combine: Literal["product", "sum"] = "product"
     """How a point's features on the planes become one: Π (1 + f) - 1 over the planes, or (published) their sum."""
-    field_width: Size = 32
+    field_width: Size = 64
     """Hidden units of the field, the small network from features to density and colours."""
     field_layers: Annotated[int, Field(ge=1, le=8)] = 2
     """Hidden layers of the field; published: 1."""
@@ -225,6 +225,9 @@ class Phase(Section):
     """Steps of an epoch; null: one pass over every training view of every scene."""
     rays_per_item: Positive | None = None
     """Random rays of one scene, over all its training views, a step; null: the rays of one whole view."""
+    crop: Positive | None = None
+    """Side in latents of the square that is taken of each view, around a pixel that shows the scene; null, or at least
+    the latents' own side: whole views."""
     loss: LossWeights = LossWeights(latent=1.0)
     lr: Rates = Rates()
     lr_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -253,6 +256,8 @@ class Phase(Section):
             raise ValueError(
                 "rays_per_item must be null where loss.rgb, loss.autoencoder, loss.student or lr.encoder use views"
             )
+        if self.rays_per_item is not None and self.crop is not None:
+            raise ValueError("crop must be null where rays_per_item is set: it is a part of a view")
         if self.num_epochs and not any(self.loss.model_dump().values()):
             raise ValueError("loss: one of latent, rgb, autoencoder, student must be above 0 in a phase that runs")
         return self
@@ -277,7 +282,7 @@ class Stage2Phase(Phase):
     null: every scene takes all steps, and lr_cosine_to spans all of them."""
     decay_steps: Positive = 150
     """Steps in which the rates of a scene fall that ends; the last ones of all steps at the latest."""
-    coefs_until: Annotated[float, Field(ge=0, le=1)] = 1.0
+    coefs_until: Annotated[float, Field(ge=0, le=1)] = 0.3
     """Mode frozen, random rays: part of all steps after which coefs stand still, so that base planes need not be mixed
     again; 1: never."""
     rounded_from: Annotated[float, Field(ge=0, le=1)] = 0.6
@@ -307,9 +312,10 @@ class Stage1(Section):
     """Trains the shared model on the first scenes."""
 
     autoencoder: Stage1Phase = Stage1Phase(
-        num_epochs=5,
+        num_epochs=3,
         steps_per_epoch=100,
-        items_per_step=4,
+        items_per_step=8,
+        crop=32,
         loss=LossWeights(autoencoder=1.0),
         lr=Rates(decoder=1e-3),
         lr_cosine_to=0.05,
@@ -338,9 +344,10 @@ class Stage1(Section):
     autoencoder included: the latent space becomes 3D-aware. To read rendered latents is left to 1c, so that the
     autoencoder stays a good one of images, and a step takes half the time."""
     adapt: Stage1Phase = Stage1Phase(
-        num_epochs=6,
+        num_epochs=5,
         steps_per_epoch=100,
-        items_per_step=4,
+        items_per_step=8,
+        crop=32,
         loss=LossWeights(rgb=1.0),
         lr=Rates(decoder=5e-4),
         lr_cosine_to=0.05,
@@ -400,7 +407,7 @@ class Stage2(Section):
     cohort_size: Positive | None = 64
     """Mode cohort: scenes of a cohort, fixed chunks of the scenes' order; null: one cohort of all."""
     latent: Stage2Phase = Stage2Phase(
-        steps_per_epoch=2800,
+        steps_per_epoch=3500,
         rays_per_item=96,
         loss=LossWeights(latent=1.0),
         lr=Rates(field=1e-3, base_planes=1e-3, micro_planes=4e-2, coefs=4e-2),
@@ -530,7 +537,7 @@ def as_noted(values: dict[str, Any]) -> dict[str, Any]:
         },
         "rendering": {"sampled": "cuboid", "background": "white"},
         "stage1": {"distil": {"num_epochs": 0}},
-        "stage2": {"latent": {"check_every": None, "rounded_from": 1.0}},
+        "stage2": {"latent": {"check_every": None, "rounded_from": 1.0, "coefs_until": 1.0}},
     }
     return merge(before, _with_kind(values))
 

@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import nn
 
-from scaling.config import LossWeights, Phase, Rates, SettingsError, make_settings, merge
+from scaling.config import LossWeights, Phase, Rates, SettingsError, Stage1Phase, make_settings, merge
 from scaling.data.scenes import SceneViews
+from scaling.data.synthetic import embedded_scene
 from scaling.library.fitted_scenes import METRICS
 from scaling.models.shared import SharedModel, load_shared
 from scaling.models.triplanes import SceneParams
@@ -25,7 +26,7 @@ from scaling.training.metrics import psnr, ssim
 from scaling.training.optim import RowAdam, check_ownership, lr_factor, shared_optimiser
 from scaling.training.phases import EpochReport
 from scaling.training.sampler import bucket_of, epoch_batches
-from scaling.training.scene_data import Item, prepare_scene
+from scaling.training.scene_data import Item, encode_scene, make_batch, prepare_scene
 from scaling.training.stage1 import Stage1, check_workers
 from scaling.training.stage2 import fit_scenes
 from scaling.training.streams import stream
@@ -463,6 +464,32 @@ def test_metrics_of_a_fitted_scene(shared, tiny_scenes):
     decoded = shared.autoencoder.decode(shared.autoencoder.encode(views.images[test]))
     assert metrics["autoencoder_psnr"] == pytest.approx(psnr(decoded, views.images[test]).mean().item(), abs=1e-4)
     assert set(metrics) == set(METRICS)
+
+
+def test_a_crop_is_that_square_of_its_view(tiny_values):
+    """Images of 16², latents of 8²: squares of 4², whose rays and pixels are those of the whole view there, around
+    what it shows."""
+    values = {"autoencoder": {"kind": "super_resolution", "shrink": 2}, "rendering": {"sampled": "hull"}}
+    shared = SharedModel(make_settings(merge(tiny_values, values)))
+    scene = prepare_scene(shared, embedded_scene("car-00001", 16, 6))
+    encode_scene(shared, scene)
+    phase = Stage1Phase(crop=4, loss=LossWeights(rgb=1.0, latent=1.0), lr=Rates(decoder=1e-3))
+    items = [Item(scene, view, stream("crop", str(view))) for view in (0, 3, 3, 4)]
+    cropped = make_batch(shared, phase, items)
+    whole = make_batch(shared, phase.model_copy(update={"crop": None}), items)
+    assert whole.pixels is None and cropped.images.shape == (4, 3, 8, 8)
+    corners = set()
+    for row, pixels in enumerate(cropped.pixels):
+        assert torch.equal(cropped.rays.directions[row], whole.rays.directions[row, pixels])
+        assert torch.equal(cropped.latents[row], whole.latents[row, pixels])
+        top, left = divmod(int(pixels[0]), 8)
+        corners.add((top, left))
+        assert torch.equal(cropped.images[row], whole.images[row, :, 2 * top : 2 * top + 8, 2 * left : 2 * left + 8])
+        shown = scene.drawn[scene.drawn // 64 == items[row].view] % 64
+        assert torch.isin(pixels, shown).any()
+    assert len(corners) > 1
+    colours = torch.arange(16.0).view(1, 16, 1)
+    assert torch.equal(shared.as_latents(colours)[0, 0], torch.arange(16.0).view(4, 4))
 
 
 def test_rgb_space_learns_in_both_stages(tiny_values, tiny_scenes):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -231,8 +232,9 @@ class SharedModel(nn.Module):
         )
 
     def as_latents(self, colours: Tensor) -> Tensor:
-        """Colours of whole views [B, h · w, C] → latents [B, C, h, w]."""
-        return colours.transpose(1, 2).unflatten(2, (self.latent_size, self.latent_size))
+        """Colours of whole views, or of squares of them, [B, h · w, C] → latents [B, C, h, w]; h = w."""
+        side = math.isqrt(colours.shape[1])
+        return colours.transpose(1, 2).unflatten(2, (side, side))
 
     def decode(self, latents: Tensor) -> Tensor:
         """Rendered latents [B, C, h, w] → images [B, 3, H, W] in [0, 1], by the adapted decoder where there is one."""

@@ -192,20 +192,23 @@ def make_batch(shared: SharedModel, phase: Phase, items: Sequence[Item]) -> Batc
     loss = phase.loss
     device = shared.device
     images = noise = latents = uniforms = rays = pixels = cells = None
+    windows = [_window(item, phase.crop, shared.latent_size) for item in items]
     if loss.rgb or loss.student or phase.encodes_views:
-        images = torch.stack([item.scene.float_images([item.view])[0] for item in items if item.view is not None])
+        images = torch.stack([_image(item, window, shared.autoencoder.shrink) for item, window in zip(items, windows)])
     if phase.encodes_views:
-        size = (shared.autoencoder.latent_channels, shared.latent_size, shared.latent_size)
+        size = (shared.autoencoder.latent_channels, windows[0].side, windows[0].side)
         noise = torch.stack([torch.randn(size, generator=item.generator) for item in items]).to(device)
     if loss.latent or loss.rgb or loss.student:
-        picks = [_pick_rays(item, phase.rays_per_item, shared.latent_size**2) for item in items]
+        picks = [
+            _pick_rays(item, window, phase.rays_per_item, shared.latent_size) for item, window in zip(items, windows)
+        ]
         per_item = [_rays(shared, item.scene, pick) for item, pick in zip(items, picks)]
         rays = Rays(torch.stack([r.origins for r in per_item]), torch.stack([r.directions for r in per_item]))
         grids = [item.scene.cells for item in items if item.scene.cells is not None]
         cells = torch.stack(grids) if grids else None
         numbers = (rays.origins.shape[1], shared.renderer.uniforms_per_ray)
         uniforms = torch.stack([torch.rand(numbers, generator=item.generator) for item in items]).to(device)
-        if phase.rays_per_item:
+        if phase.rays_per_item or phase.crop:
             pixels = torch.stack([pick % shared.latent_size**2 for pick in picks])
         if loss.latent and not phase.encodes_views:
             latents = torch.stack([_latents(item.scene)[pick] for item, pick in zip(items, picks)])
@@ -223,10 +226,41 @@ def _latents(scene: TrainingScene) -> Tensor:
     return scene.latents
 
 
-def _pick_rays(item: Item, rays_per_item: int | None, rays_per_view: int) -> Tensor:
-    """Numbers of latent pixels, over all of the scene's training views: of a whole view, or random ones."""
+@dataclass(frozen=True)
+class Window:
+    """A square of a view's latent pixels: its first row and column, and its side."""
+
+    top: int
+    left: int
+    side: int
+
+
+def _window(item: Item, crop: int | None, size: int) -> Window:
+    """The whole view, or a square of it around a pixel that shows the scene: those at edges, where there is most to
+    learn, are drawn more often."""
+    if crop is None or crop >= size or item.view is None:
+        return Window(0, 0, size)
+    drawn = item.scene.drawn
+    shown = drawn[drawn // size**2 == item.view].cpu() % size**2
+    if not len(shown):
+        shown = torch.arange(size**2)
+    centre = shown[torch.randint(len(shown), (1,), generator=item.generator)].item()
+    top, left = (min(max(place - crop // 2, 0), size - crop) for place in divmod(int(centre), size))
+    return Window(top, left, crop)
+
+
+def _image(item: Item, window: Window, shrink: int) -> Tensor:
+    """The pixels of a window, [3, side · shrink, side · shrink] in [0, 1]."""
+    assert item.view is not None
+    rows, columns = (slice(first * shrink, (first + window.side) * shrink) for first in (window.top, window.left))
+    return item.scene.images[item.view, :, rows, columns].float() / 255
+
+
+def _pick_rays(item: Item, window: Window, rays_per_item: int | None, size: int) -> Tensor:
+    """Numbers of latent pixels, over all of the scene's training views: of a view's window, or random ones."""
     drawn = item.scene.drawn
     if item.view is not None:
-        return item.view * rays_per_view + torch.arange(rays_per_view, device=drawn.device)
+        side = torch.arange(window.side, device=drawn.device)
+        return (item.view * size**2 + (window.top + side)[:, None] * size + window.left + side).flatten()
     choice = torch.randint(len(drawn), (rays_per_item or 0,), generator=item.generator)
     return drawn[choice.to(drawn.device)]
