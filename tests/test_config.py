@@ -100,7 +100,7 @@ def test_null_on_the_command_line_undoes_a_preset():
         ({"rendering": {"near": 0.5}}, ["rendering:", "near and far together"]),
         ({"rendering": {"near": 2.0, "far": 1.0}}, ["rendering:", "near (2.0) must be below far (1.0)"]),
         ({"autoencoder": {"norm_num_groups": 7}}, ["autoencoder:", "norm_num_groups (7) must divide"]),
-        ({"stage1": {"num_buckets": 3}}, ["stage1:", "autoencoder.items_per_step (4)", "multiple of num_buckets"]),
+        ({"stage1": {"num_buckets": 3}}, ["stage1:", "autoencoder.items_per_step (8)", "multiple of num_buckets"]),
         ({"stage1": {"joint": {"rays_per_item": 8}}}, ["stage1.joint:", "rays_per_item must be null"]),
         ({"stage2": {"rgb": {"lr": {"encoder": 1e-3}}}}, ["stage2.rgb:", "rgb: stage 2 never moves the encoder"]),
         (

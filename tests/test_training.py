@@ -494,7 +494,7 @@ def test_a_crop_is_that_square_of_its_view(tiny_values):
 
 def test_rgb_space_learns_in_both_stages(tiny_values, tiny_scenes):
     values = {
-        "representation": {"resolution": 8, "micro_features": 4},
+        "representation": {"resolution": 8, "micro_features": 4, "field_width": 32},  # 8 of ReLU may be dead
         "autoencoder": {"kind": "super_resolution", "shrink": 1, "decoder_blocks": 0},
         "rendering": {"samples": 12},
         "stage1": {
