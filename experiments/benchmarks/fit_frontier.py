@@ -166,15 +166,18 @@ def same_time_steps(settings: Settings, clock: StepClock, own_pace: float, pace:
     return (fitting + clock.rgb_seconds) / pace
 
 
-def run_methods(methods: dict[str, Settings], job: Job, folders: dict[str, Path]) -> dict[str, Any]:
-    """The figures of each method, one fit after the other. methods: settings by name; folders: their stage 1s."""
+def run_methods(
+    methods: dict[str, Settings], job: Job, folders: dict[str, Path], same_time: dict[str, str] = SAME_TIME
+) -> dict[str, Any]:
+    """The figures of each method, one fit after the other. methods: settings by name; folders: their stage 1s;
+    same_time: methods that take the time of another, by name."""
     figures: dict[str, Any] = {"scenes": {}, "same_time": {}, "settings": {}, "steps": {}}
     clocks: dict[str, StepClock] = {}
     decoded = {each.data: job.views(job.fit, each) for each in methods.values()}
-    for method, settings in sorted(methods.items(), key=lambda item: item[0] in SAME_TIME):  # tri-planes come last
+    for method, settings in sorted(methods.items(), key=lambda item: item[0] in same_time):  # tri-planes come last
         shared, shared_hash = load_shared(folders[method])
         scenes = decoded[settings.data]
-        partner = SAME_TIME.get(method)
+        partner = same_time.get(method)
         if partner is not None:
             other = methods[partner]
             models, views = (load_shared(folders[partner])[0], shared), (decoded[other.data], scenes)
