@@ -6,14 +6,13 @@ Martin, 1979, with carries kept back as in LZMA, so a stream's first byte is 0.
 """
 
 # The loops are compiled for numpy arrays, whose types no annotation says.
-# mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
+# mypy: disable-error-code="no-untyped-def"
 
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
-from scaling.models.cpu_kernels import COMPILED
+from scaling.models.cpu_kernels import compiled
 
 LOW, RANGE, CACHE, WAITING, PLACE = range(5)  # of a coder's state [5], uint64
 u64 = np.uint64
@@ -23,7 +22,7 @@ STEP = 16
 SHARED_FROM = 16  # nodes of a tree, its fifth bit on, which all contexts share
 
 
-@njit(**COMPILED)
+@compiled()
 def shift(state, out):
     """Writes the byte that no later carry can change."""
     if state[LOW] < u64(0xFF000000) or state[LOW] > ALL:
@@ -39,20 +38,20 @@ def shift(state, out):
     state[LOW] = (state[LOW] & u64(0x00FFFFFF)) << u64(8)
 
 
-@njit(**COMPILED)
+@compiled()
 def part_of_one(state, counts):
     """The part of the range that stands for a 1, by the counts [2] of a decision."""
     return state[RANGE] // u64(counts[0] + counts[1]) * u64(counts[1])
 
 
-@njit(**COMPILED)
+@compiled()
 def count(counts, bit):
     counts[bit] += STEP
     if counts[0] + counts[1] > STEP * LIMIT:
         counts[0], counts[1] = (counts[0] + 1) // 2, (counts[1] + 1) // 2
 
 
-@njit(**COMPILED)
+@compiled()
 def write_number(number, bits, counts, shared, state, out):
     """One number in 0..2^bits − 1. counts [2^bits, 2] of its context; shared: those of all contexts together."""
     node = 1
@@ -72,7 +71,7 @@ def write_number(number, bits, counts, shared, state, out):
         node = 2 * node + bit
 
 
-@njit(**COMPILED)
+@compiled()
 def read_number(bits, counts, shared, state, data):
     """What `write_number` wrote. state[LOW] is the code here; beyond the data's end there are zeros."""
     node = 1
@@ -94,7 +93,7 @@ def read_number(bits, counts, shared, state, data):
     return node - (1 << bits)
 
 
-@njit(**COMPILED)
+@compiled()
 def level_context(planes, p, y, x, bits):
     """Of a number in 0..2^bits − 1, by those above and left of it on its plane: their mean, in 16 steps at most, and
     how far they are apart, in 4."""
@@ -105,7 +104,7 @@ def level_context(planes, p, y, x, bits):
     return ((above + left) // 2 >> coarser) * 4 + min(abs(above - left) // 2 >> coarser, 3)
 
 
-@njit(**COMPILED)
+@compiled()
 def hull_context(cells, p, y, x, bits):
     """Of a cell, by the twelve before it that lie next to it, or one further along an axis."""
     side = cells.shape[0]
@@ -123,7 +122,7 @@ NEAR = np.array(
 )  # fmt: skip
 
 
-@njit(**COMPILED)
+@compiled()
 def encode(numbers, bits, context_of, num_contexts, out):
     """numbers [P, H, W], int64, in 0..2^bits − 1. → bytes written to out."""
     state = np.array([0, 0xFFFFFFFF, 0, 1, 0], np.uint64)
@@ -139,7 +138,7 @@ def encode(numbers, bits, context_of, num_contexts, out):
     return state[PLACE]
 
 
-@njit(**COMPILED)
+@compiled()
 def decode(data, bits, context_of, num_contexts, numbers):
     """Fills numbers with what `encode` was given. → bytes read."""
     state = np.array([0, 0xFFFFFFFF, 0, 0, 5], np.uint64)

@@ -8,23 +8,35 @@ counts from an array's end, and adds eight at once.
 """
 
 # The loops are compiled for numpy arrays, whose types no annotation says.
-# mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
+# mypy: disable-error-code="no-untyped-def"
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numba import njit
 
-COMPILED: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy"}
 f32 = np.float32
 # With a whole number beside them, Numba would go on in double precision.
 ZERO, HALF, ONE, TWO, TINY = f32(0), f32(0.5), f32(1), f32(2), f32(1e-9)
 
 
-@njit(**COMPILED)
+def compiled(**options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorator: Numba compiles the loop when it is first called, and keeps what comes out on disk."""
+
+    def decorate(loop: Callable[..., Any]) -> Callable[..., Any]:
+        try:
+            return njit(cache=True, nogil=True, error_model="numpy", **options)(loop)
+        except RuntimeError:  # neither beside this file nor in the user's cache may anything be written
+            return njit(nogil=True, error_model="numpy", **options)(loop)
+
+    return decorate
+
+
+@compiled()
 def into_box(origin, direction, low, high, start, along):
     """A ray, [3] each, in the box's coordinates: start and along [3]; see `Box.into`. → where it enters and leaves."""
     near, far = ZERO, f32(np.inf)
@@ -38,7 +50,7 @@ def into_box(origin, direction, low, high, start, along):
     return near, max(near, far)
 
 
-@njit(**COMPILED)
+@compiled()
 def surface_depths(start, along, near, far, cells, side, places, blur, evenly, weights, cdf, before, depths, lengths):
     """One ray's samples, as `sampling.surface_depths` draws them: cells [side³]; places [D] in [0, 1) in the strata;
     weights [parts], cdf and before [parts + 1]: room. Fills depths [D], lengths [D − 1]. → whether any cell is above
@@ -93,7 +105,7 @@ def surface_depths(start, along, near, far, cells, side, places, blur, evenly, w
     return filled > 0 and step > 0
 
 
-@njit(**COMPILED)
+@compiled()
 def surface_samples(origins, directions, low, high, cells, places, parts, blur, evenly, depths, lengths, far, hit):
     """Rays [S, R, 3], the box's corners [3] each, cells [S, side³], places [S, R, D]. Fills depths [S, R, D], lengths
     [S, R, D − 1], far [S, R] and hit [S, R]; see `sampling.samples_in`."""
@@ -109,7 +121,7 @@ def surface_samples(origins, directions, low, high, cells, places, parts, blur, 
             )  # fmt: skip
 
 
-@njit(**COMPILED)
+@compiled()
 def ray_through(cam2world, intrinsics, pixel, size, origin, direction):
     """Fills origin and direction [3] of the ray through a pixel of a square image; see `cameras.rays_through`."""
     u, v = (f32(pixel % size) + HALF) / f32(size), (f32(pixel // size) + HALF) / f32(size)
@@ -124,7 +136,7 @@ def ray_through(cam2world, intrinsics, pixel, size, origin, direction):
         direction[axis] /= math.sqrt(norm)
 
 
-@njit(**COMPILED)
+@compiled()
 def drawn_samples(
     uniforms, drawn, counts, cam2world, intrinsics, latents, size, low, high, cells, parts, blur, evenly,
     pixels, targets, points, lengths,
@@ -153,7 +165,7 @@ def drawn_samples(
                     points[s, r, d, axis] = start[axis] + depths[d] * along[axis]
 
 
-@njit(**COMPILED)
+@compiled()
 def neighbours(point, size, places, weights):
     """Of a point's coordinates [3] in [−1, 1] each the two texels beside it, places [3, 2], and their weights [3, 2]; 0
     beyond the edge."""
@@ -167,7 +179,7 @@ def neighbours(point, size, places, weights):
         weights[axis, 1] = part if -1 <= low < size - 1 else ZERO
 
 
-@njit(fastmath=True, **COMPILED)
+@compiled(fastmath=True)
 def sample_and_combine(texels, points, columns, product, keeps, sampled, features):
     """texels [S, P, K², F], points [S, N, 3], columns [P, 2]: the coordinates along width and
     height of each plane. Fills features [S, N, F]: Π (1 + f) − 1 over the planes, or their sum, and where it `keeps`
@@ -201,7 +213,7 @@ def sample_and_combine(texels, points, columns, product, keeps, sampled, feature
                     out[k] -= ONE
 
 
-@njit(fastmath=True, **COMPILED)
+@compiled(fastmath=True)
 def scatter_gradient(gradient, sampled, points, columns, product, texels):
     """The gradient [S, N, ≥ F] of features on to texels [S, P, K², F], the first F of them, which are 0 before; see
     `sample_and_combine`."""
@@ -229,7 +241,7 @@ def scatter_gradient(gradient, sampled, points, columns, product, texels):
                         row[k] += weight * own[k]
 
 
-@njit(**COMPILED)
+@compiled()
 def composite_error(heads, lengths, backgrounds, pixels, targets, weight, errors, gradient):
     """Renders rays and takes their error back: `quadrature`, `composite` and the mean squared error, with gradients.
 
