@@ -176,6 +176,10 @@ class SharedModel(nn.Module):
                 cells[row, inside] = (1 + density).clamp(max=255).to(torch.uint8)
         return cells
 
+    def cells_of(self, params: SceneParams) -> Tensor | None:
+        """The `cells` of S scenes as they are, in their own hulls."""
+        return self.cells(fuse_planes(params.micro_planes, params.coefs, self.base_planes), params.hull)
+
     def render(
         self,
         params: SceneParams,

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from scaling import pulse
 from scaling.config import Phase, Settings
 from scaling.models.shared import SharedModel
-from scaling.models.triplanes import SceneParams, fuse_planes
+from scaling.models.triplanes import SceneParams
 from scaling.training.losses import Batch, item_losses, variation, weighted
 from scaling.training.optim import RowAdam, lr_factor, set_learning_rates, shared_optimiser
 from scaling.training.sampler import Entry, epoch_batches
@@ -193,9 +193,7 @@ class Phases:
         started = self.phase_index or self.epoch
         if started and (phase.loss.latent or phase.loss.rgb or phase.loss.student):
             for row, scene in enumerate(self.scenes):
-                now = self.table[row : row + 1]
-                planes = fuse_planes(now.micro_planes, now.coefs, self.shared.base_planes)
-                found = self.shared.cells(planes, now.hull)
+                found = self.shared.cells_of(self.table[row : row + 1])
                 scene.cells = None if found is None else found[0]
 
     def _one_pass(self, items_per_step: int) -> int:

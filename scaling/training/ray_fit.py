@@ -19,7 +19,7 @@ from scaling import pulse
 from scaling.config import Stage2Phase
 from scaling.models.rounding import LEVELS, best_scale, rounded
 from scaling.models.shared import SharedModel
-from scaling.models.triplanes import SceneParams, fuse_planes, texels_together
+from scaling.models.triplanes import SceneParams, texels_together
 from scaling.training.cpu_step import CpuStep
 from scaling.training.losses import item_losses, variation, weighted
 from scaling.training.optim import RowAdam, lr_factor, lr_factors
@@ -131,9 +131,7 @@ class Cells:
     def look(self, params: SceneParams, rows: Tensor, step: int) -> None:
         """Where it is time: fills the cells of `rows` [N] from the scenes as they are."""
         if self.table is not None and step in LOOKS:
-            now = params[rows]
-            planes = fuse_planes(now.micro_planes, now.coefs, self.shared.base_planes)
-            found = self.shared.cells(planes, self.table[rows] > 0)
+            found = self.shared.cells_of(replace(params[rows], hull=self.table[rows] > 0))
             assert found is not None
             self.table[rows] = found
 
