@@ -10,7 +10,7 @@ from torch import Tensor
 from scaling.cameras import Rays
 from scaling.config import Stage2Phase, make_settings, merge
 from scaling.data.synthetic import embedded_ids, embedded_scene
-from scaling.models import cpu_ops
+from scaling.models import cpu_kernels, cpu_ops
 from scaling.models.box import CELLS, Box
 from scaling.models.sampling import samples_in, surface_depths
 from scaling.models.shared import SharedModel
@@ -156,3 +156,16 @@ def test_what_a_step_of_loops_cannot_do_is_left_to_autograd(tiny_values):
         assert CpuStep.serves(shared, phase) == (over == {"combine": "sum"})
         assert not CpuStep.serves(shared, phase.model_copy(update={"tv_weight": 1.0}))
         assert not cpu_ops.takes(shared.background.double())
+
+
+def test_loops_are_compiled_where_nothing_may_be_written(monkeypatch):
+    asked = []
+
+    def njit(cache: bool = False, **options):
+        asked.append(cache)
+        if cache:
+            raise RuntimeError("cannot cache function: no locator available")
+        return lambda loop: loop
+
+    monkeypatch.setattr(cpu_kernels, "njit", njit)
+    assert cpu_kernels.compiled()(len) is len and asked == [True, False]
