@@ -38,6 +38,7 @@ class CpuStep:
         self.base = shared.base_planes.detach().permute(0, 1, 3, 4, 2).flatten(1)  # a texel's features side by side
         self.counts = shape.micro_features, shape.macro_features
         self.room: dict[str, Tensor] = {}
+        self.mixed: Tensor | None = None  # coefs of the base planes in room["texels"]
 
     @staticmethod
     def serves(shared: SharedModel, phase: Stage2Phase) -> bool:
@@ -53,7 +54,7 @@ class CpuStep:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """micro [N, P, F_mic, K, K] and coefs [N, M] of the scenes in `rows` [N] of the table, uniforms [N, R, 1 + D],
         cells [N, CELLS³] → their losses [N], and the gradients of the sum for those that are `moving`."""
-        texels = self._texels(micro, coefs, "coefs" in moving)
+        texels = self._texels(micro, coefs)
         pixels, targets, points, lengths = self._draw(rows, uniforms, cells)
         features = self._new("features", *points.shape[:2], texels.shape[-1])
         sampled = self._new("sampled", *points.shape[:2], len(self.columns), texels.shape[-1])
@@ -87,15 +88,15 @@ class CpuStep:
             self.room[name] = torch.empty(shape)
         return self.room[name]
 
-    def _texels(self, micro: Tensor, coefs: Tensor, mixed: bool) -> Tensor:
-        """Fused planes [N, P, K², F], as `fuse_planes` puts them together. mixed: coefs are not those of the step
-        before."""
+    def _texels(self, micro: Tensor, coefs: Tensor) -> Tensor:
+        """Fused planes [N, P, K², F], as `fuse_planes` puts them together; base planes are mixed again only where coefs
+        are not those of the step before."""
         count, macro = self.counts
-        before = self.room.get("texels")
         texels = self._new("texels", *micro.shape[:2], micro.shape[-1] ** 2, count + macro)
         texels[..., :count] = micro.permute(0, 1, 3, 4, 2).flatten(2, 3)
-        if macro and (mixed or before is not texels):
+        if macro and (self.mixed is None or not torch.equal(self.mixed, coefs)):
             texels[..., count:] = (coefs @ self.base).view(*texels.shape[:3], macro)
+            self.mixed = coefs.clone()
         return texels
 
     def _draw(self, rows: Tensor, uniforms: Tensor, cells: Tensor | None) -> tuple[Tensor, ...]:
