@@ -283,8 +283,8 @@ class Stage2Phase(Phase):
     decay_steps: Positive = 150
     """Steps in which the rates of a scene fall that ends; the last ones of all steps at the latest."""
     coefs_until: Annotated[float, Field(ge=0, le=1)] = 0.3
-    """Mode frozen, random rays: part of all steps after which coefs stand still, so that base planes need not be mixed
-    again; 1: never."""
+    """Mode frozen, random rays: part of all steps after which coefs stand still where micro planes go on, so that base
+    planes need not be mixed again; 1: never."""
     rounded_from: Annotated[float, Field(ge=0, le=1)] = 0.6
     """Mode frozen, random rays: part of all steps after which scenes are rendered from planes rounded as
     stage2.micro_dtype will store them (their gradients pass straight through); 1: never."""
@@ -536,8 +536,11 @@ def as_noted(values: dict[str, Any]) -> dict[str, Any]:
             "field_activation": "softplus",
         },
         "rendering": {"sampled": "cuboid", "background": "white"},
-        "stage1": {"distil": {"num_epochs": 0}},
-        "stage2": {"latent": {"check_every": None, "rounded_from": 1.0, "coefs_until": 1.0}},
+        "stage1": {"autoencoder": {"crop": None}, "adapt": {"crop": None}, "distil": {"num_epochs": 0}},
+        "stage2": {
+            "latent": {"check_every": None, "rounded_from": 1.0, "coefs_until": 1.0},
+            "rgb": {"coefs_until": 1.0},
+        },
     }
     return merge(before, _with_kind(values))
 

@@ -171,3 +171,14 @@ def test_loops_are_compiled_where_nothing_may_be_written(monkeypatch):
 
     monkeypatch.setattr(cpu_kernels, "njit", njit)
     assert cpu_kernels.compiled()(len) is len and asked == [True, False]
+
+
+def test_shapes_that_do_not_fit_are_refused_before_a_loop_reads_them():
+    planes, points = planes_and_points(5)
+    for wrong in (planes[:1], planes[:, :2], planes[..., :3]):
+        with pytest.raises(ValueError, match="planes of shape"):
+            point_features(wrong, points, PLANE_AXES, "product")
+    rays = Rays(torch.zeros(2, 3, 3), torch.ones(2, 3, 3))
+    for cells in (torch.ones(2, 35**3, dtype=torch.uint8), torch.ones(1, CELLS**3, dtype=torch.uint8)):
+        with pytest.raises(ValueError, match="cells of"):
+            samples_in(Box(1.0), rays, cells, 4)

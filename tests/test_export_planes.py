@@ -104,6 +104,7 @@ def test_what_the_index_says_is_enough_to_render(fitted_run, tmp_path):
     weights = {name: torch.from_numpy(t) for name, t in load_file(tmp_path / model["renderer"]).items()}
     hulls = load_file(tmp_path / "shard-00000.safetensors")["hulls"]
     assert (model["combine"], model["field_layers"], model["sampled"]) == ("product", 2, "hull")
+    assert model["field_activation"] == "relu"
     low, high = torch.tensor(model["box"])
     rays = pixel_rays(pose[0], camera[0], model["latent_size"], model["latent_size"])
     near, far, _ = scene.shared.renderer.span(rays)
@@ -115,7 +116,7 @@ def test_what_the_index_says_is_enough_to_render(fitted_run, tmp_path):
         features = features * (1 + F.grid_sample(plane[None], place[None], align_corners=False)[0])
     hidden = features.movedim(0, -1) - 1
     for name in ("field.hidden", "field.more.0"):
-        hidden = F.softplus(F.linear(hidden, weights[f"{name}.weight"], weights[f"{name}.bias"]))
+        hidden = F.relu(F.linear(hidden, weights[f"{name}.weight"], weights[f"{name}.bias"]))
     head = F.linear(hidden, weights["field.head.weight"], weights["field.head.bias"])
     colours = head[..., 1:].sigmoid() * 1.002 - 0.001
     middles = (points[:, 49::100] + points[:, 50::100]) / 2  # of a ray's STEPS parts

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from scaling.config import Stage2Phase, make_settings, merge
+from scaling.config import Rates, Stage2Phase, make_settings, merge
 from scaling.data.synthetic import embedded_ids, embedded_scene
 from scaling.models.shared import SharedModel
 from scaling.models.triplanes import SceneParams
@@ -111,3 +111,17 @@ def test_a_look_at_large_images_is_at_some_of_their_rays(shared):
     trained, held = _split(scene, rays_per_view=1000)
     assert len(held.drawn) == RAYS_LOOKED_AT and len(trained.drawn) == 10_000
     assert held.drawn.min() == 3000 and held.drawn.max() == 7999, "of views 3 and 7"
+
+
+@pytest.mark.parametrize("tv_weight", [0.0, 1e-6])
+def test_coefs_stand_still_from_a_step_on_unless_they_are_all_that_moves(shared, scenes, tv_weight):
+    """The autograd path, which total variation takes, and that of the compiled loops."""
+    both = phase(1e-2, steps=20, check_every=None, coefs_until=0.3, tv_weight=tv_weight)
+    for steps in (6, 20):  # 0.3 of 20; the rates do not fall
+        short = both.model_copy(update={"lr_cosine_to": 1.0, "steps_per_epoch": steps, "coefs_until": 6 / steps})
+        coefs = fitted(shared, scenes, short)[0].coefs
+        if steps == 6:
+            early = coefs
+    torch.testing.assert_close(coefs, early)
+    alone = both.model_copy(update={"lr": Rates(coefs=1e-2), "lr_cosine_to": 1.0})
+    assert (fitted(shared, scenes, alone)[0].coefs - early).abs().max() > 1e-2

@@ -1,4 +1,5 @@
-"""For step.py: the steps of stage 2, done by hand so that each part can be timed."""
+"""For step.py: the steps of stage 2, done by hand so that each part can be timed; by autograd, which on a CPU is no
+longer what a frozen fit on random rays takes (training/cpu_step.py)."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from scaling.config import Stage2Phase
 from scaling.models.renderer import composite, quadrature
-from scaling.models.sampling import surface_depths
+from scaling.models.sampling import samples_in
 from scaling.models.shared import SharedModel
 from scaling.models.triplanes import SceneParams, fuse_planes, point_features
 from scaling.training.losses import Batch, item_losses, per_item, pixel_error, weighted
@@ -57,7 +58,8 @@ def _latent_loss(shared: SharedModel, batch: Batch, params: SceneParams, laps: L
     renderer, rays = shared.renderer, batch.rays
     assert batch.cells is not None
     inside = renderer.box.into(rays)
-    depths, lengths = surface_depths(renderer.box.parts(rays, batch.cells), renderer.samples, batch.uniforms)
+    samples = samples_in(renderer.box, rays, batch.cells, renderer.samples, batch.uniforms)
+    depths, lengths = samples.depths, samples.lengths
     points = inside.origins[..., None, :] + depths[..., None] * inside.directions[..., None, :]
     laps.lap("place points")
     features = point_features(planes, points.flatten(1, 2), renderer.plane_axes, renderer.combine)

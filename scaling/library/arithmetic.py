@@ -1,7 +1,8 @@
 """Adaptive binary arithmetic coding of small whole numbers, as loops that Numba compiles.
 
 A number is coded as decisions down a binary tree, its highest bit first. Each decision has a pair of counts of how it
-went before, of its own for every context; a decision of probability p costs −log₂ p bits. The range coder is that of
+went before, its first four bits a pair of their own for every context; a decision of probability p costs −log₂ p bits.
+The range coder is that of
 Martin, 1979, with carries kept back as in LZMA, so a stream's first byte is 0.
 """
 
@@ -14,6 +15,7 @@ import numpy as np
 
 from scaling.models.cpu_kernels import compiled
 
+LEVELS, HULL = range(2)  # kinds of numbers
 LOW, RANGE, CACHE, WAITING, PLACE = range(5)  # of a coder's state [5], uint64
 u64 = np.uint64
 TOP, BYTE, ALL = u64(1 << 24), u64(0xFF), u64(0xFFFFFFFF)
@@ -53,7 +55,7 @@ def count(counts, bit):
 
 @compiled()
 def write_number(number, bits, counts, shared, state, out):
-    """One number in 0..2^bits − 1. counts [2^bits, 2] of its context; shared: those of all contexts together."""
+    """One number in 0..2^bits − 1. counts [min(2^bits, SHARED_FROM), 2] of its context; shared [2^bits, 2]: of all."""
     node = 1
     for place in range(bits - 1, -1, -1):
         bit = (number >> place) & 1
@@ -98,21 +100,21 @@ def level_context(planes, p, y, x, bits):
     """Of a number in 0..2^bits − 1, by those above and left of it on its plane: their mean, in 16 steps at most, and
     how far they are apart, in 4."""
     middle = 1 << (bits - 1)
-    above = planes[p, y - 1, x] if y else middle
-    left = planes[p, y, x - 1] if x else middle
+    above = np.int64(planes[p, y - 1, x]) if y else middle
+    left = np.int64(planes[p, y, x - 1]) if x else middle
     coarser = max(bits - 4, 0)
     return ((above + left) // 2 >> coarser) * 4 + min(abs(above - left) // 2 >> coarser, 3)
 
 
 @compiled()
-def hull_context(cells, p, y, x, bits):
+def hull_context(cells, p, y, x):
     """Of a cell, by the twelve before it that lie next to it, or one further along an axis."""
     side = cells.shape[0]
-    number = 0
+    number = np.int64(0)
     for k in range(12):
         i, j, h = p + NEAR[k, 0], y + NEAR[k, 1], x + NEAR[k, 2]
         within = i >= 0 and 0 <= j < side and 0 <= h < side
-        number = 2 * number + (cells[i, j, h] if within else 0)
+        number = 2 * number + np.int64(cells[i, j, h] if within else 0)
     return number
 
 
@@ -123,32 +125,49 @@ NEAR = np.array(
 
 
 @compiled()
-def encode(numbers, bits, context_of, num_contexts, out):
-    """numbers [P, H, W], int64, in 0..2^bits − 1. → bytes written to out."""
+def context_of(kind, numbers, p, y, x, bits):
+    """By its kind: a function as an argument would be compiled anew in every process."""
+    if kind == HULL:
+        return hull_context(numbers, p, y, x)
+    return level_context(numbers, p, y, x, bits)
+
+
+@compiled()
+def fresh_counts(kind, bits):
+    """Of each context and of all of them together: as if each decision had gone half a time either way."""
+    contexts = 4096 if kind == HULL else 64
+    counts = np.full((contexts, min(1 << bits, SHARED_FROM), 2), STEP // 2)
+    return counts, np.full((1 << bits, 2), STEP // 2)
+
+
+@compiled()
+def encode(numbers, bits, kind, out):
+    """numbers [P, H, W], uint8, in 0..2^bits − 1; kind: LEVELS or HULL. → bytes written to out."""
     state = np.array([0, 0xFFFFFFFF, 0, 1, 0], np.uint64)
-    counts = np.full((num_contexts, min(1 << bits, SHARED_FROM), 2), STEP // 2)
-    shared = np.full((1 << bits, 2), STEP // 2)
+    counts, shared = fresh_counts(kind, bits)
     for p in range(numbers.shape[0]):
         for y in range(numbers.shape[1]):
             for x in range(numbers.shape[2]):
-                context = context_of(numbers, p, y, x, bits)
-                write_number(numbers[p, y, x], bits, counts[context], shared, state, out)
+                context = context_of(kind, numbers, p, y, x, bits)
+                write_number(np.int64(numbers[p, y, x]), bits, counts[context], shared, state, out)
     for _ in range(5):
         shift(state, out)
     return state[PLACE]
 
 
 @compiled()
-def decode(data, bits, context_of, num_contexts, numbers):
-    """Fills numbers with what `encode` was given. → bytes read."""
+def decode(data, bits, kind, numbers):
+    """Fills numbers with what `encode` was given. → bytes read: more than there are where the data ends too soon, and
+    then it stops."""
     state = np.array([0, 0xFFFFFFFF, 0, 0, 5], np.uint64)
     for place in range(5):
         state[LOW] = ((state[LOW] << u64(8)) | u64(data[place])) & ALL
-    counts = np.full((num_contexts, min(1 << bits, SHARED_FROM), 2), STEP // 2)
-    shared = np.full((1 << bits, 2), STEP // 2)
+    counts, shared = fresh_counts(kind, bits)
     for p in range(numbers.shape[0]):
         for y in range(numbers.shape[1]):
             for x in range(numbers.shape[2]):
-                context = context_of(numbers, p, y, x, bits)
+                context = context_of(kind, numbers, p, y, x, bits)
                 numbers[p, y, x] = read_number(bits, counts[context], shared, state, data)
+            if state[PLACE] > len(data):
+                return state[PLACE]
     return state[PLACE]

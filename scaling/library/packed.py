@@ -2,26 +2,23 @@
 
 Neighbouring levels of a micro plane are alike, and neighbouring cells of a hull are nearly always the same: coded by
 what lies above and left of them, levels take 20 % less than by Huffman's method, a hull half of what deflate leaves.
-Rows of the first days of format 4 are Huffman-coded and deflated; no stream of theirs has this checksum.
+Rows of format 4 are Huffman-coded and deflated: their bytes do not fit the checksum, and are read so.
 """
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from scaling.library.arithmetic import decode, encode, hull_context, level_context
+from scaling.library.arithmetic import HULL, LEVELS, decode, encode
 from scaling.models.box import CELLS
 
 SCALED = ("coded", "int8", "int4")  # what is multiplied by scales
-LEVELS_BY = (level_context, 64)  # contexts, and how many there are
-HULLS_BY = (hull_context, 4096)
 MOST_LEVELS = 1 << 24  # of a scene: a small file must not keep its reader busy for hours
 CHECKSUM = 4  # bytes
 
@@ -31,62 +28,64 @@ def encode_levels(levels: Tensor, bits: int) -> bytes:
     bytes."""
     if not levels.numel():
         return b""
-    numbers = levels.flatten(0, 1).to(torch.int64).numpy() + (1 << bits >> 1)
-    return bytes([bits]) + _encoded(numbers, bits, LEVELS_BY)
+    if levels.numel() > MOST_LEVELS:
+        raise ValueError(
+            f"micro planes of {levels.numel():,} numbers a scene; at most {MOST_LEVELS:,} are stored coded"
+        )
+    numbers = (levels.flatten(0, 1).to(torch.int16) + (1 << bits >> 1)).to(torch.uint8).numpy()
+    return bytes([bits]) + _encoded(numbers, bits, LEVELS)
 
 
 def decode_levels(data: bytes, shape: Sequence[int]) -> NDArray[np.int8]:
     """The numbers [P, F_mic, K, K] of `encode_levels`. ValueError where the bytes hold others, or are damaged."""
     planes, features, height, width = shape
     count = planes * features * height * width
-    if count > MOST_LEVELS:
-        raise ValueError(f"more than {MOST_LEVELS} numbers")
     if not (count or data):
         return np.zeros(tuple(shape), np.int8)
     bits = data[0] if data else 0
-    if 1 <= bits <= 8:
-        found = _decoded(data[1:], (planes * features, height, width), bits, LEVELS_BY)
+    if 1 <= bits <= 8 and count <= MOST_LEVELS:
+        found = _decoded(data[1:], (planes * features, height, width), bits, LEVELS)
         if found is not None:
-            return (found - (1 << bits >> 1)).astype(np.int8).reshape(tuple(shape))
+            return (found.astype(np.int16) - (1 << bits >> 1)).astype(np.int8).reshape(tuple(shape))
     return np.frombuffer(_decompressed(data, count), np.int8).reshape(tuple(shape))
 
 
 def pack_hull(hull: Tensor) -> bytes:
     """A visual hull [CELLS³] (bool)."""
-    return _encoded(hull.cpu().numpy().astype(np.int64).reshape(CELLS, CELLS, CELLS), 1, HULLS_BY)
+    return _encoded(hull.cpu().numpy().astype(np.uint8).reshape(CELLS, CELLS, CELLS), 1, HULL)
 
 
 def unpack_hull(data: bytes) -> Tensor:
     """The hull [CELLS³] of `pack_hull`. ValueError where the bytes hold more or less, or are damaged."""
-    found = _decoded(data, (CELLS, CELLS, CELLS), 1, HULLS_BY)
+    found = _decoded(data, (CELLS, CELLS, CELLS), 1, HULL)
     if found is not None:
         return torch.from_numpy(found.ravel() > 0)
     cells = np.frombuffer(_decompressed(data, (CELLS**3 + 7) // 8), np.uint8)
     return torch.from_numpy(np.unpackbits(cells, count=CELLS**3).astype(bool))
 
 
-def _encoded(numbers: NDArray[np.int64], bits: int, by: tuple[Any, int]) -> bytes:
+def _encoded(numbers: NDArray[np.uint8], bits: int, kind: int) -> bytes:
     room = np.empty(2 * bits * numbers.size + 64, np.uint8)
-    length = int(encode(numbers, bits, *by, room))
+    length = int(encode(numbers, bits, kind, room))
     return room[:length].tobytes() + _checksum(numbers)
 
 
-def _decoded(data: bytes, shape: tuple[int, int, int], bits: int, by: tuple[Any, int]) -> NDArray[np.int64] | None:
+def _decoded(data: bytes, shape: tuple[int, int, int], bits: int, kind: int) -> NDArray[np.uint8] | None:
     """None where these are not the bytes of such numbers."""
     stream = np.frombuffer(data, np.uint8)[:-CHECKSUM]
     if len(stream) < 5 or stream[0]:
         return None
-    numbers = np.empty(shape, np.int64)
-    read = decode(stream, bits, *by, numbers)
+    numbers = np.empty(shape, np.uint8)
+    read = decode(stream, bits, kind, numbers)
     return numbers if read == len(stream) and _checksum(numbers) == data[-CHECKSUM:] else None
 
 
-def _checksum(numbers: NDArray[np.int64]) -> bytes:
-    return zlib.crc32(numbers.astype(np.uint8).tobytes()).to_bytes(CHECKSUM, "little")
+def _checksum(numbers: NDArray[np.uint8]) -> bytes:
+    return zlib.crc32(numbers.tobytes()).to_bytes(CHECKSUM, "little")
 
 
 def _decompressed(data: bytes, length: int) -> bytes:
-    """Of rows of the first days of format 4. Never more than `length` + 1 bytes are unpacked, whatever the data
+    """Of rows of format 4. Never more than `length` + 1 bytes are unpacked, whatever the data
     claims."""
     try:
         decoder = zlib.decompressobj(-zlib.MAX_WBITS)

@@ -12,14 +12,14 @@ from scaling.models.box import STEPS
 from scaling.scene_ids import SceneId
 
 INDEX = "index.json"
-FORMAT_VERSION = 2  # 1: features are summed over planes, one hidden layer, no hulls
+FORMAT_VERSION = 3  # 1: features are summed over planes, one hidden layer, no hulls; 2: softplus in the field
 NOTES = [
     "planes[plane, feature, row, column]: micro features first (0 to micro_features - 1), then macro features, which "
     "are the scene's mixture of the base planes.",
     "plane_axes: in 'xz' the column says x and the row z, from the box's low corner to its high one, texels in the "
     "middle (grid_sample from -1 to 1, align_corners=False, padding_mode='zeros').",
     "At a point, combine the samples of all planes: their sum, or product (1 + sample) - 1 over the planes. Then "
-    "softplus(field.hidden), softplus of each of field.more, and field.head: head[0] is a raw density, "
+    "field_activation of field.hidden, of each of field.more, and field.head: head[0] is a raw density, "
     "sigmoid(head[1:]) * 1.002 - 0.001 are the colours (latents' if space is latent).",
     "Where sampled is hull, a scene is empty outside of its hull, and planes say nothing of what is there: shards hold "
     "`hulls` [scene, cells^3 / 8], a bit for each cell of the box (the highest first; x slowest, z fastest), asked in "

@@ -22,7 +22,7 @@ from scaling.library.manifest import Event
 from scaling.parsing import MAX_YAML_BYTES, parse_yaml
 from scaling.storage import AnyPath, to_path, uri_of
 
-PACKAGES = ("scaling", "torch", "diffusers", "ray", "mlflow", "numpy", "pyarrow")
+PACKAGES = ("scaling", "torch", "diffusers", "ray", "mlflow", "numpy", "numba", "pyarrow")
 
 
 @dataclass(frozen=True)

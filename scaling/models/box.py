@@ -8,7 +8,6 @@ cells above 0.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,9 +31,6 @@ class Parts:
     near: Tensor
     length: Tensor
     values: Tensor
-
-    def __getitem__(self, place: Any) -> Parts:
-        return Parts(self.near[place], self.length[place], self.values[place])
 
     @property
     def far(self) -> Tensor:

@@ -138,23 +138,25 @@ def ray_through(cam2world, intrinsics, pixel, size, origin, direction):
 
 @compiled()
 def drawn_samples(
-    uniforms, drawn, counts, cam2world, intrinsics, latents, size, low, high, cells, parts, blur, evenly,
+    uniforms, rows, drawn, counts, cam2world, intrinsics, latents, size, low, high, cells, parts, blur, evenly,
     pixels, targets, points, lengths,
 ):  # fmt: skip
-    """What `RayTable.batch` and `surface_samples` do: uniforms [S, R, 1 + D], drawn [S, n], counts [S], cam2world
-    [S, V, 4, 4], intrinsics [S, V, 3, 3], latents [S, V · size², C], cells [S, side³]. Fills pixels [S, R], targets
-    [S, R, C], points [S, R, D, 3] in the box's coordinates, and lengths [S, R, D − 1]."""
+    """What `RayTable.batch` and `surface_samples` do: uniforms [S, R, 1 + D], cells [S, side³]; rows [S] of the table:
+    drawn [T, n], counts [T], cam2world [T, V, 4, 4], intrinsics [T, V, 3, 3], latents [T, V · size², C]. Fills pixels
+    [S, R], targets [S, R, C], points [S, R, D, 3] in the box's coordinates, and lengths [S, R, D − 1]."""
     start, along, origin, direction = np.empty(3, f32), np.empty(3, f32), np.empty(3, f32), np.empty(3, f32)
     weights, cdf, before = np.empty(parts, f32), np.empty(parts + 1, f32), np.empty(parts + 1, f32)
     depths = np.empty(points.shape[2], f32)
     side = round(cells.shape[1] ** (1 / 3))
     for s in range(uniforms.shape[0]):
+        row = rows[s]
         for r in range(uniforms.shape[1]):
             # A number just below 1 times a large count may round up to it.
-            place = min(int(uniforms[s, r, 0] * f32(counts[s])), counts[s] - 1)
-            view, pixels[s, r] = drawn[s, place] // size**2, drawn[s, place] % size**2
-            targets[s, r] = latents[s, drawn[s, place]]
-            ray_through(cam2world[s, view], intrinsics[s, view], pixels[s, r], size, origin, direction)
+            place = min(int(uniforms[s, r, 0] * f32(counts[row])), counts[row] - 1)
+            chosen = drawn[row, place]
+            view, pixels[s, r] = chosen // size**2, chosen % size**2
+            targets[s, r] = latents[row, chosen]
+            ray_through(cam2world[row, view], intrinsics[row, view], pixels[s, r], size, origin, direction)
             near, far = into_box(origin, direction, low, high, start, along)
             surface_depths(
                 start, along, near, far, cells[s], side, uniforms[s, r, 1:], blur, evenly,

@@ -30,6 +30,8 @@ def surface_samples(
     """See `sampling.samples_in`: rays [S, R, 3], bounds [2, 3], cells [S, side³], places [S, R, D] in the strata
     → depths [S, R, D], lengths [S, R, D − 1], far [S, R], hit [S, R] (bool)."""
     rays, samples = places.shape[:2], places.shape[2]
+    if not (origins.shape == directions.shape == (*rays, 3) and len(cells) == len(origins)):
+        raise ValueError(f"cells of {len(cells)} scenes for rays of shape {list(origins.shape)}")
     depths, lengths, far = torch.empty(places.shape), torch.empty(*rays, samples - 1), torch.empty(rays)
     hit = torch.empty(rays, dtype=torch.bool)
     cpu_kernels.surface_samples(
@@ -42,6 +44,12 @@ def surface_samples(
 def plane_features(planes: Tensor, points: Tensor, columns: Sequence[tuple[int, int]], product: bool) -> Tensor:
     """planes [S, P, F, K, K], points [S, N, 3], [−1, 1] inside the box; columns: the coordinates along width and height
     of each plane → [S, N, F]; the gradient reaches the planes alone."""
+    # The loops look at no shape again: they would read beyond an array's end.
+    if len(planes) != len(points) or planes.shape[1] != len(columns) or planes.shape[-1] != planes.shape[-2]:
+        raise ValueError(
+            f"planes of shape {list(planes.shape)} for {len(columns)} pairs of axes and points of shape "
+            f"{list(points.shape)}: expected [S, P, F, K, K] and [S, N, 3]"
+        )
     return _PlaneFeatures.apply(planes, points, np.array(columns), product)
 
 

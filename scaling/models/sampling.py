@@ -11,7 +11,7 @@ from torch import Tensor
 
 from scaling.cameras import Rays
 from scaling.models import cpu_ops
-from scaling.models.box import STEPS, Box, Parts
+from scaling.models.box import CELLS, STEPS, Box, Parts
 
 
 def stratified_depths(near: Tensor, far: Tensor, samples: int, jitter: Tensor | None = None) -> Tensor:
@@ -66,6 +66,8 @@ class Samples:
 
 def samples_in(box: Box, rays: Rays, cells: Tensor, samples: int, jitter: Tensor | None = None) -> Samples:
     """Samples of rays [S, R] in the cells [S, CELLS³] of their scenes, as `surface_depths` draws them."""
+    if cells.shape[1:] != (CELLS**3,):
+        raise ValueError(f"cells of shape {list(cells.shape)}: expected [S, {CELLS**3}]")
     if cpu_ops.takes(rays.origins, rays.directions):
         places = torch.full((*rays.origins.shape[:2], samples), 0.5) if jitter is None else jitter
         given = rays.origins, rays.directions, box.bounds, cells, places

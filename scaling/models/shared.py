@@ -38,7 +38,8 @@ from scaling.models.student import Student
 from scaling.models.triplanes import SceneParams, fuse_planes
 from scaling.storage import AnyPath
 
-FORMAT_VERSION = 3  # 1: one background for all pixels, a cube, no student; 2: sums of features, no hulls
+# 1: one background for all pixels, a cube, no student; 2: sums of features, no hulls; 3: fields of softplus
+FORMAT_VERSION = 4
 FILES = {  # where tensors of these names are stored, without the prefix; all others are in planes.safetensors
     "autoencoder.vae.": f"autoencoder/{WEIGHTS}",
     "autoencoder.decoder.": f"autoencoder/{WEIGHTS}",
@@ -165,6 +166,10 @@ class SharedModel(nn.Module):
         cell's middle, up to 254. None where rays are sampled evenly. Scenes without a hull: all of the box."""
         if self.settings.rendering.sampled != "hull":
             return None
+        if hull is not None and hull.shape != (len(planes), CELLS**3):
+            raise ValueError(
+                f"hulls of shape {list(hull.shape)}, {len(planes)} scenes need [{len(planes)}, {CELLS**3}]"
+            )
         if hull is None:
             hull = torch.ones(len(planes), CELLS**3, dtype=torch.bool, device=planes.device)
         cells = hull.to(torch.uint8)

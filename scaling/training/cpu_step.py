@@ -103,18 +103,15 @@ class CpuStep:
         """What `drawn_samples` fills: pixels [N, R], targets [N, R, C], points [N, R · D, 3], lengths [N, R, D − 1]."""
         assert cells is not None  # as `serves` made sure
         table, (scenes, rays, numbers) = self.table, uniforms.shape
-        every = len(rows) == len(table.counts)
-        of_rows = [
-            as_numpy(tensor if every else tensor[rows])
-            for tensor in (table.drawn, table.counts[:, 0], table.cam2world, table.intrinsics, table.latents)
-        ]
+        of_all = table.drawn, table.counts[:, 0], table.cam2world, table.intrinsics, table.latents
         pixels = torch.empty(scenes, rays, dtype=torch.int64)
         targets = torch.empty(scenes, rays, table.latents.shape[-1])
         points = self._new("points", scenes, rays, numbers - 1, 3)
         lengths = torch.empty(scenes, rays, numbers - 2)
         cpu_kernels.drawn_samples(
-            as_numpy(uniforms), *of_rows, table.size, self.low, self.high, as_numpy(cells), STEPS, BLUR,
-            np.float32(EVENLY), pixels.numpy(), targets.numpy(), points.numpy(), lengths.numpy(),
+            as_numpy(uniforms), as_numpy(rows), *map(as_numpy, of_all), table.size, self.low, self.high,
+            as_numpy(cells), STEPS, BLUR, np.float32(EVENLY),
+            *(tensor.numpy() for tensor in (pixels, targets, points, lengths)),
         )  # fmt: skip
         return pixels, targets, points.flatten(1, 2), lengths
 

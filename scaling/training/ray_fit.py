@@ -52,7 +52,10 @@ def fit_rays(
     ends = Ends(shared, phase, ready, total)
     table = RayTable(shared, ends.trained)
     step_of = (CpuStep if CpuStep.serves(shared, phase) else AutogradStep)(shared, phase, table)
-    given, params = params, replace(params, micro_planes=texels_together(params.micro_planes))
+    given, params = (
+        params,
+        replace(params, micro_planes=texels_together(params.micro_planes.detach()), coefs=params.coefs.detach()),
+    )
     tables = {"micro_planes": params.micro_planes, "coefs": params.coefs}
     moves = {
         key: RowAdam(t, together=not ends.check_every)
@@ -63,7 +66,7 @@ def fit_rays(
     cells = Cells(shared, ready)
     draws = table.draws([stream(seed, name, scene.scene_id) for scene in ready], phase.rays_per_item or 0, total)
     for step, uniforms in enumerate(draws):
-        if step == round(phase.coefs_until * total):
+        if step == round(phase.coefs_until * total) and len(moves) > 1:
             moves.pop("coefs", None)
         rows = ends.moving
         cells.look(params, rows, step)
@@ -82,7 +85,7 @@ def fit_rays(
             break
     if rounding:
         rounding.finish()
-    given.micro_planes.copy_(params.micro_planes)
+    given.micro_planes.data.copy_(params.micro_planes)
 
 
 def of_rows(table: Tensor, rows: Tensor) -> Tensor:

@@ -208,7 +208,7 @@ def make_batch(shared: SharedModel, phase: Phase, items: Sequence[Item]) -> Batc
         cells = torch.stack(grids) if grids else None
         numbers = (rays.origins.shape[1], shared.renderer.uniforms_per_ray)
         uniforms = torch.stack([torch.rand(numbers, generator=item.generator) for item in items]).to(device)
-        if phase.rays_per_item or phase.crop:
+        if phase.rays_per_item or windows[0].side < shared.latent_size:
             pixels = torch.stack([pick % shared.latent_size**2 for pick in picks])
         if loss.latent and not phase.encodes_views:
             latents = torch.stack([_latents(item.scene)[pick] for item, pick in zip(items, picks)])
