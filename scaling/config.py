@@ -282,7 +282,7 @@ class Stage2Phase(Phase):
     null: every scene takes all steps, and lr_cosine_to spans all of them."""
     decay_steps: Positive = 150
     """Steps in which the rates of a scene fall that ends; the last ones of all steps at the latest."""
-    coefs_until: Annotated[float, Field(ge=0, le=1)] = 0.3
+    coefs_until: Annotated[float, Field(ge=0, le=1)] = 1.0
     """Mode frozen, random rays: part of all steps after which coefs stand still where micro planes go on, so that base
     planes need not be mixed again; 1: never."""
     rounded_from: Annotated[float, Field(ge=0, le=1)] = 0.6
@@ -409,6 +409,7 @@ class Stage2(Section):
     latent: Stage2Phase = Stage2Phase(
         steps_per_epoch=3500,
         rays_per_item=96,
+        coefs_until=0.3,
         loss=LossWeights(latent=1.0),
         lr=Rates(field=1e-3, base_planes=1e-3, micro_planes=4e-2, coefs=4e-2),
         lr_cosine_to=0.02,
