@@ -118,8 +118,10 @@ class Fit:
 
 
 def fit(shared: SharedModel, settings: Settings, scenes: Sequence[SceneViews]) -> Fit:
-    """Frozen stage 2. A few steps on one scene go first, so that the first call of every part is in nobody's time."""
-    fit_scenes(shared, scenes[:1], with_steps(settings, 3))
+    """Frozen stage 2. A few steps on one scene go first, so that the first call of every part, which may compile it, is
+    in nobody's time."""
+    for scene in fit_scenes(shared, scenes[:1], with_steps(settings, 3)):
+        pack_scene(scene.params, settings.stage2.micro_dtype)
     clock = StepClock()
     start = time.process_time()
     fitted = fit_scenes(shared, scenes, settings, clock)
