@@ -48,6 +48,7 @@ def part_of_one(state, counts):
 
 @compiled()
 def count(counts, bit):
+    """Notes how a decision went in its counts [2]; those of long ago count less and less."""
     counts[bit] += STEP
     if counts[0] + counts[1] > STEP * LIMIT:
         counts[0], counts[1] = (counts[0] + 1) // 2, (counts[1] + 1) // 2
