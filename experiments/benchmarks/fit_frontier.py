@@ -42,13 +42,14 @@ def method_settings(method: str) -> Settings:
 
 def as_triplanes(settings: Settings) -> Settings:
     """Plain tri-planes of pixels, 32 features and 64 texels a side, no base planes; everything else as in `settings`:
-    the field, how features combine, where rays are sampled, rays, rates and 1a."""
+    the field, how features combine, where rays are sampled, rays and rates. 1a is that of `rgb_triplanes`."""
     off = {"num_epochs": 0}
+    warmup = method_settings("rgb_triplanes").stage1.warmup.model_dump()
     return over(
         settings,
         representation={"micro_features": 32, "macro_features": 0, "num_base_planes": 0, "resolution": 64},
         autoencoder={"kind": "super_resolution", "shrink": 1, "decoder_blocks": 0, "pretrained": None},
-        stage1={"autoencoder": off, "joint": off, "adapt": off, "distil": off},
+        stage1={"autoencoder": off, "warmup": warmup, "joint": off, "adapt": off, "distil": off},
         stage2={"rgb": off, "micro_dtype": TRIPLANES_DTYPE},
     )
 
