@@ -407,7 +407,7 @@ class Stage2(Section):
     cohort_size: Positive | None = 64
     """Mode cohort: scenes of a cohort, fixed chunks of the scenes' order; null: one cohort of all."""
     latent: Stage2Phase = Stage2Phase(
-        steps_per_epoch=3500,
+        steps_per_epoch=1800,
         rays_per_item=96,
         coefs_until=0.3,
         loss=LossWeights(latent=1.0),
