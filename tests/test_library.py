@@ -67,13 +67,8 @@ def test_int4_with_a_pencil():
     for sign in (1, -1):
         planes = sign * torch.tensor([0.0, 7.0, -8.0, 3.0, 1.0]).view(1, 1, 1, 5)
         packed = pack_scene(SceneParams(planes, torch.tensor([1 / 3])), "int4")
-        assert decode_levels(packed.micro_planes, (1, 1, 1, 5)).ravel().tolist() == [
-            0,
-            7,
-            -8,
-            3,
-            1,
-        ] and packed.micro_scale == [sign]
+        assert decode_levels(packed.micro_planes, planes.shape).ravel().tolist() == [0, 7, -8, 3, 1]
+        assert packed.micro_scale == [sign]
         assert packed.coefs == [2731 / 8192], "12 bits: 1/3 is 2730.7 of 8192"
         assert torch.equal(unpack_scene(vars(packed)).micro_planes, planes)
 
@@ -170,7 +165,8 @@ def test_a_hull_is_stored_with_its_scene():
     packed = pack_scene(SceneParams(params().micro_planes, params().coefs, hull), "int4")
     assert len(packed.hull) < 100, "CELLS³ are 64,000: 8,000 bytes"
     assert torch.equal(unpack_scene(vars(packed)).hull, hull)
-    for damaged in (packed.hull[:-2], packed.hull[:20] + b"\x01" + packed.hull[21:], b"\xff\xff", b""):
+    longer = zlib.compress(bytes(CELLS**3 // 8 + 1), wbits=-zlib.MAX_WBITS)
+    for damaged in (longer, packed.hull[:-2], packed.hull[:20] + b"\x01" + packed.hull[21:], b"\xff\xff", b""):
         with pytest.raises(ValueError, match="its bytes"):
             unpack_hull(damaged)
         with pytest.raises(ValueError, match=r"scene car-7: .*hull: its bytes"):

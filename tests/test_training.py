@@ -509,7 +509,7 @@ def test_rgb_space_learns_in_both_stages(tiny_values, tiny_scenes):
     reports: list[EpochReport] = []
     run.run(reports.append)
     assert [report.phase for report in reports] == ["warmup"] * 4
-    assert reports[-1].losses["latent"] < 0.8 * reports[0].losses["latent"]
+    assert reports[-1].losses["latent"] < 0.7 * reports[0].losses["latent"]
     run.shared.requires_grad_(False)
     losses: list[float] = []
     fitted = fit_scenes(run.shared, tiny_scenes[:1], run.settings, lambda phase, step, loss: losses.append(loss))[0]

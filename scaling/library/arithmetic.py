@@ -2,8 +2,7 @@
 
 A number is coded as decisions down a binary tree, its highest bit first. Each decision has a pair of counts of how it
 went before, its first four bits a pair of their own for every context; a decision of probability p costs −log₂ p bits.
-The range coder is that of
-Martin, 1979, with carries kept back as in LZMA, so a stream's first byte is 0.
+The range coder is that of Martin, 1979, with carries kept back as in LZMA, so a stream's first byte is 0.
 """
 
 # The loops are compiled for numpy arrays, whose types no annotation says.

@@ -85,6 +85,11 @@ def texels_together(planes: Tensor) -> Tensor:
     return planes.permute(0, 1, 3, 4, 2).clone(memory_format=torch.contiguous_format).permute(0, 1, 4, 2, 3)
 
 
+def axis_columns(plane_axes: Sequence[str]) -> list[tuple[int, int]]:
+    """The coordinates along width and height of each plane."""
+    return [(AXES[axes[0]], AXES[axes[1]]) for axes in plane_axes]
+
+
 def project(points: Tensor, plane_axes: Sequence[str]) -> Tensor:
     """Points on each plane. points [S, N, 3], [−1, 1] inside the box → [S, P, N, 2].
 
@@ -123,8 +128,7 @@ def combine_planes(features: Tensor, combine: Combine) -> Tensor:
 def point_features(planes: Tensor, points: Tensor, plane_axes: Sequence[str], combine: Combine) -> Tensor:
     """planes [S, P, F, K, K], points [S, N, 3], [−1, 1] inside the box → their features [S, N, F]."""
     if cpu_ops.takes(planes, points) and not points.requires_grad:
-        columns = [(AXES[axes[0]], AXES[axes[1]]) for axes in plane_axes]
-        return cpu_ops.plane_features(planes, points, columns, combine == "product")
+        return cpu_ops.plane_features(planes, points, axis_columns(plane_axes), combine == "product")
     return combine_planes(sample_planes(planes, points, plane_axes), combine).transpose(1, 2)
 
 

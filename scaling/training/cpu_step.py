@@ -17,7 +17,7 @@ from scaling.models.box import STEPS
 from scaling.models.cpu_ops import as_numpy, takes
 from scaling.models.sampling import BLUR, EVENLY
 from scaling.models.shared import SharedModel
-from scaling.models.triplanes import AXES
+from scaling.models.triplanes import axis_columns
 from scaling.training.ray_table import RayTable
 
 
@@ -27,7 +27,7 @@ class CpuStep:
     def __init__(self, shared: SharedModel, phase: Stage2Phase, table: RayTable) -> None:
         self.weight, self.table = phase.loss.latent, table
         renderer, shape = shared.renderer, shared.settings.representation
-        self.columns = np.array([[AXES[axis] for axis in axes] for axes in renderer.plane_axes])
+        self.columns = np.array(axis_columns(renderer.plane_axes))
         self.product = renderer.combine == "product"
         self.low, self.high = map(as_numpy, renderer.box.bounds)
         self.backgrounds = as_numpy(shared.background.view(-1, shared.background.shape[-1]))
