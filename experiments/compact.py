@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from scaling.command_line import command_parser, parse_without_settings, run_command
+from scaling.cli import command_parser, parse_without_settings, run_command
 
 
 def make_parser() -> argparse.ArgumentParser:

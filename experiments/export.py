@@ -9,7 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from scaling.command_line import command_parser, disk_folder, parse_without_settings, positive_int, run_command
+from scaling.cli import command_parser, disk_folder, parse_without_settings, positive_int, run_command
 
 FLAGS = {"num_views": "views", "path": "views", "format": "mesh", "points": "mesh"}  # which export a flag shapes
 
@@ -45,21 +45,21 @@ def main() -> int:
 
     run, out, scenes = RunFolder(arguments.run), arguments.out, arguments.scenes
     if arguments.what == "planes":
-        from scaling.library.export_planes import export_planes
+        from scaling.export.planes import export_planes
 
         index = export_planes(run, out, scenes)
         print(f"{out}: {index.num_scenes} scenes in {len(index.shards)} shards")
         if len(index.models) > 1:
             print(f"{len(index.models)} different fields read them, index.json says which: train on those of one")
     elif arguments.what == "mesh":
-        from scaling.library.export_mesh import NUM_POINTS, export_meshes
+        from scaling.export.meshes import NUM_POINTS, export_meshes
 
         made, without = export_meshes(run, out, scenes, arguments.format or "glb", arguments.points or NUM_POINTS)
         print(f"{out}: {made} meshes")
         for scene_id, reason in without.items():
             print(f"scene {scene_id} has none: {reason}")
     else:
-        from scaling.library.export_views import NUM_VIEWS, export_views
+        from scaling.export.views import NUM_VIEWS, export_views
 
         made = export_views(run, out, scenes, arguments.path or "sphere", arguments.num_views or NUM_VIEWS)
         print(f"{out}: views of {made} scenes")

@@ -7,7 +7,7 @@ without --source it does so for a store that exists.
 import argparse
 import sys
 
-from scaling.command_line import command_parser, location, parse_without_settings, run_command
+from scaling.cli import command_parser, location, parse_without_settings, run_command
 
 
 def add_flags() -> argparse.ArgumentParser:
@@ -35,8 +35,8 @@ def parse() -> argparse.Namespace:
 
 def main() -> int:
     arguments = parse()
+    from scaling.distributed.cache_latents import cache_latents, check_encodes
     from scaling.distributed.cluster import connect
-    from scaling.distributed.latents import cache_latents, check_encodes
     from scaling.distributed.prepare import holds, prepare
 
     store = arguments.store

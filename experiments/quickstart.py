@@ -4,7 +4,7 @@ import sys
 import time
 from pathlib import Path
 
-from scaling.command_line import command_parser, location, parse_settings, positive_int, run_command
+from scaling.cli import command_parser, location, parse_settings, positive_int, run_command
 
 
 def main() -> int:
@@ -16,14 +16,14 @@ def main() -> int:
     parser.set_defaults(preset="quick")
     arguments, settings = parse_settings(parser)
 
-    from scaling.data.scene_source import SourceSpec, choose_ids
+    from scaling.data.stores import SourceSpec, choose_ids
     from scaling.distributed.cluster import connect
-    from scaling.distributed.fit import fit_stage2
+    from scaling.distributed.stage1.driver import train_stage1
+    from scaling.distributed.stage2.driver import fit_stage2
     from scaling.distributed.tracking import ui_command
-    from scaling.distributed.train import train_stage1
-    from scaling.library.pictures import render_stored_scenes
     from scaling.library.run_folder import RunFolder
     from scaling.library.summary import table_text
+    from scaling.pictures.of_runs import render_stored_scenes
 
     run = RunFolder(arguments.run)
     spec = SourceSpec.of(None, settings.data)

@@ -2,7 +2,7 @@
 
 import sys
 
-from scaling.command_line import command_parser, parse_without_settings, positive_int, run_command
+from scaling.cli import command_parser, parse_without_settings, positive_int, run_command
 
 
 def main() -> int:
@@ -11,8 +11,8 @@ def main() -> int:
     parser.add_argument("--frames", type=positive_int, default=48, help="frames of a turntable")
     arguments = parse_without_settings(parser)
 
-    from scaling.library.pictures import render_stored_scenes
     from scaling.library.run_folder import RunFolder
+    from scaling.pictures.of_runs import render_stored_scenes
 
     for path in render_stored_scenes(RunFolder(arguments.run), arguments.scene, arguments.frames):
         print(path)

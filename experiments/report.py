@@ -2,7 +2,7 @@
 
 import sys
 
-from scaling.command_line import command_parser, location, parse_without_settings, run_command
+from scaling.cli import command_parser, location, parse_without_settings, run_command
 
 
 def main() -> int:
@@ -11,8 +11,8 @@ def main() -> int:
     arguments = parse_without_settings(parser)
 
     from scaling.distributed.tracking import log_report, read_curves
-    from scaling.library.report import write_report
     from scaling.library.run_folder import RunFolder
+    from scaling.report.write import write_report
 
     runs = [RunFolder(path) for path in arguments.runs]
     for run in runs:

@@ -2,7 +2,7 @@
 
 import sys
 
-from scaling.command_line import command_parser, parse_settings, positive_int, run_command
+from scaling.cli import command_parser, parse_settings, positive_int, run_command
 
 
 def main() -> int:
@@ -10,9 +10,9 @@ def main() -> int:
     parser.add_argument("--num-workers", type=positive_int, help="data-parallel workers (default: one per GPU, else 1)")
     arguments, settings = parse_settings(parser)
 
-    from scaling.data.scene_source import SourceSpec, choose_ids
+    from scaling.data.stores import SourceSpec, choose_ids
     from scaling.distributed.cluster import connect
-    from scaling.distributed.train import train_stage1
+    from scaling.distributed.stage1.driver import train_stage1
     from scaling.library.run_folder import RunFolder
     from scaling.library.summary import table_text
 

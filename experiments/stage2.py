@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from scaling.command_line import command_parser, count, location, parse_settings, positive_int, run_command
+from scaling.cli import command_parser, count, location, parse_settings, positive_int, run_command
 
 
 def add_flags() -> argparse.ArgumentParser:
@@ -25,12 +25,12 @@ def main() -> int:
     parser = add_flags()
     arguments, settings = parse_settings(parser)
     from scaling.config import with_stage2
-    from scaling.data.scene_source import SourceSpec, choose_ids
+    from scaling.data.stores import SourceSpec, choose_ids
     from scaling.distributed.cluster import connect
-    from scaling.distributed.fit import fit_stage2
+    from scaling.distributed.stage2.driver import fit_stage2
     from scaling.library.run_folder import RunFolder
     from scaling.library.summary import failures_text, table_text
-    from scaling.models.shared import read_scene_ids, settings_on
+    from scaling.models.shared_model import read_scene_ids, settings_on
 
     run = RunFolder(arguments.run)
     shared = arguments.shared or run.shared

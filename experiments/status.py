@@ -2,7 +2,7 @@
 
 import sys
 
-from scaling.command_line import command_parser, parse_without_settings, run_command
+from scaling.cli import command_parser, parse_without_settings, run_command
 
 
 def main() -> int:

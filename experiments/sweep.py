@@ -9,7 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from scaling.command_line import command_parser, parse_settings, run_command
+from scaling.cli import command_parser, parse_settings, run_command
 
 
 def add_flags() -> argparse.ArgumentParser:
@@ -30,16 +30,16 @@ def named_space() -> Path | None:
 def main() -> int:
     parser = add_flags()
     if path := named_space():
-        from scaling.distributed.sweep_space import read_space
+        from scaling.distributed.sweep.space import read_space
 
         parser.set_defaults(preset=read_space(path).preset, run=Path("runs") / f"sweep-{path.stem}")
     arguments, _ = parse_settings(parser)
     from scaling.distributed.cluster import connect
-    from scaling.distributed.sweep import run_sweep
-    from scaling.distributed.sweep_space import Plan, read_space
+    from scaling.distributed.sweep.driver import run_sweep
+    from scaling.distributed.sweep.results import sweep_table
+    from scaling.distributed.sweep.space import Plan, read_space
     from scaling.distributed.tracking import ui_command
     from scaling.library.run_folder import RunFolder
-    from scaling.library.sweep_results import sweep_table
 
     space = read_space(arguments.space)
     run = RunFolder(arguments.run)

@@ -2,7 +2,7 @@
 
 import sys
 
-from scaling.command_line import command_parser, parse_without_settings, port_number, run_command
+from scaling.cli import command_parser, parse_without_settings, port_number, run_command
 
 
 def main() -> int:
@@ -12,7 +12,7 @@ def main() -> int:
     arguments = parse_without_settings(parser)
 
     from scaling.library.run_folder import RunFolder
-    from scaling.library.viewer import view
+    from scaling.viewer.view import view
 
     view(RunFolder(arguments.run), arguments.store, arguments.port)
     return 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from scaling.library.api import fit_scene, load_library
+    from scaling.api.scenes import fit_scene, load_library
 
 __all__ = ["fit_scene", "load_library"]
 
@@ -18,6 +18,6 @@ def __getattr__(name: str) -> Any:
     # and the settings do without, so it is imported where it is first asked for.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from scaling.library import api
+    from scaling.api import scenes
 
-    return getattr(api, name)
+    return getattr(scenes, name)

@@ -14,7 +14,7 @@ import pytest
 
 if TYPE_CHECKING:
     from scaling.config import Settings
-    from scaling.data.scenes import SceneViews
+    from scaling.data.scene_views import SceneViews
     from scaling.library.run_folder import RunFolder
 
 IMAGE_SIZE = 16
@@ -87,7 +87,7 @@ def tiny_settings() -> Settings:
 @pytest.fixture(scope="session")
 def tiny_scenes() -> list[SceneViews]:
     """Four different cars: 5 views of 16² pixels each, the first of them a test view."""
-    from scaling.data.synthetic import embedded_ids, embedded_scene
+    from scaling.data.embedded.scenes import embedded_ids, embedded_scene
 
     return [embedded_scene(scene_id, IMAGE_SIZE, NUM_VIEWS) for scene_id in embedded_ids(4)]
 
@@ -95,7 +95,7 @@ def tiny_scenes() -> list[SceneViews]:
 @pytest.fixture(scope="session")
 def fitted_run(tiny_settings, tiny_scenes, tmp_path_factory) -> RunFolder:
     """A run of embedded cars with two fitted scenes, car-00002 and car-00003, in parts of one. Not to be changed."""
-    from tiny_run import make_run
+    from helpers.tiny_run import make_run
 
     run = make_run(tmp_path_factory.mktemp("run") / "cars", tiny_settings, tiny_scenes, per_part=1)
     run.write_config("stage2", tiny_settings, {"store": "embedded"})
@@ -113,7 +113,7 @@ def s3_keys() -> None:
 @pytest.fixture(scope="session")
 def s3_server(s3_keys) -> Iterator[str]:
     """An S3-compatible server on loopback, with the bucket `runs`. → the options by which a URI names it."""
-    from scaling.storage import ObjectPath
+    from scaling.storage.paths import ObjectPath
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

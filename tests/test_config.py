@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from scaling.command_line import PRESETS, command_parser, parse_settings, read_preset, read_yaml, run_command, unflatten
+from scaling.cli import PRESETS, command_parser, parse_settings, read_preset, read_yaml, run_command, unflatten
 from scaling.config import Settings, SettingsError, flatten, make_settings, merge
 from scaling.library.run_folder import settings_hash
 

@@ -12,30 +12,31 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# What each part of the package may import of the others.
-BOTTOM = {"config", "cameras", "files", "pulse", "storage", "parsing", "arrow_files", "thrift", "scene_ids"}
+# What each part of the package may import of the others, from the bottom to the top.
+BOTTOM = {"config", "cameras", "storage"}
+FITS = BOTTOM | {"data", "models", "training"}
+READS = FITS | {"library", "pictures", "api"}
 ALLOWED = {
     "config": set(),
     "cameras": set(),
-    "pulse": set(),
     "storage": set(),
-    "parsing": set(),
-    "thrift": set(),
-    "arrow_files": {"thrift"},
-    "scene_ids": set(),
-    "files": {"storage"},
-    "command_line": {"config", "files", "parsing", "storage"},
+    "cli": {"config", "storage"},
     "data": BOTTOM,
     "models": BOTTOM,
     "training": BOTTOM | {"data", "models"},
-    "library": BOTTOM | {"data", "models", "training"},
-    "distributed": BOTTOM | {"command_line", "data", "models", "training", "library"},
+    "library": FITS,
+    "pictures": FITS | {"library"},
+    "api": FITS | {"library"},
+    "export": READS,
+    "report": READS,
+    "viewer": READS,
+    "distributed": READS | {"cli"},
 }
 CLUSTER = {"ray", "mlflow"}
 
 
 def part_of(path: Path) -> str:
-    """`data` for scaling/data/srn.py, `config` for scaling/config.py."""
+    """`data` for scaling/data/png.py, `config` for scaling/config.py."""
     return path.relative_to(ROOT / "scaling").with_suffix("").parts[0]
 
 
@@ -69,15 +70,18 @@ def test_imports_point_down(path):
 
 
 def test_entry_points_leave_ray_to_distributed():
+    """Of the benchmarks one kills nodes of Ray itself."""
     for path in (ROOT / "experiments").rglob("*.py"):
+        if path.name == "fake_nodes.py":
+            continue
         assert not {name.split(".")[0] for name in imports(path.read_text())} & CLUSTER, path
 
 
 def test_the_checks_see_imports_of_every_form():
     found = list(
-        imports("import ray.data\ndef f():\n    from scaling.models import shared\n    from scaling import data")
+        imports("import ray.data\ndef f():\n    from scaling.models import field\n    from scaling import data")
     )
-    assert found == ["ray.data", "scaling.models.shared", "scaling.data"]
+    assert found == ["ray.data", "scaling.models.field", "scaling.data"]
 
 
 def test_everything_below_distributed_imports_without_ray_and_mlflow():

@@ -14,9 +14,9 @@ import shutil
 import sys
 from pathlib import Path
 
-from timed import TimedFitter, read_times
+from shared.timed import TimedFitter, read_times
 
-from scaling.command_line import positive_int, read_preset, run_command
+from scaling.cli import positive_int, read_preset, run_command
 from scaling.config import make_settings, merge
 
 STEPS = {"latent": {"steps_per_epoch": 150}}
@@ -33,13 +33,13 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main() -> int:
     arguments = make_parser().parse_args()
-    from scaling.data.scene_source import SourceSpec
+    from scaling.data.embedded.scenes import embedded_car, embedded_ids
     from scaling.data.scene_store import StoreWriter
-    from scaling.data.synthetic import embedded_car, embedded_ids
+    from scaling.data.stores import SourceSpec
     from scaling.distributed.cluster import connect
-    from scaling.distributed.fit import fit_stage2
+    from scaling.distributed.stage2.driver import fit_stage2
     from scaling.library.run_folder import RunFolder
-    from scaling.models.shared import SharedModel
+    from scaling.models.shared_model import SharedModel
 
     out, chosen = arguments.out.absolute(), make_settings(merge(read_preset("quick"), {"stage2": STEPS}))
     shutil.rmtree(out, ignore_errors=True)

@@ -22,12 +22,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scaling.command_line import positive_int, run_command
+from scaling.cli import positive_int, run_command
 from scaling.library.compact import compact
-from scaling.library.fitted_scenes import METRICS, pack_scene, unpack_scene
 from scaling.library.ledger import open_ledger
 from scaling.library.parts import commit_part, part_name
 from scaling.library.run_folder import RunFolder
+from scaling.library.scene_row import METRICS, pack_scene, unpack_scene
 from scaling.models.triplanes import SceneParams
 
 SCENES_PER_PART = 16

@@ -19,9 +19,9 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from scaling.command_line import positive_int, read_preset, run_command
+from scaling.cli import positive_int, read_preset, run_command
 from scaling.config import Settings, make_settings
-from scaling.parsing import parse_json
+from scaling.storage.json_yaml import parse_json
 
 ALL = "all"  # the set that all categories share
 
@@ -39,7 +39,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def split(source: Any, train: int, fit: int) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
     """The first `train` and the next `fit` ids of each category. ValueError where there are too few."""
-    from scaling.data.scene_source import ids_by_category
+    from scaling.data.stores import ids_by_category
 
     of_category = ids_by_category(source)
     if len(of_category) < 2:
@@ -58,10 +58,10 @@ def measure_set(
     import torch
     from variants import settings_key, train
 
-    from scaling.data.scenes import views_from_row
-    from scaling.models.shared import load_shared
+    from scaling.data.scene_views import views_from_row
+    from scaling.models.shared_model import load_shared
     from scaling.training.evaluate import evaluate_scene
-    from scaling.training.stage2 import fit_scenes
+    from scaling.training.fit_frozen import fit_scenes
 
     torch.set_num_threads(1)
     name, ids = job
@@ -96,7 +96,7 @@ def table_text(figures: dict[str, Any]) -> str:
 def main() -> int:
     arguments = make_parser().parse_args()
 
-    from scaling.data.scene_source import SourceSpec
+    from scaling.data.stores import SourceSpec
 
     settings = make_settings(read_preset(arguments.preset))
     spec = SourceSpec.of(arguments.store, settings.data)

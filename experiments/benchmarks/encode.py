@@ -16,7 +16,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from scaling.command_line import positive_int, run_command
+from scaling.cli import positive_int, run_command
 
 IMAGE_SIZE = 128
 PNG_VIEWS = 8
@@ -34,7 +34,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def rate(action: Callable[[], Any], views: int, least_seconds: float, device: Any) -> float:
     """Views a second of an action that takes so many, after one time that is not counted."""
-    from stopwatch import seconds_of
+    from shared.stopwatch import seconds_of
 
     action()
     done, seconds = 0, 0.0
@@ -46,9 +46,9 @@ def rate(action: Callable[[], Any], views: int, least_seconds: float, device: An
 
 def png_rates(least_seconds: float) -> dict[str, float]:
     """Views of an embedded car: bytes → pixels, and bytes → the tensors that a fit takes."""
+    from scaling.data.embedded.scenes import embedded_car
     from scaling.data.png import decode_png
-    from scaling.data.scenes import views_from_row
-    from scaling.data.synthetic import embedded_car
+    from scaling.data.scene_views import views_from_row
 
     car = embedded_car("car-00000", IMAGE_SIZE, PNG_VIEWS)
     actions: dict[str, Callable[[], Any]] = {
@@ -69,8 +69,8 @@ def variants(batches: list[int], device: Any) -> Iterator[tuple[int, bool, str, 
 def encode_rate(size: str, variant: tuple[int, bool, str, bool], least_seconds: float, device: Any) -> float:
     """Views a second of one variant."""
     import torch
-    from sd_size import sd_size_autoencoder
-    from workload import preset_settings
+    from shared.sd_size import sd_size_autoencoder
+    from shared.workload import preset_settings
 
     from scaling.models.autoencoders.load import build_autoencoder
     from scaling.models.precision import set_precision
@@ -92,7 +92,7 @@ def encode_rate(size: str, variant: tuple[int, bool, str, bool], least_seconds: 
 def main() -> int:
     arguments = make_parser().parse_args()
     import torch
-    from stopwatch import table_text
+    from shared.stopwatch import table_text
 
     torch.set_num_threads(1)
     device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))

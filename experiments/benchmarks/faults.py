@@ -27,10 +27,10 @@ from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
-from campaign_report import compare, print_table
-from faulty import AT_COMMIT, AT_FIT
+from fault_parts.campaign_report import compare, print_table
+from fault_parts.faulty import AT_COMMIT, AT_FIT
 
-from scaling.command_line import positive_int, read_preset, run_command
+from scaling.cli import positive_int, read_preset, run_command
 from scaling.config import Settings, make_settings, merge
 
 POISON = ("crash", "raise", "diverge")
@@ -79,10 +79,10 @@ class Campaign:
 
     def prepare(self) -> None:
         """Store, shared model and plan; the source is damaged where the plan says so."""
-        from scaling.data.scene_source import SourceSpec
+        from scaling.data.embedded.scenes import embedded_car, embedded_ids
         from scaling.data.scene_store import StoreWriter
-        from scaling.data.scenes import views_from_row
-        from scaling.data.synthetic import embedded_car, embedded_ids
+        from scaling.data.scene_views import views_from_row
+        from scaling.data.stores import SourceSpec
         from scaling.training.stage1 import Stage1
 
         shutil.rmtree(self.out, ignore_errors=True)
@@ -114,7 +114,7 @@ class Campaign:
         import pyarrow as pa
 
         from scaling.data.scene_store import SCHEMA
-        from scaling.distributed.fitters import FitJob, SceneFitter
+        from scaling.distributed.stage2.actors import FitJob, SceneFitter
 
         job = FitJob(str(self.out / "reference"), str(self.out / "shared"), settings().model_dump(), astuple(self.spec))
         fitter, size = SceneFitter(job), settings().stage2.scenes_per_batch
@@ -125,7 +125,7 @@ class Campaign:
 
     def run(self) -> float:
         """The disturbed job, from its first driver to the one that says that it is done. → seconds."""
-        from scaling.distributed.fake_nodes import FakeNodes
+        from fault_parts.fake_nodes import FakeNodes
 
         start, nodes = time.time(), FakeNodes(2)
         try:
@@ -206,13 +206,13 @@ def _lives(pid: int) -> bool:
 
 def drive(address: str, out: Path) -> int:
     """What the driver runs: stage 2 as experiments/stage2.py has it, with a fitter that fails on demand."""
-    from faulty import FaultyFitter
+    from fault_parts.faulty import FaultyFitter
 
-    from scaling.data.scene_source import SourceSpec, choose_ids
+    from scaling.data.stores import SourceSpec, choose_ids
     from scaling.distributed.cluster import connect
-    from scaling.distributed.fit import fit_stage2
+    from scaling.distributed.stage2.driver import fit_stage2
     from scaling.library.run_folder import RunFolder
-    from scaling.models.shared import read_scene_ids
+    from scaling.models.shared_model import read_scene_ids
 
     shared, chosen = out / "shared", settings()
     spec = SourceSpec.of(str(out / "store"), chosen.data)

@@ -20,7 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from scaling.command_line import run_command
+from scaling.cli import run_command
 from scaling.config import Data
 
 TRAIN, FIT = 32, 6  # embedded cars, and scenes of a store where no file names them
@@ -46,9 +46,9 @@ def names(text: str) -> list[str]:
 
 def make_job(store: str | None, train_scenes: Path | None, fit_scenes: Path | None, out: Path) -> Any:
     """The scenes that all methods get; the ids of those that no file names are the first of the store."""
-    from fit_stage1 import Job, measured_bounds
+    from fit_parts.stage1 import Job, measured_bounds
 
-    from scaling.data.scene_source import SourceSpec, choose_ids
+    from scaling.data.stores import SourceSpec, choose_ids
 
     spec = SourceSpec.of(store, Data())
     source = spec.open()
@@ -76,7 +76,7 @@ def main() -> int:
     arguments = make_parser().parse_args()
 
     import torch
-    from fit_frontier import (
+    from fit_parts.frontier import (
         METHODS,
         check_methods,
         method_settings,
@@ -85,7 +85,7 @@ def main() -> int:
         scenes_table,
         uncarved_differences,
     )
-    from fit_stage1 import train_all
+    from fit_parts.stage1 import train_all
 
     methods = list(dict.fromkeys(arguments.presets or METHODS))
     check_methods(methods, arguments.uncarved)
@@ -104,8 +104,8 @@ def main() -> int:
         figures |= {"uncarved_preset": method, "uncarved_difference_db": differences}
     write(arguments.json, figures)  # the comparison below takes long
     if arguments.with_paper:
-        from fit_figures import row_of, table_text
-        from fit_paper import compare
+        from fit_parts.figures import row_of, table_text
+        from fit_parts.paper import compare
 
         figures |= compare(job)
         figures["methods"] |= {method: row_of(figures, method) for method in methods}

@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from scaling.command_line import count, positive_int, run_command
+from scaling.cli import count, positive_int, run_command
 from scaling.config import Settings, make_settings, merge
 
 ON_GPU = {
@@ -63,7 +63,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def row_settings(precision: str, arguments: argparse.Namespace) -> Settings:
     """Preset sd in a precision, with the steps that were asked for."""
-    from workload import preset_settings
+    from shared.workload import preset_settings
 
     settings = preset_settings("sd", precision=precision)
     over: dict[str, Any] = {"latent": {}, "rgb": {}}
@@ -76,7 +76,7 @@ def row_settings(precision: str, arguments: argparse.Namespace) -> Settings:
 
 def fit_all(shared: Any, scenes: Sequence[Any], settings: Settings, size: int) -> list[Any]:
     """All scenes in batches of `size`; results in order."""
-    from scaling.training.stage2 import fit_scenes
+    from scaling.training.fit_frozen import fit_scenes
 
     batches = [scenes[start : start + size] for start in range(0, len(scenes), size)]
     return [fitted for batch in batches for fitted in fit_scenes(shared, batch, settings)]
@@ -85,8 +85,8 @@ def fit_all(shared: Any, scenes: Sequence[Any], settings: Settings, size: int) -
 def part_actions(shared: Any, scenes: Sequence[Any], settings: Settings) -> dict[str, tuple[Callable, int, Callable]]:
     """Of one batch, in this order: name → what is timed, how many steps or views it has, and one of them to count."""
     from scaling.training.evaluate import render_views
-    from scaling.training.scene_data import encode_scene, prepare_scene
-    from scaling.training.stage2 import run_phase, start_params
+    from scaling.training.fit_frozen import run_phase, start_params
+    from scaling.training.training_scene import encode_scene, prepare_scene
 
     ready = [prepare_scene(shared, views) for views in scenes]
     params = start_params(shared, settings, [scene.scene_id for scene in ready])
@@ -125,10 +125,10 @@ def part_actions(shared: Any, scenes: Sequence[Any], settings: Settings) -> dict
 
 def counted_of(shared: Any, scenes: Sequence[Any], settings: Settings, name: str, once: Callable) -> Any:
     """The work of one step or view, the samples of planes included. Evaluation's is not counted."""
-    from counted import Work, sampling_flops
-    from counted import count as count_work
+    from shared.counted import Work, sampling_flops
+    from shared.counted import count as count_work
 
-    from scaling.training.scene_data import prepare_scene
+    from scaling.training.training_scene import prepare_scene
 
     if name == "evaluate a view":
         return None
@@ -151,7 +151,7 @@ def counted_of(shared: Any, scenes: Sequence[Any], settings: Settings, name: str
 
 def measure_parts(shared: Any, scenes: Sequence[Any], settings: Settings, limits: dict[str, float]) -> dict[str, Any]:
     """ms of each part of one batch, its work a second, and how much of the limits that is."""
-    from stopwatch import wall_seconds
+    from shared.stopwatch import wall_seconds
 
     found: dict[str, Any] = {}
     for name, (action, number, once) in part_actions(shared, scenes, settings).items():
@@ -171,9 +171,9 @@ def measure_row(
 ) -> dict[str, Any]:
     """A row: all scenes in batches of `size`, after a short warm-up with a batch of the same size."""
     import torch
-    from sd_size import sd_size_autoencoder
-    from stopwatch import wall_seconds
-    from workload import untrained_model
+    from shared.sd_size import sd_size_autoencoder
+    from shared.stopwatch import wall_seconds
+    from shared.workload import untrained_model
 
     device, settings = arguments.device, row_settings(precision, arguments)
     autoencoder = sd_size_autoencoder() if arguments.autoencoder == "sd" else None
@@ -196,7 +196,7 @@ def measure_row(
 
 def print_tables(figures: dict[str, Any]) -> None:
     """Rows, then the parts of each, as Markdown."""
-    from stopwatch import table_text
+    from shared.stopwatch import table_text
 
     names = ("variant", "precision", "scenes_per_batch")
     rows, parts = [], []
@@ -223,8 +223,8 @@ def print_tables(figures: dict[str, Any]) -> None:
 def main() -> int:
     arguments = make_parser().parse_args()
     import torch
-    from counted import ceilings
-    from workload import preset_settings, random_scenes
+    from shared.counted import ceilings
+    from shared.workload import preset_settings, random_scenes
 
     arguments.device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     gpu = arguments.device.type == "cuda"

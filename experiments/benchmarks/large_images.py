@@ -15,7 +15,7 @@ import platform
 import sys
 from pathlib import Path
 
-from scaling.command_line import run_command
+from scaling.cli import run_command
 
 LATENTS = 64  # a side
 TRAIN, FIT, VIEWS = 16, 4, 24
@@ -29,10 +29,10 @@ def main() -> int:
     arguments = parser.parse_args()
 
     import torch
-    from fit_frontier import as_triplanes, method_settings, methods_table, over, run_methods, scenes_table
-    from fit_stage1 import Job, train_all
+    from fit_parts.frontier import as_triplanes, method_settings, methods_table, over, run_methods, scenes_table
+    from fit_parts.stage1 import Job, train_all
 
-    from scaling.data.synthetic import embedded_ids
+    from scaling.data.embedded.scenes import embedded_ids
 
     torch.set_num_threads(1)
     ids = embedded_ids(TRAIN + FIT)

@@ -19,8 +19,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from scaling.command_line import positive_int, run_command
-from scaling.parsing import parse_json
+from scaling.cli import positive_int, run_command
+from scaling.storage.json_yaml import parse_json
 
 NUMBERS = {"fit": (8, 72), "stage1": (32, 96)}
 STEPS = {"num_epochs": 1, "steps_per_epoch": 1}
@@ -39,9 +39,9 @@ def make_parser() -> argparse.ArgumentParser:
 
 def fit(num_scenes: int, num_views: int, device: Any) -> int:
     """A frozen fit of so many scenes in one batch. → bytes of their decoded views."""
-    from workload import preset_settings, random_scenes, untrained_model
+    from shared.workload import preset_settings, random_scenes, untrained_model
 
-    from scaling.training.stage2 import fit_scenes
+    from scaling.training.fit_frozen import fit_scenes
 
     settings = preset_settings("sd", stage2={"latent": STEPS, "rgb": STEPS})
     shared = untrained_model(settings, device=device)
@@ -52,10 +52,10 @@ def fit(num_scenes: int, num_views: int, device: Any) -> int:
 
 def stage1(num_scenes: int, num_views: int, device: Any) -> int:
     """Stage 1 on so many scenes. → bytes of their decoded views."""
-    from workload import preset_settings, random_scenes
+    from shared.workload import preset_settings, random_scenes
 
+    from scaling.training.process_group import Workers
     from scaling.training.stage1 import PHASES, Stage1
-    from scaling.training.workers import Workers
 
     steps: dict[str, Any] = {phase: {**STEPS, "items_per_step": 1} for phase in PHASES}
     steps |= {"warmup": STEPS, "num_buckets": 1}
@@ -114,7 +114,7 @@ def main() -> int:
         found = measure(arguments.what[0], arguments.measure, arguments.views, arguments.device)
         arguments.json.write_text(json.dumps(found))
         return 0
-    from stopwatch import table_text
+    from shared.stopwatch import table_text
 
     rows, runs = [], {}
     for what in arguments.what:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from scaling.command_line import positive_int, run_command
+from scaling.cli import positive_int, run_command
 
 DIFFERENT = 4
 
@@ -35,7 +35,7 @@ def write_source(folder: Path, num_scenes: int, num_views: int, image_size: int)
     """SRN's layout under `folder`. → bytes of its PNGs."""
     import numpy as np
 
-    from scaling.data.synthetic import embedded_car, embedded_ids
+    from scaling.data.embedded.scenes import embedded_car, embedded_ids
 
     cars = [embedded_car(scene_id, image_size, num_views) for scene_id in embedded_ids(min(DIFFERENT, num_scenes))]
     size = 0
@@ -56,9 +56,9 @@ def write_source(folder: Path, num_scenes: int, num_views: int, image_size: int)
 
 def actions(source: Path, store: Path, image_size: int) -> dict[str, Callable[[], Any]]:
     """What is timed, in this order."""
+    from scaling.data.readers.registry import list_scenes, read_scene
     from scaling.data.scene_store import SceneStore
-    from scaling.data.scenes import views_from_row
-    from scaling.data.sources import list_scenes, read_scene
+    from scaling.data.scene_views import views_from_row
     from scaling.distributed.prepare import prepare
 
     return {
@@ -71,7 +71,7 @@ def actions(source: Path, store: Path, image_size: int) -> dict[str, Callable[[]
 
 def main() -> int:
     arguments = make_parser().parse_args()
-    from stopwatch import table_text, wall_seconds
+    from shared.stopwatch import table_text, wall_seconds
 
     from scaling.data.scene_store import SceneStore
     from scaling.distributed.cluster import connect

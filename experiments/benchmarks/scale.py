@@ -23,10 +23,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from store_use import StoreUse
-from timed import MinimalFitter, read_times
+from shared.store_use import StoreUse
+from shared.timed import MinimalFitter, read_times
 
-from scaling.command_line import positive_int, read_preset, run_command
+from scaling.cli import positive_int, read_preset, run_command
 from scaling.config import Settings, make_settings, merge
 
 NEW = 16
@@ -52,9 +52,9 @@ def settings() -> Settings:
 
 def prepare(out: Path, num_scenes: int) -> None:
     """OUT/store and OUT/shared."""
+    from scaling.data.embedded.scenes import embedded_car, embedded_ids
     from scaling.data.scene_store import StoreWriter
-    from scaling.data.synthetic import embedded_car, embedded_ids
-    from scaling.models.shared import SharedModel
+    from scaling.models.shared_model import SharedModel
 
     shutil.rmtree(out, ignore_errors=True)
     (out / "times").mkdir(parents=True)
@@ -68,9 +68,9 @@ def prepare(out: Path, num_scenes: int) -> None:
 
 def drive(out: Path, num_scenes: int, figures: Path) -> int:
     """The driver: stage 2 of the first scenes of the store. Its own figures go to a file."""
-    from scaling.data.scene_source import SourceSpec
+    from scaling.data.stores import SourceSpec
     from scaling.distributed.cluster import connect
-    from scaling.distributed.fit import fit_stage2
+    from scaling.distributed.stage2.driver import fit_stage2
     from scaling.library.run_folder import RunFolder
 
     spec = SourceSpec.of(str(out / "store"), settings().data)

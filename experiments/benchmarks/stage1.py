@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from scaling.command_line import run_command
+from scaling.cli import run_command
 from scaling.config import Settings, make_settings, merge
 
 FINE = 6  # measurements in each epoch of ours
@@ -42,7 +42,7 @@ def warmup_only(settings: Settings, **schedule: Any) -> Settings:
 
 def quality_curve(settings: Settings, ids: list[str], views: Sequence[Any], every: int) -> Any:
     """Phase 1a in this process; a point after every `every` epochs and at the end. Encoding is in the time."""
-    from measured import Clock, Curve, test_point
+    from shared.measured import Clock, Curve, test_point
 
     from scaling.training.stage1 import Stage1
 
@@ -65,10 +65,10 @@ def quality_curve(settings: Settings, ids: list[str], views: Sequence[Any], ever
 
 def epoch_seconds(settings: Settings) -> dict[str, float]:
     """One epoch of our 1a over embedded cars: steps, CPU seconds of encoding them all and of the epoch."""
-    from measured import Clock
+    from shared.measured import Clock
 
-    from scaling.data.scene_source import SourceSpec, choose_ids
-    from scaling.data.scenes import views_from_row
+    from scaling.data.scene_views import views_from_row
+    from scaling.data.stores import SourceSpec, choose_ids
     from scaling.training.stage1 import Stage1
 
     settings = warmup_only(settings, num_epochs=1)
@@ -88,11 +88,11 @@ def main() -> int:
     arguments = make_parser().parse_args()
 
     import torch
-    from fit_paper import autoencoder_folder, method_settings
-    from fit_stage1 import Job
+    from fit_parts.paper import autoencoder_folder, method_settings
+    from fit_parts.stage1 import Job
 
-    from scaling.data.scene_source import SourceSpec, choose_ids
-    from scaling.data.scenes import views_from_row
+    from scaling.data.scene_views import views_from_row
+    from scaling.data.stores import SourceSpec, choose_ids
 
     torch.set_num_threads(1)
     spec = SourceSpec.of(arguments.store, method_settings("autoencoder", None, arguments.store).data)

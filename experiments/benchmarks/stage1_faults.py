@@ -27,7 +27,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from scaling.command_line import run_command
+from scaling.cli import run_command
 
 STAGE1 = Path(__file__).resolve().parent.parent / "stage1.py"
 NUM_SCENES = 8
@@ -165,7 +165,7 @@ def final(run: Path) -> dict[str, float]:
 
 def main() -> int:
     arguments = make_parser().parse_args()
-    from scaling.distributed.fake_nodes import FakeNodes
+    from fault_parts.fake_nodes import FakeNodes
 
     shutil.rmtree(arguments.out, ignore_errors=True)
     nodes = FakeNodes(2)

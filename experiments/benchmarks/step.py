@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from scaling.command_line import positive_int, run_command
+from scaling.cli import positive_int, run_command
 from scaling.config import Settings, make_settings, merge
 
 TABLES = ("layouts", "parts", "scenes", "store")
@@ -44,7 +44,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def layout_rows(settings: Settings, batch: list[int], repeats: int, device: Any) -> list[dict[str, Any]]:
     """Every way at every size, up to the largest batch that is asked for."""
-    from plane_layouts import compare_layouts
+    from step_parts.plane_layouts import compare_layouts
 
     shape, rows = settings.representation, []
     for scenes, size, samples in LAYOUT_SIZES:
@@ -67,7 +67,7 @@ def kinds(shared: Any) -> dict[str, tuple[str, Any]]:
 
 def parts_rows(shared: Any, ready: list[Any], repeats: int) -> list[dict[str, Any]]:
     """ms of each part of each kind of step, and its share."""
-    from step_parts import latent_parts, rgb_parts
+    from step_parts.parts import latent_parts, rgb_parts
 
     rows: list[dict[str, Any]] = []
     for kind, (name, phase) in kinds(shared).items():
@@ -83,7 +83,7 @@ def parts_rows(shared: Any, ready: list[Any], repeats: int) -> list[dict[str, An
 
 def scenes_rows(shared: Any, ready: list[Any], numbers: list[int], largest: int, repeats: int) -> list[dict[str, Any]]:
     """ms of whole steps, and of a scene in them; through the decoder up to a batch of `largest`, as it takes long."""
-    from step_parts import whole_step
+    from step_parts.parts import whole_step
 
     rows: list[dict[str, Any]] = []
     for scenes in numbers:
@@ -110,11 +110,11 @@ def store_rows(settings: Settings, numbers: list[int], repeats: int, device: Any
 
 def warmup_ms(settings: Settings, num_scenes: int, dense: bool, steps: int, device: Any) -> float:
     """One step of warmup, mean over the epochs but the first; steps: of an epoch."""
-    from stopwatch import now
-    from workload import random_scenes
+    from shared.stopwatch import now
+    from shared.workload import random_scenes
 
+    from scaling.training.process_group import Workers
     from scaling.training.stage1 import Stage1
-    from scaling.training.workers import Workers
 
     still: dict[str, Any] = {phase: {"num_epochs": 0} for phase in ("joint", "adapt", "distil")}
     still["autoencoder"] = {"num_epochs": 1, "steps_per_epoch": 1, "items_per_step": settings.stage1.num_buckets}
@@ -131,8 +131,8 @@ def warmup_ms(settings: Settings, num_scenes: int, dense: bool, steps: int, devi
 def main() -> int:
     arguments = make_parser().parse_args()
     import torch
-    from stopwatch import table_text
-    from workload import preset_settings, ready_scenes, untrained_model
+    from shared.stopwatch import table_text
+    from shared.workload import preset_settings, ready_scenes, untrained_model
 
     torch.set_num_threads(1)
     device, repeats = torch.device(arguments.device), arguments.repeats

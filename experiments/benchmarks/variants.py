@@ -15,9 +15,9 @@ from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
 
-from scaling.command_line import read_preset, read_yaml, run_command
+from scaling.cli import read_preset, read_yaml, run_command
 from scaling.config import Settings, SettingsError, make_settings, merge
-from scaling.parsing import parse_json
+from scaling.storage.json_yaml import parse_json
 
 SCHEDULES = Path(__file__).with_name("variants.yaml")
 # Row → its preset, the mode of stage 2, and the section of variants.yaml.
@@ -67,7 +67,7 @@ def check_out(out: Path, job: dict[str, Any]) -> None:
 def train(settings: Settings, spec: Any, ids: list[str], folder: Path, bounds: Any = None) -> None:
     """Stage 1 in this process; its CPU time goes into seconds.json, which is written last. bounds: corners [2, 3] of
     the cuboid that planes span where the settings name none; None: around the scenes themselves."""
-    from scaling.data.scenes import views_from_row
+    from scaling.data.scene_views import views_from_row
     from scaling.training.stage1 import Stage1
 
     if (folder / "seconds.json").is_file():
@@ -86,8 +86,8 @@ def run_row(name: str, settings: Settings, spec: Any, train_ids: list[str], fit_
     import pyarrow as pa
 
     from scaling.data.scene_store import SCHEMA
-    from scaling.distributed.fitters import CohortFitter, FitJob, SceneFitter
-    from scaling.distributed.work import FITTED
+    from scaling.distributed.stage2.actors import CohortFitter, FitJob, SceneFitter
+    from scaling.distributed.stage2.messages import FITTED
     from scaling.library.run_folder import RunFolder
     from scaling.library.summary import summarise
 
@@ -148,7 +148,7 @@ def main() -> int:
 
     import torch
 
-    from scaling.data.scene_source import SourceSpec, choose_ids
+    from scaling.data.stores import SourceSpec, choose_ids
 
     torch.set_num_threads(1)
     spec = SourceSpec.of(arguments.store, row_settings("default", "frozen", "ours", None).data)

@@ -18,12 +18,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from scaling.arrow_files import TableError, open_table, read_columns
 from scaling.data.latents import REMEDY
 from scaling.data.scene_store import SceneStore
-from scaling.files import read_limited, replace_file
-from scaling.parsing import parse_json
-from scaling.storage import AnyPath, ObjectPath, file_of
+from scaling.storage.atomic import read_limited, replace_file
+from scaling.storage.json_yaml import parse_json
+from scaling.storage.parquet import TableError, open_table, read_columns
+from scaling.storage.paths import AnyPath, ObjectPath, file_of
 
 FORMAT_VERSION = 1
 SCENES_PER_PART = 16  # also the size of its row group: what is read to get one scene

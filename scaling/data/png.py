@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from scaling.data.source_files import read_file
+from scaling.data.readers.zip_paths import read_file
 
 MAX_IMAGE_SIDE = 4096  # pixels; a larger header is refused before anything is decoded
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"

@@ -18,10 +18,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pyarrow import fs
 
-from scaling.arrow_files import TableError, open_table, read_columns
-from scaling.parsing import parse_json
-from scaling.scene_ids import check_scene_id, is_scene_id
-from scaling.storage import open_uri
+from scaling.data.scene_id import check_scene_id, is_scene_id
+from scaling.storage.json_yaml import parse_json
+from scaling.storage.parquet import TableError, open_table, read_columns
+from scaling.storage.paths import open_uri
 
 FORMAT_VERSION = 1
 SCENES_PER_ROW_GROUP = 16

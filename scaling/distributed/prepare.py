@@ -15,10 +15,10 @@ from ray.data import DataContext, Dataset
 from tqdm import tqdm
 
 from scaling.data.latent_cache import ROW_FIELDS
-from scaling.data.scene_source import SceneSource, SourceSpec
+from scaling.data.readers.registry import list_scenes, read_scene
 from scaling.data.scene_store import REJECTS_SCHEMA, SCHEMA, SceneStore, StoreWriter
-from scaling.data.scenes import SceneError, SceneRef
-from scaling.data.sources import list_scenes, read_scene
+from scaling.data.scene_views import SceneError, SceneRef
+from scaling.data.stores import SceneSource, SourceSpec
 from scaling.training.measure_box import row_bounds
 
 READER_CPUS = 2

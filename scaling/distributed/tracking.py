@@ -21,7 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from scaling.config import Settings, flatten
 from scaling.library.run_folder import RunFolder
-from scaling.storage import AnyPath
+from scaling.storage.paths import AnyPath
 from scaling.training.stage1 import PHASES
 
 LONGEST_PARAM = 500

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from scaling.library.packed import SCALED, decode_levels, unpack_hull
-from scaling.models.shared import SharedModel
-from scaling.scene_ids import check_scene_id
+from scaling.data.scene_id import check_scene_id
+from scaling.library.coding.packed import SCALED, decode_levels, unpack_hull
+from scaling.models.shared_model import SharedModel
 
 ITEM_BITS = {"float32": 32, "float16": 16, "int8": 8, "int4": 4, "coded": 0}
 _HASH = re.compile(r"[0-9A-Za-z]{1,64}")

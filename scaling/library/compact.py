@@ -11,11 +11,11 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
-from scaling.files import told
-from scaling.library.fitted_scenes import SCHEMA
 from scaling.library.ledger import Ledger
 from scaling.library.parts import Part, commit_part, damaged, describe_part, part_name, read_part
-from scaling.storage import AnyPath
+from scaling.library.scene_row import SCHEMA
+from scaling.storage.atomic import told
+from scaling.storage.paths import AnyPath
 
 SCENES_PER_PART = 1024
 BYTES_PER_PART = 64 << 20

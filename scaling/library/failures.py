@@ -11,11 +11,11 @@ import uuid
 from collections.abc import Iterable
 from datetime import UTC, datetime
 
-from scaling.files import read_limited
-from scaling.library.commit import commit_file
 from scaling.library.manifest import Event, Manifest
-from scaling.parsing import parse_json
-from scaling.storage import AnyPath
+from scaling.storage.atomic import read_limited
+from scaling.storage.commit import commit_file
+from scaling.storage.json_yaml import parse_json
+from scaling.storage.paths import AnyPath
 
 _NAME = re.compile(r"events-(?:(\d{6})-(\d{6})-[0-9a-f]{8}|\d{8}T\d+-\d+)\.jsonl")
 RETRY = "retry"

@@ -17,9 +17,9 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from scaling.files import replace_file
-from scaling.library.commit import commit_file
-from scaling.storage import AnyPath
+from scaling.storage.atomic import replace_file
+from scaling.storage.commit import commit_file
+from scaling.storage.paths import AnyPath
 
 RENEW_SECONDS = 3.0
 SILENT_SECONDS = 30.0  # a driver on another machine that has not renewed for so long is taken for dead

@@ -12,14 +12,14 @@ import pyarrow.parquet as pq
 import torch
 from tqdm import tqdm
 
-from scaling.arrow_files import TableError, open_table, read_columns
-from scaling.files import replace_file
 from scaling.library.run_folder import RunFolder
 from scaling.library.stored_models import StoredModels, chosen_device
-from scaling.library.viewer_truth import Truth
-from scaling.storage import AnyPath, file_of
+from scaling.library.true_views import TrueViews
+from scaling.storage.atomic import replace_file
+from scaling.storage.parquet import TableError, open_table, read_columns
+from scaling.storage.paths import AnyPath, file_of
 from scaling.training.evaluate import render_views
-from scaling.training.local_lpips import read_lpips
+from scaling.training.metrics.lpips import read_lpips
 
 FIT = ("scene_id", "shared", "settings_hash")  # names what was measured: a scene that is fitted anew is another one
 SCHEMA = pa.schema([*[(name, pa.string()) for name in (*FIT, "weights")], ("lpips", pa.float32())])
@@ -74,7 +74,7 @@ def measure_lpips(run: RunFolder, weights: AnyPath, store: str | None = None) ->
     missing = [scene_id for scene_id, fit in fits.items() if fit not in found.values]
     device = chosen_device()
     network.to(device)
-    models, truth = StoredModels(run, device), Truth(run, store)
+    models, truth = StoredModels(run, device), TrueViews(run, store)
     try:
         for row in tqdm(run.library.rows(missing), "LPIPS", len(missing), unit=" scenes", disable=None):
             value = _measured(row, models, truth, network.mean)
@@ -86,7 +86,7 @@ def measure_lpips(run: RunFolder, weights: AnyPath, store: str | None = None) ->
 
 
 @torch.no_grad()
-def _measured(row: Mapping[str, Any], models: StoredModels, truth: Truth, mean_lpips: Any) -> float | None:
+def _measured(row: Mapping[str, Any], models: StoredModels, truth: TrueViews, mean_lpips: Any) -> float | None:
     """Of a whole row; None where the scene has no test views."""
     shared, params = models.scene(row)
     views = truth.views(row["scene_id"], row["stage"], shared.settings.data)

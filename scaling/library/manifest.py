@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from scaling.files import read_limited
-from scaling.library.commit import commit_file
+from scaling.data.scene_id import SceneId
 from scaling.library.parts import Part
-from scaling.scene_ids import SceneId
-from scaling.storage import AnyPath
+from scaling.storage.atomic import read_limited
+from scaling.storage.commit import commit_file
+from scaling.storage.paths import AnyPath
 
 KEPT = 2  # manifests on disk: a reader may have just chosen the last but one
 

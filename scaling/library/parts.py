@@ -16,12 +16,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field
 
-from scaling.arrow_files import TableError, open_table, read_columns
+from scaling.data.scene_id import SceneId
 from scaling.library.checks import check_ids, check_planes
-from scaling.library.commit import commit_file
-from scaling.library.fitted_scenes import FORMAT_VERSION, LATER_METRICS, METRICS, SCHEMA
-from scaling.scene_ids import SceneId
-from scaling.storage import AnyPath, file_of
+from scaling.library.scene_row import FORMAT_VERSION, LATER_METRICS, METRICS, SCHEMA
+from scaling.storage.commit import commit_file
+from scaling.storage.parquet import TableError, open_table, read_columns
+from scaling.storage.paths import AnyPath, file_of
 
 _NAME = re.compile(r"part-(?:(\d{6})-(\d{4})-)?[0-9a-f]{20}\.parquet")
 NAME = r"^part-(\d{6}-\d{4}-)?[0-9a-f]{20}\.parquet$"

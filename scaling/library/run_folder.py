@@ -15,12 +15,12 @@ from typing import Any
 import yaml
 
 from scaling.config import Settings, SettingsError, as_noted, flatten, merge
-from scaling.files import read_limited, replace_file
 from scaling.library.failures import RETRY, read_failures
-from scaling.library.library import Library
 from scaling.library.manifest import Event
-from scaling.parsing import MAX_YAML_BYTES, parse_yaml
-from scaling.storage import AnyPath, to_path, uri_of
+from scaling.library.reader import Library
+from scaling.storage.atomic import read_limited, replace_file
+from scaling.storage.json_yaml import MAX_YAML_BYTES, parse_yaml
+from scaling.storage.paths import AnyPath, to_path, uri_of
 
 PACKAGES = ("scaling", "torch", "diffusers", "ray", "mlflow", "numpy", "numba", "pyarrow")
 

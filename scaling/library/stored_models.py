@@ -9,11 +9,11 @@ import torch
 
 from scaling.library.checks import check_fits
 from scaling.library.cohorts import load_cohort
-from scaling.library.fitted_scenes import unpack_scene
 from scaling.library.run_folder import RunFolder
-from scaling.models.shared import SharedModel, load_shared, read_hash
+from scaling.library.scene_row import unpack_scene
+from scaling.models.shared_model import SharedModel, load_shared, read_hash
 from scaling.models.triplanes import SceneParams
-from scaling.storage import AnyPath
+from scaling.storage.paths import AnyPath
 
 
 def chosen_device(device: torch.device | str | None = None) -> torch.device:

@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from scaling.files import replace_file
 from scaling.library.lpips_values import LpipsValues, read_lpips_values
 from scaling.library.manifest import Event
 from scaling.library.run_folder import RunFolder
-from scaling.training.local_lpips import NETWORK
-from scaling.training.metrics import VIEW_METRICS, why_no_lpips
+from scaling.storage.atomic import replace_file
+from scaling.training.metrics.images import VIEW_METRICS, why_no_lpips
+from scaling.training.metrics.lpips import NETWORK
 
 UNNAMED = "no category"
 

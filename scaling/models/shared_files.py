@@ -8,12 +8,12 @@ from typing import Any
 from torch import Tensor
 
 from scaling.config import Autoencoder as AutoencoderSettings
-from scaling.files import MAX_FILE_BYTES, read_limited
-from scaling.models import tensor_files
 from scaling.models.autoencoders.base import ImageAutoencoder
 from scaling.models.autoencoders.load import empty_autoencoder
-from scaling.parsing import parse_json
-from scaling.storage import AnyPath
+from scaling.storage import tensors
+from scaling.storage.atomic import MAX_FILE_BYTES, read_limited
+from scaling.storage.json_yaml import parse_json
+from scaling.storage.paths import AnyPath
 
 RESTORE = "restore the file, or train the shared model again"
 MAX_JSON_BYTES = 1 << 20
@@ -60,6 +60,6 @@ def described_autoencoder(folder: AnyPath, settings: AutoencoderSettings) -> Ima
 def read_tensors(path: AnyPath, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A safetensors file that must hold exactly the names, types and shapes of `expected`, all numbers finite."""
     try:
-        return tensor_files.read_tensors(path, expected)
+        return tensors.read_tensors(path, expected)
     except ValueError as error:
         raise SharedModelError(f"{path}: {error}; {RESTORE}") from error

@@ -14,12 +14,12 @@ from safetensors.torch import save
 from torch import Tensor
 
 from scaling.config import SettingsError, as_noted, flatten, make_settings
-from scaling.files import read_limited, replace_file
-from scaling.models.tensor_files import load_tensors
-from scaling.parsing import parse_json
+from scaling.storage.atomic import read_limited, replace_file
+from scaling.storage.json_yaml import parse_json
+from scaling.storage.tensors import load_tensors
 
 if TYPE_CHECKING:
-    from scaling.training.phases import Phases
+    from scaling.training.phase_loop import Phases
 
 REMOVE = "remove this checkpoint, and the same command goes on from the one before, or starts anew"
 

@@ -16,9 +16,9 @@ from scaling.models import cpu_kernels
 from scaling.models.box import STEPS
 from scaling.models.cpu_ops import as_numpy, takes
 from scaling.models.sampling import BLUR, EVENLY
-from scaling.models.shared import SharedModel
+from scaling.models.shared_model import SharedModel
 from scaling.models.triplanes import axis_columns
-from scaling.training.ray_table import RayTable
+from scaling.training.random_ray_batches import RayTable
 
 
 class CpuStep:

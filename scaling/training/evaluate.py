@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from scaling.data.scenes import SceneViews
-from scaling.models.shared import SharedModel
+from scaling.data.scene_views import SceneViews
+from scaling.models.shared_model import SharedModel
 from scaling.models.triplanes import SceneParams, fuse_planes
-from scaling.training.metrics import VIEW_METRICS, lpips, psnr, view_metrics
+from scaling.training.metrics.images import VIEW_METRICS, lpips, psnr, view_metrics
 
 VIEW_CHUNK = 8
 

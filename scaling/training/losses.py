@@ -11,7 +11,7 @@ from torch import Tensor
 
 from scaling.cameras import Rays
 from scaling.config import LossWeights
-from scaling.models.shared import SharedModel
+from scaling.models.shared_model import SharedModel
 from scaling.models.triplanes import SceneParams, fuse_planes, total_variation
 
 

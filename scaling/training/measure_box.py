@@ -13,12 +13,12 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from scaling import pulse
-from scaling.data.scene_source import SceneSource
-from scaling.data.scenes import SceneViews, views_from_row
+from scaling.data.scene_views import SceneViews, views_from_row
+from scaling.data.stores import SceneSource
 from scaling.models.box import WIDEST, Box
+from scaling.training import watchdog
+from scaling.training.process_group import Workers
 from scaling.training.visual_hull import silhouettes, visual_hull
-from scaling.training.workers import Workers
 
 SEARCHED = torch.tensor(WIDEST)
 CELLS = 64  # a side of what is searched
@@ -91,7 +91,7 @@ def _readable_bounds(source: SceneSource, ids: Sequence[str]) -> Iterator[Tensor
             yield row_bounds(next(iter(source.rows([scene_id]))))
         except (OSError, ValueError):
             yield None  # stage 2 will say what is wrong with it
-        pulse.beat()
+        watchdog.beat()
 
 
 def set_box(box: Box, bounds: Tensor | None, scenes: Sequence[SceneViews], latent_size: int, workers: Workers) -> None:

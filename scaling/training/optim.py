@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim.adam import adam
 
 from scaling.config import Phase, Rates
-from scaling.models.shared import SharedModel
+from scaling.models.shared_model import SharedModel
 
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8

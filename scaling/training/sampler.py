@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from scaling.config import SettingsError
-from scaling.training.streams import stream
+from scaling.training.random_streams import stream
 
 Entry = tuple[str, int | None]  # scene id, and the view where items are whole views
 

@@ -16,19 +16,19 @@ import torch
 from torch import Tensor
 
 from scaling.config import Phase, Settings, SettingsError
-from scaling.data.scenes import SceneViews
+from scaling.data.scene_views import SceneViews
 from scaling.models.autoencoders.normalised import TARGET_STD, NormalisedAutoencoder
-from scaling.models.shared import SharedModel
-from scaling.training.background import measure_background
+from scaling.models.shared_model import SharedModel
 from scaling.training.checkpoint import load_checkpoint, load_optimisers, save_checkpoint
 from scaling.training.evaluate import evaluate_scene
+from scaling.training.fit_frozen import hulls_of
+from scaling.training.measure_background import measure_background
 from scaling.training.measure_box import set_box
-from scaling.training.phases import EpochReport, Phases, PhaseStep
+from scaling.training.phase_loop import EpochReport, Phases, PhaseStep
+from scaling.training.process_group import Workers
+from scaling.training.random_streams import stream
 from scaling.training.sampler import bucket_of
-from scaling.training.scene_data import encode_scene, prepare_scene
-from scaling.training.stage2 import hulls_of
-from scaling.training.streams import stream
-from scaling.training.workers import Workers
+from scaling.training.training_scene import encode_scene, prepare_scene
 
 PHASES = ("autoencoder", "warmup", "joint", "adapt", "distil")
 

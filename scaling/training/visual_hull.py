@@ -14,7 +14,7 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn.functional import pad
 
-from scaling.data.scenes import SceneViews
+from scaling.data.scene_views import SceneViews
 
 WHITE = 254  # of 255: what files that were compressed or resized still show
 LEVELS = (4, 2, 1)  # cells a side that are looked at together, coarse to fine

@@ -10,14 +10,14 @@ import torch
 from safetensors import SafetensorError
 
 from scaling.config import Autoencoder as AutoencoderSettings
-from scaling.files import read_limited
 from scaling.models.autoencoders.base import ImageAutoencoder
 from scaling.models.autoencoders.checks import KINDS, check_config
 from scaling.models.autoencoders.kl import KLAutoencoder
 from scaling.models.autoencoders.super_resolution import SuperResolutionAutoencoder
 from scaling.models.autoencoders.tiny import TinyAutoencoder
-from scaling.models.tensor_files import read_tensors
-from scaling.parsing import parse_json
+from scaling.storage.atomic import read_limited
+from scaling.storage.json_yaml import parse_json
+from scaling.storage.tensors import read_tensors
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"  # beside config.json, as diffusers names it
 

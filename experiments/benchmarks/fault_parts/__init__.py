@@ -1,0 +1,1 @@
+"""What the fault benchmarks break things with, and how they report it."""

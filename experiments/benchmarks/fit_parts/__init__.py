@@ -1,0 +1,1 @@
+"""What fit.py, stage1.py and large_images.py share."""

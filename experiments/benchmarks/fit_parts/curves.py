@@ -1,0 +1,137 @@
+"""For fit.py --with-paper: stage 2 as published and as ours, as curves of quality over CPU time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from shared.measured import Clock, Curve, every, test_point
+
+from scaling.config import Settings
+from scaling.data.scene_views import SceneViews
+from scaling.models.shared_model import SharedModel
+from scaling.models.triplanes import SceneParams
+from scaling.training.fit_cohort import Cohort
+from scaling.training.fit_frozen import hulls_of, run_phase, start_params
+from scaling.training.phase_loop import EpochReport
+from scaling.training.training_scene import TrainingScene, encode_scene, prepare_scene
+
+POINTS = (*range(5, 100, 5), *range(100, 10_001, 50))  # steps at which our 2a is measured
+
+
+def published_stage2(
+    shared: SharedModel, settings: Settings, scenes: Sequence[SceneViews], folder: str, between: Callable[[int], None]
+) -> dict[str, Any]:
+    """2a and 2b as published, over one cohort; between(epoch) is called after epochs of 2a, with the clock stopped."""
+    cohort = Cohort(shared, folder, scenes, settings)
+    curves = {"latent": Curve(), "rgb": Curve()}
+    clock = Clock()
+
+    def on_epoch(report: EpochReport) -> None:
+        nonlocal clock
+        last = report.epoch == getattr(settings.stage2, report.phase).num_epochs
+        with clock.stopped():
+            if last or report.phase == "rgb" or report.epoch % 5 == 0:
+                point = test_point(cohort.shared, scenes, cohort.table, report.epoch, clock.seconds)
+                curves[report.phase].points.append(point)
+                print(f"  {report.phase} {point}", flush=True)
+            if report.phase == "latent":
+                between(report.epoch)
+        if report.phase == "latent" and last:
+            clock = Clock()
+
+    start = test_point(cohort.shared, scenes, cohort.table, 0, 0.0)
+    clock = Clock()
+    cohort.go_on(on_epoch, None)
+    return {"start": start, **curves}
+
+
+def our_2a(
+    shared: SharedModel, settings: Settings, scenes: Sequence[SceneViews]
+) -> tuple[Curve, SceneParams, list[TrainingScene], float]:
+    """→ the curve of 2a, the params at its end, the scenes made ready, and the CPU seconds that took (encoding)."""
+    clock = Clock()
+    ready = [prepare_scene(shared, views) for views in scenes]
+    for scene in ready:
+        encode_scene(shared, scene)
+    encoding = clock.seconds
+    params = replace(start_params(shared, settings, [scene.scene_id for scene in ready]), hull=hulls_of(ready))
+    curve = Curve([test_point(shared, scenes, params, 0, 0.0)])
+    clock = Clock()
+
+    def measure(step: int) -> None:
+        with clock.stopped():
+            curve.points.append(test_point(shared, scenes, params, step, clock.seconds))
+
+    taken = 0
+
+    def count(name: str, step: int, loss: float) -> None:
+        nonlocal taken
+        taken = step + 1
+        every(POINTS, measure)(name, step, loss)
+
+    run_phase(
+        shared, "latent", settings.stage2.latent, ready, params, settings.seed, settings.stage2.micro_dtype, count
+    )
+    measure(taken)  # scenes end when they no longer improve
+    return curve, params, ready, encoding
+
+
+def our_cohort(
+    shared: SharedModel,
+    settings: Settings,
+    scenes: Sequence[SceneViews],
+    params: SceneParams | None = None,
+    first_seconds: float = 0.0,
+) -> Curve:
+    """The curve of our stage 2 in mode cohort, which fine-tunes shared parts as the published one does, from `params`
+    (those of 2a) or from its own start. first_seconds: what its first point has cost already."""
+    cohort = Cohort(shared, "mode cohort", scenes, settings)
+    if params is not None:
+        micro, coefs = params.micro_planes.detach().clone(), params.coefs.detach().clone()
+        cohort.table = replace(cohort.table, micro_planes=micro, coefs=coefs)
+    curve = Curve([test_point(cohort.shared, scenes, cohort.table, 0, first_seconds)])
+    clock = Clock()
+
+    def measure(report: EpochReport) -> None:
+        with clock.stopped():
+            steps = report.epochs_done * (getattr(settings.stage2, report.phase).steps_per_epoch or 0)
+            point = test_point(cohort.shared, scenes, cohort.table, steps, clock.seconds + first_seconds)
+            curve.points.append(point)
+
+    cohort.go_on(measure, None)
+    return curve
+
+
+def our_2b(
+    shared: SharedModel,
+    settings: Settings,
+    scenes: Sequence[SceneViews],
+    params: SceneParams,
+    ready: Sequence[TrainingScene],
+    first_seconds: float,
+) -> Curve:
+    """The curve of 2b, params moved in place. Its first point is the reading of 2a by the adapted decoder."""
+    curve = Curve([test_point(shared, scenes, params, 0, first_seconds)])
+    phase = settings.stage2.rgb
+    clock = Clock()
+
+    def measure(step: int) -> None:
+        with clock.stopped():
+            curve.points.append(test_point(shared, scenes, params, step, clock.seconds + first_seconds))
+
+    steps = [epoch * ready[0].num_views for epoch in range(1, phase.num_epochs + 1)]
+    if steps:
+        dtype = settings.stage2.micro_dtype
+        run_phase(shared, "rgb", phase, ready, params, settings.seed, dtype, every(steps, measure))
+    return curve
+
+
+@torch.no_grad()
+def one_decoded_batch(shared: SharedModel, num_scenes: int) -> float:
+    """CPU seconds of decoding a view of each scene: what reading 2a by the adapted decoder costs at least."""
+    clock = Clock()
+    shared.decode(torch.zeros(num_scenes, shared.autoencoder.latent_channels, shared.latent_size, shared.latent_size))
+    return clock.seconds

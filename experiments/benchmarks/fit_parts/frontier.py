@@ -1,0 +1,266 @@
+"""For fit.py: presets on the same scenes, as they are, and plain tri-planes that take the same time as one of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+
+from fit_parts.stage1 import Job, stage1_seconds
+from scaling.cli import read_preset
+from scaling.config import Settings, SettingsError, make_settings, merge
+from scaling.data.scene_views import SceneViews
+from scaling.library.parts import encode_rows
+from scaling.library.scene_row import PackedScene, pack_scene, unpack_scene
+from scaling.models.shared_model import SharedModel, load_shared
+from scaling.models.triplanes import SceneParams
+from scaling.training.evaluate import render_views
+from scaling.training.fit_frozen import fit_scenes
+from scaling.training.metrics.images import view_metrics
+
+METHODS = ("default", "sharp", "compact", "rgb_triplanes", "same_field_triplanes")
+SAME_TIME = {"rgb_triplanes": "default", "same_field_triplanes": "sharp"}  # tri-planes → whose time they take
+GAINS = {"default_gain_db": ("default", "rgb_triplanes"), "sharp_gain_db": ("sharp", "same_field_triplanes")}
+TRIPLANES_DTYPE = "int8"  # they are the baseline of quality: rounding must cost them nothing
+SMALLEST_DTYPE = "int4"  # what their bytes are told for, too
+# A step's time is measured in rounds of both methods in turn, so that what else a machine does meets both.
+PACE_ROUNDS, PACE_WARM_UP, PACE_STEPS = 2, 10, 60
+
+
+def method_settings(method: str) -> Settings:
+    """A preset as it is. Tri-planes: stored as int8, and `same_field_triplanes` is made from `sharp`."""
+    if method == "same_field_triplanes":
+        return as_triplanes(make_settings(read_preset("sharp")))
+    settings = make_settings(read_preset(method))
+    return over(settings, stage2={"micro_dtype": TRIPLANES_DTYPE}) if method in SAME_TIME else settings
+
+
+def as_triplanes(settings: Settings) -> Settings:
+    """Plain tri-planes of pixels, 32 features and 64 texels a side, no base planes; everything else as in `settings`:
+    the field, how features combine, where rays are sampled, rays and rates. 1a is that of `rgb_triplanes`."""
+    off = {"num_epochs": 0}
+    warmup = method_settings("rgb_triplanes").stage1.warmup.model_dump()
+    return over(
+        settings,
+        representation={"micro_features": 32, "macro_features": 0, "num_base_planes": 0, "resolution": 64},
+        autoencoder={"kind": "super_resolution", "shrink": 1, "decoder_blocks": 0, "pretrained": None},
+        stage1={"autoencoder": off, "warmup": warmup, "joint": off, "adapt": off, "distil": off},
+        stage2={"rgb": off, "micro_dtype": TRIPLANES_DTYPE},
+    )
+
+
+def over(settings: Settings, **values: Any) -> Settings:
+    """The settings with nested plain values over them."""
+    return make_settings(merge(settings.model_dump(), values))
+
+
+def with_steps(settings: Settings, steps: float) -> Settings:
+    """The settings with about so many steps of 2a, all of which are taken."""
+    epochs = settings.stage2.latent.num_epochs
+    each = max(1, round(steps / epochs))
+    return over(settings, stage2={"latent": {"steps_per_epoch": each, "check_every": None}})
+
+
+def check_methods(methods: Sequence[str], uncarved: str | None = None) -> None:
+    """Raises SettingsError where tri-planes are asked for without the preset whose time they take, a preset fits in
+    mode cohort, or `uncarved` is none of those that are run in a hull and for a time of their own."""
+    if uncarved is not None:
+        if uncarved not in methods or uncarved in SAME_TIME:
+            raise SettingsError(f"--uncarved {uncarved}: name one of --presets that is not tri-planes")
+        if method_settings(uncarved).rendering.sampled != "hull":
+            raise SettingsError(f"--uncarved {uncarved}: is not sampled in hulls")
+    for method in methods:
+        partner = SAME_TIME.get(method)
+        if partner is not None and partner not in methods:
+            raise SettingsError(f"--presets {method}: takes the time of {partner}, so name that, too")
+        if method_settings(method).stage2.mode != "frozen":
+            raise SettingsError(f"--presets {method}: fits in mode cohort; --with-paper compares that")
+
+
+@dataclass
+class StepClock:
+    """CPU seconds of a fit's steps: an on_step of `fit_scenes`. steps and seconds: of 2a, from its step number `first`
+    on; rgb_seconds: of 2b. The first step of a phase is in none of them, as what comes before it is not its own."""
+
+    first: int = 1
+    steps: int = 0
+    seconds: float = 0.0
+    rgb_seconds: float = 0.0
+    last: float = 0.0
+
+    def __call__(self, phase: str, step: int, _: float) -> None:
+        now = time.process_time()
+        if phase == "rgb" and step:
+            self.rgb_seconds += now - self.last
+        elif phase == "latent" and step >= self.first:
+            self.steps += 1
+            self.seconds += now - self.last
+        self.last = now
+
+    @property
+    def pace(self) -> float:
+        """Seconds a step of 2a."""
+        return self.seconds / max(1, self.steps)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Scenes fitted together, as stored. seconds: CPU time of all of them, from decoded views to packed planes; clock:
+    of the steps of 2a in it."""
+
+    packed: list[PackedScene]
+    seconds: float
+    clock: StepClock
+
+
+def fit(shared: SharedModel, settings: Settings, scenes: Sequence[SceneViews]) -> Fit:
+    """Frozen stage 2. A few steps on one scene go first, so that the first call of every part, which may compile it, is
+    in nobody's time."""
+    for scene in fit_scenes(shared, scenes[:1], with_steps(settings, 3)):
+        pack_scene(scene.params, settings.stage2.micro_dtype)
+    clock = StepClock()
+    start = time.process_time()
+    fitted = fit_scenes(shared, scenes, settings, clock)
+    packed = [pack_scene(scene.params, settings.stage2.micro_dtype) for scene in fitted]
+    return Fit(packed, time.process_time() - start, clock)
+
+
+def stored_params(packed: PackedScene) -> SceneParams:
+    """A scene as a reader of the library gets it, S = 1."""
+    return unpack_scene(vars(packed))[None]
+
+
+@torch.no_grad()
+def measure(
+    shared: SharedModel, packed: Sequence[PackedScene], scenes: Sequence[SceneViews]
+) -> dict[str, dict[str, float]]:
+    """Scene id → each metric, the mean over the scene's test views."""
+    metrics = {}
+    for scene, views in zip(packed, scenes, strict=True):
+        test = list(views.test_views)
+        images = render_views(shared, stored_params(scene), views.cam2world[test], views.intrinsics[test])["images"]
+        metrics[views.scene_id] = view_metrics(images, views.images[test])
+    return metrics
+
+
+def paces(
+    models: Sequence[SharedModel], settings: Sequence[Settings], scenes: Sequence[Sequence[SceneViews]]
+) -> list[float]:
+    """CPU seconds of a step of 2a of several methods, measured in turn. They fit the scenes together, as `fit` does: a
+    step of eight scenes takes less than eight times that of one."""
+    clocks = [StepClock(first=PACE_WARM_UP) for _ in models]
+    for _ in range(PACE_ROUNDS):
+        for shared, each, views, clock in zip(models, settings, scenes, clocks):
+            short = over(with_steps(each, PACE_WARM_UP + PACE_STEPS), stage2={"rgb": {"num_epochs": 0}})
+            fit_scenes(shared, views, short, clock)
+    return [clock.pace for clock in clocks]
+
+
+def same_time_steps(settings: Settings, clock: StepClock, own_pace: float, pace: float) -> float:
+    """Steps of tri-planes, `pace` CPU seconds each, that take as long as the steps of a fit with `settings`, which took
+    `clock`. own_pace: seconds of such a step in the minute in which `pace` was measured; where scenes end early, whose
+    steps get cheaper, the fit's own time counts. Hulls and packing take both the same time."""
+    fitting = clock.seconds if settings.stage2.latent.check_every else clock.steps * own_pace
+    return (fitting + clock.rgb_seconds) / pace
+
+
+def run_methods(
+    methods: dict[str, Settings], job: Job, folders: dict[str, Path], same_time: dict[str, str] = SAME_TIME
+) -> dict[str, Any]:
+    """The figures of each method, one fit after the other. methods: settings by name; folders: their stage 1s;
+    same_time: methods that take the time of another, by name."""
+    figures: dict[str, Any] = {"scenes": {}, "same_time": {}, "settings": {}, "steps": {}}
+    clocks: dict[str, StepClock] = {}
+    decoded = {each.data: job.views(job.fit, each) for each in methods.values()}
+    for method, settings in sorted(methods.items(), key=lambda item: item[0] in same_time):  # tri-planes come last
+        shared, shared_hash = load_shared(folders[method])
+        scenes = decoded[settings.data]
+        partner = same_time.get(method)
+        if partner is not None:
+            other = methods[partner]
+            models, views = (load_shared(folders[partner])[0], shared), (decoded[other.data], scenes)
+            own_pace, pace = paces(models, (other, settings), views)
+            settings = with_steps(settings, same_time_steps(other, clocks[partner], own_pace, pace))
+            figures["same_time"][method] = {"as": partner, "pace_ratio": pace / own_pace, "pace": pace}
+        done = fit(shared, settings, scenes)
+        clocks[method] = done.clock
+        metrics = measure(shared, done.packed, scenes)
+        figures["scenes"][method] = {scene_id: each["psnr"] for scene_id, each in metrics.items()}
+        figures["settings"][method] = settings.model_dump()
+        figures["steps"][method] = done.clock.steps + 1
+        for name in next(iter(metrics.values())):
+            figures[f"{method}_{name}"] = fmean(each[name] for each in metrics.values())
+        figures[f"{method}_seconds"] = done.seconds / len(scenes)
+        figures[f"{method}_stage1_seconds"] = stage1_seconds(folders[method])
+        figures |= {f"{method}_{key}": value for key, value in bytes_of(done.packed, metrics, shared_hash).items()}
+        print(f"  {method} {figures[f'{method}_psnr']:.2f} dB, {figures[f'{method}_seconds']:.2f} CPU-s", flush=True)
+    for key, (ours, baseline) in GAINS.items():
+        if ours in methods and baseline in methods:
+            figures[key] = figures[f"{ours}_psnr"] - figures[f"{baseline}_psnr"]
+    return figures
+
+
+def bytes_of(packed: Sequence[PackedScene], metrics: dict[str, dict[str, float]], shared_hash: str) -> dict[str, float]:
+    """bytes: what a scene takes beside its id and metrics; row_bytes: its share of a part of the library that holds
+    these scenes; int4_bytes, of planes stored otherwise: what they would take as int4. Means."""
+    rows = [
+        {**vars(scene), **values, "scene_id": scene_id, "stage": 2, "shared": shared_hash, "seconds": 0.0, "seed": 0}
+        for scene, (scene_id, values) in zip(packed, metrics.items(), strict=True)
+    ]
+    small = [pack_scene(stored_params(scene)[0], SMALLEST_DTYPE).num_bytes for scene in packed]
+    return {
+        "bytes": fmean(scene.num_bytes for scene in packed),
+        "row_bytes": len(encode_rows(rows)) / len(rows),
+        "int4_bytes": fmean(small),
+    }
+
+
+def uncarved_differences(
+    settings: Settings, folder: Path, scenes: Sequence[SceneViews], known: dict[str, float] | None = None
+) -> dict[str, float]:
+    """Scene id → PSNR of a fit in the scene's hull less that of a fit in the uncarved cuboid, dB: positive where the
+    hull is better. The same shared model, steps and samples; none ends early. known: PSNR by scene id of fits with
+    these settings that were made before."""
+    settings = over(settings, stage2={"latent": {"check_every": None}})
+    if known is None:
+        known = _psnrs(load_shared(folder)[0], settings, scenes)
+    shared, _ = load_shared(folder)
+    shared.settings = over(shared.settings, rendering={"sampled": "cuboid"})
+    uncarved = _psnrs(shared, settings, scenes)
+    return {scene_id: known[scene_id] - psnr for scene_id, psnr in uncarved.items()}
+
+
+def _psnrs(shared: SharedModel, settings: Settings, scenes: Sequence[SceneViews]) -> dict[str, float]:
+    metrics = measure(shared, fit(shared, settings, scenes).packed, scenes)
+    return {scene_id: each["psnr"] for scene_id, each in metrics.items()}
+
+
+def methods_table(figures: dict[str, Any]) -> str:
+    """A row for each method, as Markdown; PSNR in dB."""
+    lines = ["| method | PSNR | SSIM | bytes | in a part | stage 1, CPU-s | CPU-s/scene | steps |", "|---" * 8 + "|"]
+    for method, steps in figures["steps"].items():
+        psnr, ssim, size, row, stage1, seconds = (
+            figures[f"{method}_{key}"] for key in ("psnr", "ssim", "bytes", "row_bytes", "stage1_seconds", "seconds")
+        )
+        lines.append(
+            f"| {method} | {psnr:.2f} | {ssim:.3f} | {size:,.0f} | {row:,.0f} | {stage1:.0f} | {seconds:.2f} "
+            f"| {steps:,} |"
+        )
+    gains = [f"| {key} | {figures[key]:+.2f} |" for key in (*GAINS, "default_minus_paper_db") if key in figures]
+    return "\n".join([*lines, *(["", "| figure | dB |", "|---|---|", *gains] if gains else [])])
+
+
+def scenes_table(figures: dict[str, Any]) -> str:
+    """PSNR scene by scene, a column for each method, and how much the hull gains where that was measured."""
+    columns = dict(figures["scenes"])
+    if "uncarved_difference_db" in figures:
+        columns[f"{figures['uncarved_preset']}, hull - cuboid"] = figures["uncarved_difference_db"]
+    lines = ["| scene | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    for scene_id in next(iter(columns.values())):
+        lines.append(f"| {scene_id} | " + " | ".join(f"{column[scene_id]:.2f}" for column in columns.values()) + " |")
+    return "\n".join(lines)

@@ -1,0 +1,64 @@
+"""What step.py, memory.py, encode.py and gpu_fit.py work on: models of random weights and scenes of random pictures.
+What they show changes no time; where rays find something to sample does, so boxes and cameras are those of cars."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+
+from scaling.cameras import normalised_intrinsics
+from scaling.cli import read_preset
+from scaling.config import Settings, make_settings, merge
+from scaling.data.embedded.scenes import FOCAL, embedded_cameras, embedded_ids, embedded_scene
+from scaling.data.scene_views import SceneViews, default_test_views
+from scaling.models.autoencoders.base import ImageAutoencoder
+from scaling.models.shared_model import SharedModel
+from scaling.training.measure_box import set_box
+from scaling.training.process_group import Workers
+from scaling.training.random_streams import stream
+from scaling.training.training_scene import TrainingScene, encode_scene, prepare_scene
+
+SMALL = {"autoencoder": {"pretrained": None}}  # the one from scratch: in preset sd 8 times down, 4 channels
+
+
+def preset_settings(preset: str, **over: Any) -> Settings:
+    """A preset with the small autoencoder, and sections over it."""
+    return make_settings(merge(merge(read_preset(preset), SMALL), over))
+
+
+def untrained_model(
+    settings: Settings, autoencoder: ImageAutoencoder | None = None, device: torch.device | str = "cpu"
+) -> SharedModel:
+    """A frozen shared model as stage 1 leaves it, with an adapted decoder and a student, all of random weights."""
+    torch.manual_seed(0)
+    shared = SharedModel(settings, autoencoder)
+    if shared.autoencoder.has_decoder:
+        shared.adapt_decoder()
+        shared.add_student()
+    cars = [embedded_scene(scene_id, settings.data.image_size, 8) for scene_id in embedded_ids(2)]
+    set_box(shared.renderer.box, None, cars, shared.latent_size, Workers())
+    return shared.to(device).requires_grad_(False).eval()
+
+
+def random_scene(scene_id: str, image_size: int, num_views: int) -> SceneViews:
+    """Noise, seen by the cameras of an embedded car."""
+    images = torch.rand(num_views, 3, image_size, image_size, generator=stream(0, "pictures", scene_id))
+    intrinsics = normalised_intrinsics(FOCAL).repeat(num_views, 1, 1)
+    cam2world = embedded_cameras(scene_id, num_views)
+    return SceneViews(scene_id, "noise", images, cam2world, intrinsics, default_test_views(num_views))
+
+
+def random_scenes(count: int, settings: Settings, num_views: int | None = None) -> list[SceneViews]:
+    """So many of the settings' size, with as many views as an embedded car unless told otherwise."""
+    views = num_views or settings.data.embedded_views
+    return [random_scene(f"noise-{number:05d}", settings.data.image_size, views) for number in range(count)]
+
+
+def ready_scenes(shared: SharedModel, count: int, num_views: int | None = None) -> list[TrainingScene]:
+    """Scenes ready for a step: one is encoded, the others are copies with memory of their own."""
+    views = random_scenes(1, shared.settings, num_views)[0]
+    scene = prepare_scene(shared, views)
+    encode_scene(shared, scene)
+    return [copy.deepcopy(scene) for _ in range(count)]

@@ -1,0 +1,1 @@
+"""The parts of a step that step.py times."""

@@ -1,0 +1,1 @@
+"""What `import scaling` offers: read a library, render its scenes, fit new ones."""

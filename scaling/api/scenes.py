@@ -1,0 +1,169 @@
+"""The Python API, `scaling.load_library` and `scaling.fit_scene`: fitted scenes as tensors that can be rendered.
+
+It needs neither Ray nor MLflow: one process, one device.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from scaling.api.arrays import cameras_from_arrays, views_from_arrays
+from scaling.config import Settings, SettingsError, flatten, make_settings, merge
+from scaling.library.run_folder import RunFolder
+from scaling.library.scene_row import METRICS, pack_scene
+from scaling.library.stored_models import StoredModels, chosen_device
+from scaling.models.shared_model import SharedModel, load_shared, read_config, settings_on
+from scaling.models.triplanes import SceneParams, fuse_planes
+from scaling.storage.paths import AnyPath, to_path
+from scaling.training.evaluate import evaluate_scene, render_views
+from scaling.training.fit_frozen import fit_scenes
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """A fitted scene, with the model that it stands on: the shared one, or its cohort's. Tensors lie on its device.
+
+    params: of S = 1; stage: 1 or 2, the stage that fitted it; metrics: what `evaluate_scene` names (PSNR in dB), None
+    where it was not measured; seconds: of the device, for the fit.
+    """
+
+    scene_id: str
+    category: str
+    stage: int
+    metrics: dict[str, float | None]
+    seconds: float
+    params: SceneParams = field(repr=False)
+    shared: SharedModel = field(repr=False)
+
+    @property
+    def micro_planes(self) -> Tensor:
+        """The planes that the scene owns, [P, F_mic, K, K]."""
+        return self.params.micro_planes[0]
+
+    @property
+    def coefs(self) -> Tensor:
+        """The scene's share of each base tri-plane, [M]."""
+        return self.params.coefs[0]
+
+    @property
+    def tri_planes(self) -> Tensor:
+        """The fused planes concat(T^mic, Σ_k w^k B_k), micro features first: [P, F_mic + F_mac, K, K]."""
+        return fuse_planes(self.params.micro_planes, self.params.coefs, self.shared.base_planes)[0]
+
+    def render(self, cam2world: ArrayLike | Tensor, intrinsics: ArrayLike | Tensor) -> Tensor:
+        """Images [V, 3, H, W] in [0, 1] of V views, H = W = the model's image size, without gradients.
+
+        cam2world [V, 4, 4], OpenCV axes; intrinsics [3, 3] or [V, 3, 3], normalised by the image size. ValueError names
+        the argument whose shape or camera is wrong.
+        """
+        poses, normalised = cameras_from_arrays(cam2world, intrinsics)
+        views = render_views(self.shared, self.params, torch.from_numpy(poses), torch.from_numpy(normalised))
+        return views["images"]
+
+
+class SceneLibrary:
+    """The fitted scenes of a run, by id: `library[scene_id]`, `scene_id in library`, `len(library)`.
+
+    It reads what is on disk when asked, so scenes that are committed meanwhile appear. `library[scene_id]` looks for
+    its part; to go over many scenes, take `scenes()` or `tri_planes()`, which read every part once.
+    """
+
+    def __init__(self, run: RunFolder, device: torch.device) -> None:
+        self.run = run
+        self.models = StoredModels(run, device)
+
+    def ids(self, stage: int | None = None) -> list[str]:
+        """Ids of all scenes, or of those that stage 1 or 2 fitted. ValueError names a part that cannot be read."""
+        return self.run.library.ids(stage)
+
+    def __len__(self) -> int:
+        return len(self.ids())
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.ids())
+
+    def __contains__(self, scene_id: object) -> bool:
+        return scene_id in self.ids()
+
+    def __getitem__(self, scene_id: str) -> Scene:
+        """LookupError where the library holds no such scene; ValueError where the model it stands on is not found."""
+        return self._scene(self.run.library.scene(scene_id))
+
+    def scenes(self) -> Iterator[Scene]:
+        """All scenes, one part of the library in memory at a time."""
+        return (self._scene(row) for row in self.run.library.scenes())
+
+    def tri_planes(self) -> Iterator[tuple[str, Tensor]]:
+        """(id, fused planes [P, F_mic + F_mac, K, K]) of all scenes, one part of the library in memory at a time."""
+        return ((scene.scene_id, scene.tri_planes) for scene in self.scenes())
+
+    def _scene(self, row: Mapping[str, Any]) -> Scene:
+        shared, params = self.models.scene(row)
+        metrics = {name: row[name] for name in METRICS}
+        return Scene(row["scene_id"], row["category"], row["stage"], metrics, row["seconds"], params, shared)
+
+
+def load_library(run: str | AnyPath, device: torch.device | str | None = None) -> SceneLibrary:
+    """Opens the library of the run folder `run`. device None: the GPU if there is one.
+
+    Raises FileNotFoundError where the folder holds no fitted scene.
+    """
+    folder = RunFolder(to_path(str(run)))
+    folder.check_fitted()
+    return SceneLibrary(folder, chosen_device(device))
+
+
+def fit_scene(
+    shared: str | AnyPath,
+    images: ArrayLike | Tensor,
+    cam2world: ArrayLike | Tensor,
+    intrinsics: ArrayLike | Tensor,
+    *,
+    scene_id: str = "scene",
+    test_views: Sequence[int] = (),
+    settings: Mapping[str, Any] | None = None,
+    device: torch.device | str | None = None,
+) -> Scene:
+    """Fits one new scene on the shared model in the folder `shared`, as stage 2 does. Nothing is written.
+
+    images: uint8 [V, H, W, 3] (or 4, with transparency), or float [V, 3, H, W] in [0, 1]; at least 2 views, of any
+    size: as those of a store they are padded to a square and resized. cam2world [V, 4, 4], OpenCV axes; intrinsics
+    [3, 3] or [V, 3, 3], normalised by the image's width and height.
+    scene_id: seeds the random numbers; test_views: views to hold out and measure on; without any, all are trained on
+    and every metric is None. settings: over the stage-2 settings noted with the shared model, nested:
+    {"stage2": {"latent": {"num_epochs": 2}}}. device None: the GPU if there is one. A warning says where a part of the
+    scene lies outside of the shared model's box.
+
+    Raises ValueError that names a wrong argument, SettingsError for a wrong setting, SharedModelError where `shared`
+    cannot be used, NotFinite where the fit diverged.
+    """
+    folder = to_path(str(shared))
+    chosen = _fit_settings(folder, dict(settings or {}))
+    views = views_from_arrays(images, cam2world, intrinsics, scene_id, test_views, chosen.data.image_size)
+    model, _ = load_shared(folder, chosen_device(device))
+    [fitted] = fit_scenes(model, [views], chosen)
+    if fitted.warning:
+        warnings.warn(fitted.warning, stacklevel=2)
+    pack_scene(fitted.params, chosen.stage2.micro_dtype)  # refuses a fit that diverged, as stage 2 does
+    params = fitted.params[None]
+    metrics = evaluate_scene(model, params, views) if views.test_views else dict.fromkeys(METRICS)
+    return Scene(scene_id, views.category, 2, metrics, fitted.seconds, params, model)
+
+
+def _fit_settings(folder: AnyPath, given: dict[str, Any]) -> Settings:
+    """The settings noted with the shared model, with those given on top; SettingsError where they contradict it."""
+    settings = make_settings(merge(read_config(folder).model_dump(), given))
+    settings = settings_on(folder, settings, flatten(given))
+    if settings.stage2.mode != "frozen":
+        raise SettingsError(
+            f"stage2.mode is {settings.stage2.mode}: one scene is fitted on the shared model as it is; "
+            'give settings={"stage2": {"mode": "frozen"}}'
+        )
+    return settings

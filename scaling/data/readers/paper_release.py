@@ -1,0 +1,53 @@
+"""The paper's released layout: dataset_map.json (category → ordered ids), square128_above/ID/transforms_opencv.json."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from scaling.data.readers.transforms_json import OPENCV_AXES, load_json, read_frames, row_from_frames
+from scaling.data.readers.zip_paths import is_file, is_folder
+from scaling.data.scene_id import is_scene_id
+from scaling.data.scene_views import SceneRef, default_test_views, printable
+
+LAYOUT = "released"
+MAP_FILE = "dataset_map.json"
+SCENES_FOLDER = "square128_above"
+TRANSFORMS_FILE = "transforms_opencv.json"
+LOOKED_FOR = f"{MAP_FILE} beside {SCENES_FOLDER}/ID/{TRANSFORMS_FILE}"
+
+
+def fits(source: Path) -> bool:
+    """Whether source holds scenes of this layout."""
+    return is_file(source / MAP_FILE) and is_folder(source / SCENES_FOLDER)
+
+
+def list_scenes(source: Path) -> list[SceneRef]:
+    """The scenes of dataset_map.json in its order. ValueError where it is no map from categories to lists of ids.
+
+    An id that two categories name is listed twice: the store keeps the first and rejects the second.
+    """
+    path = source / MAP_FILE
+    try:
+        categories = load_json(path)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    if not isinstance(categories, dict) or not all(
+        isinstance(ids, list) and all(isinstance(scene_id, str) for scene_id in ids) for ids in categories.values()
+    ):
+        raise ValueError(f"{path}: expected an object of categories, each with a list of scene ids (strings)")
+    return [_ref(source, printable(category), scene_id) for category, ids in categories.items() for scene_id in ids]
+
+
+def read_scene(ref: SceneRef) -> dict[str, Any]:
+    """A row of the scene store. SceneError names the file and the key that is missing, malformed or damaged."""
+    _, frames = read_frames(ref, Path(ref.folder) / TRANSFORMS_FILE, OPENCV_AXES)
+    return row_from_frames(ref, frames, default_test_views(len(frames)))
+
+
+def _ref(source: Path, category: str, scene_id: str) -> SceneRef:
+    """A reference; an id that is no safe name gets no folder, and reading it says so."""
+    if not is_scene_id(scene_id):
+        return SceneRef(printable(scene_id), category, "", LAYOUT, MAP_FILE)
+    folder = source / SCENES_FOLDER / scene_id
+    return SceneRef(scene_id, category, str(folder), LAYOUT, folder.relative_to(source).as_posix())

@@ -1,0 +1,148 @@
+"""A transforms JSON file, as Blender scenes, nerfstudio and the paper's release write it: frames, poses and cameras."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scaling.data.readers.zip_paths import MAX_JSON_BYTES, read_file
+from scaling.data.scene_views import SceneRef, check_pose, intrinsics_from_pixels, make_row, read_pngs
+from scaling.storage.json_yaml import parse_json
+
+# Camera axes in columns: what turns a camera-to-world matrix of these axes into one of OpenCV axes.
+OPENCV_AXES = np.eye(4)
+OPENGL_AXES = np.diag([1.0, -1.0, -1.0, 1.0])  # x right, y up, z backward
+
+_PINHOLES = ("OPENCV", "PINHOLE", "SIMPLE_PINHOLE")
+_IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".exr", ".tif", ".tiff", ".bmp")  # any other ending is part of a name
+_DISTORTION = ("k1", "k2", "k3", "k4", "k5", "k6", "p1", "p2")
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A view. name: "frames[3]"; image: its file; cam2world: [4, 4], OpenCV axes; camera: its keys over the file's."""
+
+    file: Path
+    name: str
+    image: Path
+    cam2world: NDArray[np.float64]
+    camera: Mapping[str, Any]
+
+
+def load_json(path: Path) -> Any:
+    """ValueError where the file cannot be read or is no JSON. NaN is read: who uses a number says which one it is."""
+    return parse_json(read_file(path, MAX_JSON_BYTES), constant=float)
+
+
+def read_frames(ref: SceneRef, path: Path, axes: NDArray[np.float64]) -> tuple[dict[str, Any], list[Frame]]:
+    """The file's keys beside "frames", and its frames. axes: OPENCV_AXES or OPENGL_AXES, those of its poses.
+
+    SceneError names the file and the key that is missing or wrong. Images are not looked at.
+    """
+    try:
+        transforms = load_json(path)
+        frames = transforms.pop("frames", None) if isinstance(transforms, dict) else None
+        if not isinstance(frames, list) or not frames or not all(isinstance(frame, dict) for frame in frames):
+            raise ValueError('key "frames" must be a list of objects, and not empty')
+        return transforms, [
+            _frame(path, transforms, frame, f"frames[{index}]", axes) for index, frame in enumerate(frames)
+        ]
+    except ValueError as error:
+        raise ref.error(str(path), str(error)) from error
+
+
+def image_path(folder: Path, name: Any) -> Path:
+    """The file of a frame's "file_path"; a name without a suffix, as Blender scenes have it, is one of a PNG.
+
+    ValueError where it is no name or leads out of the scene's folder.
+    """
+    if not isinstance(name, str) or not name or "\0" in name:
+        raise ValueError('key "file_path" must be the name of a file')
+    path = Path(os.path.normpath(folder / (name if PurePosixPath(name).suffix.lower() in _IMAGES else f"{name}.png")))
+    try:
+        inside = path.resolve().is_relative_to(folder.resolve())
+    except (RuntimeError, OSError) as error:  # a loop of links
+        raise ValueError(f'"file_path" {name!r:.200} cannot be followed ({error})') from error
+    if not inside:
+        raise ValueError(f'"file_path" {name!r:.200} leads out of the scene\'s folder')
+    return path
+
+
+def row_from_frames(ref: SceneRef, frames: Sequence[Frame], test_views: Sequence[int]) -> dict[str, Any]:
+    """A row of the scene store, its views in the order of the frames. SceneError names the bad image or frame."""
+    pngs, size = read_pngs(ref, [frame.image for frame in frames])
+    intrinsics = []
+    for frame in frames:
+        try:
+            intrinsics.append(camera_intrinsics(frame.camera, size))
+        except ValueError as error:
+            raise ref.error(str(frame.file), f"{frame.name}: {error}") from error
+    poses = [frame.cam2world for frame in frames]
+    return make_row(ref.scene_id, ref.category, pngs, poses, intrinsics, test_views, size[1], size[0], ref.source)
+
+
+def camera_intrinsics(camera: Mapping[str, Any], image_size: tuple[int, int]) -> NDArray[np.float64]:
+    """Normalised intrinsics [3, 3] of a pinhole camera; image_size: (width, height) of its image.
+
+    Needs fl_x (pixels) or camera_angle_x (radians, across the width). Without fl_y pixels are square, without cx or cy
+    the principal point is the middle, without w or h they are the image's. ValueError: no number, a lens that
+    distorts, or no pinhole.
+    """
+    model = camera.get("camera_model", "PINHOLE")
+    if model not in _PINHOLES or camera.get("is_fisheye"):
+        name = "is_fisheye" if camera.get("is_fisheye") else f"{model!r:.60}"
+        raise ValueError(f"the camera is no pinhole ({name}): undistort the images first")
+    for key in _DISTORTION:
+        if _number(camera, key, 0.0) != 0:
+            raise ValueError(f"the lens distorts ({key} = {camera[key]:g}): undistort the images first")
+    width, height = _number(camera, "w", image_size[0]), _number(camera, "h", image_size[1])
+    focal_x = _number(camera, "fl_x", None) if "fl_x" in camera else _focal_of_angle(camera, width)
+    focal = focal_x, _number(camera, "fl_y", focal_x)
+    centre = _number(camera, "cx", width / 2), _number(camera, "cy", height / 2)
+    return intrinsics_from_pixels(focal, centre, width, height, image_size)
+
+
+def _frame(
+    path: Path, shared: Mapping[str, Any], frame: Mapping[str, Any], name: str, axes: NDArray[np.float64]
+) -> Frame:
+    """A frame's own keys win over those of the file; its own angle wins over the file's focal lengths, too."""
+    try:
+        image = image_path(path.parent, frame.get("file_path"))
+        if "transform_matrix" not in frame:
+            raise ValueError('key "transform_matrix" is missing')
+        try:
+            cam2world = check_pose(frame["transform_matrix"]) @ axes
+        except ValueError as error:
+            raise ValueError(f'"transform_matrix": {error}') from error
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    hidden = ("fl_x", "fl_y") if "camera_angle_x" in frame else ()
+    camera = {**{key: value for key, value in shared.items() if key not in hidden}, **frame}
+    return Frame(path, name, image, cam2world, camera)
+
+
+def _focal_of_angle(camera: Mapping[str, Any], width: float) -> float:
+    if "camera_angle_x" not in camera:
+        raise ValueError('key "fl_x" (pixels) or "camera_angle_x" (radians) is missing')
+    angle = _number(camera, "camera_angle_x", None)
+    half_width = math.tan(angle / 2) if 0 < angle < math.pi else 0.0  # at distance 1
+    if half_width <= 0:
+        raise ValueError(f'"camera_angle_x" must be between 0 and π (radians), got {angle:g}')
+    return width / 2 / half_width
+
+
+def _number(values: Mapping[str, Any], key: str, default: float | None) -> float:
+    value = values.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f'key "{key}" must be a number')
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise ValueError(f'key "{key}": {error}') from error

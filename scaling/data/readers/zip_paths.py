@@ -1,0 +1,151 @@
+"""Reading a source's files. A .zip file counts as the folder that it holds; nothing of it is unpacked to disk.
+
+A path may lead through a zip: DIR/cars_train.zip/cars_train/ID/rgb/000000.png. So a scene is named by one path
+wherever it lies, and the layouts need not know. Errors give the reason only: who asked knows the path.
+"""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+
+from scaling.storage.atomic import read_limited
+
+# More than a sound file needs; checked before anything is read, or unpacked.
+MAX_IMAGE_BYTES = 128 << 20  # an 8-bit PNG of the largest size that is read has 48 to 64 MiB, if nothing of it shrinks
+MAX_JSON_BYTES = 32 << 20
+MAX_NUMBERS_BYTES = 64 << 10  # a text file with a pose or intrinsics
+MAX_NAME_LENGTH, MAX_NAME_PARTS = 1024, 32  # of a zip's member: each folder on its way is remembered
+_ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # those whose output zipfile bounds as it unpacks
+
+
+def is_zip(path: Path) -> bool:
+    """Whether a path names a file that ends in .zip; whether it is a sound one shows when it is opened."""
+    return path.suffix.lower() == ".zip" and path.is_file()
+
+
+def list_folder(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The subfolders and the files of a folder, each sorted by name, without hidden ones.
+
+    ValueError: there is no such folder, or it cannot be read.
+    """
+    try:
+        archive, inside = _find_archive(folder)
+        if archive is None:
+            entries = [(path, path.is_dir()) for path in folder.iterdir()]
+        else:
+            entries = [(folder / name, is_dir) for name, is_dir in archive.children(inside)]
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ValueError("no such folder") from error
+    except OSError as error:
+        raise ValueError(f"cannot be read ({error.strerror})") from error
+    shown = sorted(entry for entry in entries if not entry[0].name.startswith((".", "__MACOSX")))
+    return [path for path, is_dir in shown if is_dir], [path for path, is_dir in shown if not is_dir]
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a path names a folder. False also where that cannot be told: listing or reading it says why."""
+    try:
+        archive, inside = _find_archive(path)
+        return path.is_dir() if archive is None else archive.is_folder(inside)
+    except (OSError, ValueError):
+        return False
+
+
+def is_file(path: Path) -> bool:
+    """Whether a path names a file. False also where that cannot be told."""
+    try:
+        archive, inside = _find_archive(path)
+        return path.is_file() if archive is None else archive.is_file(inside)
+    except (OSError, ValueError):
+        return False
+
+
+def read_file(path: Path, most: int = MAX_IMAGE_BYTES) -> bytes:
+    """A file's bytes. ValueError: missing, not readable, no plain file, over `most` bytes, or damaged in its zip."""
+    try:
+        archive, inside = _find_archive(path)
+        return read_limited(path, most) if archive is None else archive.read(inside, most)
+    except OSError as error:
+        raise ValueError(f"cannot be read ({error.strerror})") from error
+
+
+def _member_name(text: str) -> PurePosixPath:
+    name = PurePosixPath(text)
+    if name.is_absolute() or ".." in name.parts:
+        raise ValueError(f"its member {text!r:.200} leads out of the archive: do not trust this file")
+    if len(text) > MAX_NAME_LENGTH or len(name.parts) > MAX_NAME_PARTS:
+        raise ValueError(f"the name of its member {text!r:.80}… is too long or too deep: do not trust this file")
+    return name
+
+
+class _Archive:
+    """A zip's members as a tree. ValueError: no readable zip, or a member's name leads out of it."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._zip = zipfile.ZipFile(path)
+        except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+            raise ValueError(f"is not a readable zip file ({error}): fetch it again, or remove it") from error
+        self._members: dict[str, zipfile.ZipInfo] = {}
+        self._folders: dict[str, set[str]] = {".": set()}
+        for member in self._zip.infolist():
+            name = _member_name(member.filename)
+            if member.is_dir():
+                self._folders.setdefault(str(name), set())
+            else:
+                self._members[str(name)] = member
+            self._link(name)
+
+    def _link(self, name: PurePosixPath) -> None:
+        """Enters a name into its parent; most zips do not list their folders."""
+        while name.name:
+            parent = str(name.parent)
+            if parent in self._folders and name.name in self._folders[parent]:
+                return
+            self._folders.setdefault(parent, set()).add(name.name)
+            name = name.parent
+
+    def is_folder(self, name: str) -> bool:
+        return name in self._folders
+
+    def is_file(self, name: str) -> bool:
+        return name in self._members
+
+    def children(self, folder: str) -> list[tuple[str, bool]]:
+        """(name, whether it is a folder) of what lies in a folder. FileNotFoundError where there is none."""
+        if folder not in self._folders:
+            raise FileNotFoundError(folder)
+        prefix = "" if folder == "." else f"{folder}/"
+        return [(name, prefix + name in self._folders) for name in self._folders[folder]]
+
+    def read(self, name: str, most: int) -> bytes:
+        if name not in self._members:
+            raise ValueError("the zip file holds no such member")
+        member = self._members[name]
+        if member.file_size > most:
+            raise ValueError(f"has {member.file_size} bytes; at most {most} are read")
+        if member.compress_type not in _ZIP_METHODS:
+            raise ValueError("is not stored or deflated in its zip file: pack it again")
+        try:
+            with self._zip.open(member) as stream:
+                return stream.read(member.file_size + 1)  # bounded: a member may hold more than it declares
+        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError) as error:
+            raise ValueError(f"cannot be read from its zip file ({error})") from error
+
+
+def _find_archive(path: Path) -> tuple[_Archive | None, str]:
+    """The zip that a path leads through and the rest of the path; (None, "") where there is none."""
+    for place in (path, *path.parents):
+        if is_zip(place):
+            status = place.stat()
+            return _open_archive(place, status.st_mtime_ns, status.st_size), path.relative_to(place).as_posix()
+    return None, ""
+
+
+@lru_cache(maxsize=64)
+def _open_archive(path: Path, changed: int, size: int) -> _Archive:
+    """Kept open: the list of a zip's members is long. `changed` and `size` tell a file from one that replaced it."""
+    return _Archive(path)

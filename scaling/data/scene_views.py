@@ -1,0 +1,285 @@
+"""A scene: posed views of one object, as rows of the scene store and as tensors, and the checks on what comes in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from scaling.data.latents import REMEDY, unpack_latents
+from scaling.data.png import decode_layers, on_white, png_size, read_png
+from scaling.data.resize import pad_intrinsics, pad_to_square, resize_square
+from scaling.data.scene_id import check_scene_id
+
+_LARGEST_NUMBER = 1e9  # in a pose or in intrinsics: beyond it float32 has no useful precision, and products overflow
+MAX_VIEWS = 10_000  # of a scene
+
+
+class SceneError(ValueError):
+    """One scene cannot be used. scene_id, source: which one; file: where it is wrong; reason: what is wrong."""
+
+    def __init__(self, scene_id: str, file: str, reason: str, source: str = "") -> None:
+        super().__init__(scene_id, file, reason, source)  # all of them, so that it survives a trip between processes
+        self.scene_id, self.file, self.reason, self.source = map(printable, (scene_id, file, reason, source))
+
+    def __str__(self) -> str:
+        where = f" (source {self.source})" if self.source else ""
+        file = f"{self.file}: " if self.file else ""
+        return f"scene {self.scene_id}{where}: {file}{self.reason}"
+
+
+@dataclass(frozen=True)
+class SceneRef:
+    """Where a scene lies, in plain values that travel between processes.
+
+    folder: its path, which may lead through a zip file, "" where its id is no safe name; layout: the name of its
+    reader; source: the path relative to --source.
+    """
+
+    scene_id: str
+    category: str
+    folder: str
+    layout: str
+    source: str
+
+    def error(self, file: str, reason: str) -> SceneError:
+        return SceneError(self.scene_id, file, reason, self.source)
+
+
+@dataclass(frozen=True)
+class SceneViews:
+    """The views of one scene.
+
+    images: [V, 3, H, W] float32 in [0, 1]; cam2world: [V, 4, 4], OpenCV axes; intrinsics: [V, 3, 3], normalised
+    by the image size; test_views: indices of the views that are never trained on; latents: float16 [V, C, h, w] in
+    [−1, 1], where the encoder of the shared model in use has made them before; alpha: [V, H, W] in [0, 1], where the
+    source says which pixels are transparent.
+    """
+
+    scene_id: str
+    category: str
+    images: Tensor
+    cam2world: Tensor
+    intrinsics: Tensor
+    test_views: tuple[int, ...]
+    latents: Tensor | None = None
+    alpha: Tensor | None = None
+
+    @property
+    def train_views(self) -> tuple[int, ...]:
+        return tuple(sorted(set(range(len(self.images))) - set(self.test_views)))
+
+
+def printable(text: str) -> str:
+    """Text as it is, save what UTF-8 cannot hold (file names may, and JSON), which is written as an escape."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def default_test_views(num_views: int) -> tuple[int, ...]:
+    """The first tenth of the views, at least one."""
+    return tuple(range(max(1, num_views // 10)))
+
+
+def check_pose(pose: ArrayLike) -> NDArray[np.float64]:
+    """A camera-to-world matrix [4, 4]. ValueError unless it is finite and rigid (to 1e-3), without a mirror."""
+    matrix = _numbers(pose, 4, "the pose")
+    if np.abs(matrix[3] - [0, 0, 0, 1]).max() > 1e-3:
+        raise ValueError(f"the pose's last row must be 0 0 0 1, got {_listed(matrix[3])}")
+    rotation = matrix[:3, :3]
+    error = np.abs(rotation @ rotation.T - np.eye(3)).max()
+    if error > 1e-3:
+        raise ValueError(f"the pose's rotation is not orthonormal (R·Rᵀ differs from the identity by {error:.3g})")
+    if np.linalg.det(rotation) < 0:
+        raise ValueError("the pose mirrors (determinant -1): its axes must be right-handed")
+    return matrix
+
+
+def check_intrinsics(intrinsics: ArrayLike) -> NDArray[np.float64]:
+    """Normalised intrinsics [3, 3]. ValueError unless they are finite with positive focal lengths."""
+    matrix = _numbers(intrinsics, 3, "the intrinsics")
+    if matrix[0, 0] <= 0 or matrix[1, 1] <= 0:
+        raise ValueError(f"focal lengths must be positive, got {_listed(np.diag(matrix)[:2])}")
+    if np.any(matrix[2] != [0, 0, 1]) or matrix[1, 0] != 0:
+        raise ValueError("the intrinsics must be [[fx, skew, cx], [0, fy, cy], [0, 0, 1]]")
+    return matrix
+
+
+def intrinsics_from_pixels(
+    focal: tuple[float, float], centre: tuple[float, float], width: float, height: float, image_size: tuple[int, int]
+) -> NDArray[np.float64]:
+    """Normalised intrinsics [3, 3] from pixels (x, y) of a width × height image.
+
+    image_size: (width, height) of the images that they are used on. ValueError where the two have other aspect ratios.
+    """
+    if not (np.isfinite([width, height]).all() and width > 0 and height > 0):
+        raise ValueError(f"image width and height must be positive, got {width:g} and {height:g}")
+    if abs(width * image_size[1] - height * image_size[0]) > 0.01 * width * image_size[1]:
+        raise ValueError(
+            f"the intrinsics are for {width:g}x{height:g} pixels, "
+            f"the images have {image_size[0]}x{image_size[1]}: another aspect ratio"
+        )
+    rows = [[focal[0] / width, 0.0, centre[0] / width], [0.0, focal[1] / height, centre[1] / height], [0.0, 0.0, 1.0]]
+    return check_intrinsics(rows)
+
+
+def read_pngs(ref: SceneRef, paths: Sequence[Path]) -> tuple[list[bytes], tuple[int, int]]:
+    """The PNG bytes of a scene's views and their common (width, height); SceneError names the first bad file."""
+    if len(paths) < 2:
+        raise ref.error(str(ref.folder), f"found {len(paths)} views, need at least 2: one to train on, one to test")
+    if len(paths) > MAX_VIEWS:
+        raise ref.error(str(ref.folder), f"found {len(paths)} views; at most {MAX_VIEWS} are read")
+    pngs: list[bytes] = []
+    common = (0, 0)
+    for path in paths:
+        try:
+            data, size = read_png(path)
+        except ValueError as error:
+            raise ref.error(str(path), str(error)) from error
+        common = common if pngs else size
+        if size != common:
+            reason = f"has {size[0]}x{size[1]} pixels, the scene's first view has {common[0]}x{common[1]}"
+            raise ref.error(str(path), reason)
+        pngs.append(data)
+    return pngs, common
+
+
+def make_row(
+    scene_id: str,
+    category: str,
+    pngs: Sequence[bytes],
+    cam2world: ArrayLike,
+    intrinsics: ArrayLike,
+    test_views: Sequence[int],
+    height: int,
+    width: int,
+    source: str,
+) -> dict[str, Any]:
+    """A row of the scene store.
+
+    pngs: V files' bytes; cam2world [V, 4, 4]; intrinsics [V, 3, 3], normalised. SceneError where they do not fit
+    together or a camera is no camera.
+    """
+    row = {
+        "scene_id": scene_id,
+        "category": category,
+        "views": list(pngs),
+        "cam2world": np.asarray(cam2world, dtype=np.float32).ravel(),
+        "intrinsics": np.asarray(intrinsics, dtype=np.float32).ravel(),
+        "test_views": np.asarray(test_views, dtype=np.int32).ravel(),
+        "height": int(height),
+        "width": int(width),
+        "source": source,
+    }
+    _check_row(row)
+    return row
+
+
+def views_from_row(row: Mapping[str, Any], image_size: int) -> SceneViews:
+    """Decodes a store's row into views of image_size × image_size pixels.
+
+    Other images are resized and those that are not square padded with white; intrinsics follow (see resize.py). What
+    is transparent is composited on white, and `alpha` says where (0 in the padding); None where nothing is.
+    SceneError where images are damaged or not of the row's height and width, or cached latents do not fit them.
+    """
+    _check_row(row)
+    height, width = int(row["height"]), int(row["width"])
+    images, alphas = [], {}
+    for index, data in enumerate(row["views"]):  # one at a time: full-size views of a scene may be gigabytes
+        try:
+            if png_size(data) != (width, height):
+                raise ValueError(f"the image is not {width}x{height} as the row says")
+            layers = decode_layers(data)
+        except ValueError as error:
+            raise _row_error(row, f"views[{index}]", str(error)) from error
+        images.append(_resized(on_white(layers), 255, image_size))
+        if layers.shape[2] == 4:
+            alphas[index] = _resized(layers[..., 3:], 0, image_size)[0]
+    intrinsics = torch.tensor(np.asarray(row["intrinsics"], dtype=np.float32)).reshape(-1, 3, 3)
+    return SceneViews(
+        scene_id=row["scene_id"],
+        category=row["category"],
+        images=torch.stack(images),
+        cam2world=torch.tensor(np.asarray(row["cam2world"], dtype=np.float32)).reshape(-1, 4, 4),
+        intrinsics=pad_intrinsics(intrinsics, width, height),
+        test_views=tuple(int(view) for view in row["test_views"]),
+        latents=_cached_latents(row),
+        alpha=_alpha(alphas, len(images), height, width),
+    )
+
+
+def _alpha(known: Mapping[int, Tensor], num_views: int, height: int, width: int) -> Tensor | None:
+    """[V, image_size, image_size]; views that are not among the known ones are opaque, but for their padding."""
+    if not known:
+        return None
+    opaque = _resized(np.full((height, width, 1), 255, np.uint8), 0, len(next(iter(known.values()))))[0]
+    return torch.stack([known.get(view, opaque) for view in range(num_views)])
+
+
+def _resized(pixels: NDArray[np.uint8], padding: int, image_size: int) -> Tensor:
+    """[H, W, C] → [C, image_size, image_size] in [0, 1]."""
+    # By NumPy: torch would wake all its threads for each view, which costs ten times more where cores are busy.
+    image = np.divide(pad_to_square(pixels.transpose(2, 0, 1), padding), 255, dtype=np.float32, order="C")
+    return resize_square(torch.from_numpy(image), image_size)
+
+
+def _cached_latents(row: Mapping[str, Any]) -> Tensor | None:
+    if row.get("latents") is None:
+        return None
+    try:
+        return unpack_latents(row["latents"], row["latent_shape"], len(row["views"]))
+    except ValueError as error:
+        raise _row_error(row, "cached latents", f"{error}; {REMEDY}") from error
+
+
+def _check_row(row: Mapping[str, Any]) -> None:
+    """SceneError unless a row's columns fit together and its cameras are cameras."""
+    num_views, num_poses, num_intrinsics = len(row["views"]), len(row["cam2world"]) / 16, len(row["intrinsics"]) / 9
+    if not num_views == num_poses == num_intrinsics or num_views == 0:
+        reason = f"{num_views} views, {num_poses:g} poses and {num_intrinsics:g} intrinsics: need as many of each"
+        raise _row_error(row, "", reason)
+    if num_views > MAX_VIEWS:
+        raise _row_error(row, "views", f"{num_views} of them; at most {MAX_VIEWS} are read")
+    tests = [int(view) for view in row["test_views"]]
+    if not tests or len(set(tests)) < len(tests) or min(tests) < 0 or max(tests) >= num_views:
+        raise _row_error(row, "test_views", f"{tests!s:.200} must be different view numbers from 0 to {num_views - 1}")
+    if len(tests) == num_views:
+        raise _row_error(row, "test_views", f"all {num_views} views are test views: none is left to train on")
+    try:
+        check_scene_id(row["scene_id"])
+    except ValueError as error:
+        raise _row_error(row, "scene_id", str(error)) from error
+    poses = np.asarray(row["cam2world"], dtype=np.float64).reshape(-1, 4, 4)
+    intrinsics = np.asarray(row["intrinsics"], dtype=np.float64).reshape(-1, 3, 3)
+    for view in range(num_views):
+        try:
+            check_pose(poses[view])
+            check_intrinsics(intrinsics[view])
+        except ValueError as error:
+            raise _row_error(row, f"view {view}", str(error)) from error
+
+
+def _row_error(row: Mapping[str, Any], file: str, reason: str) -> SceneError:
+    return SceneError(str(row["scene_id"]), file, reason, str(row["source"]))
+
+
+def _numbers(values: ArrayLike, side: int, what: str) -> NDArray[np.float64]:
+    """Finite numbers [side, side] from nested lists or from a flat list."""
+    try:
+        numbers = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{what} must be {side}x{side} numbers ({error})") from error
+    if numbers.size != side * side:
+        raise ValueError(f"{what} must be {side}x{side} numbers, got {numbers.size}")
+    if not (np.abs(numbers) < _LARGEST_NUMBER).all():
+        raise ValueError(f"{what} must be finite numbers below {_LARGEST_NUMBER:g}")
+    return numbers.reshape(side, side)
+
+
+def _listed(values: NDArray[np.float64]) -> str:
+    return " ".join(f"{value:g}" for value in values)

@@ -1,0 +1,217 @@
+"""Caches the encoder's mean latents of every view of a store, once, so that stage 2 need not encode them.
+
+Ray actors hold the shared model and make one part of the cache after another. A part is written whole or not at all,
+and is the same whoever makes it: one whose actor died is simply made again.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import astuple, dataclass, field
+from typing import Any
+
+import ray
+import torch
+from ray.exceptions import RayError, RayTaskError
+from tqdm import tqdm
+
+from scaling.config import Settings, SettingsError
+from scaling.data.latent_cache import LatentCache
+from scaling.data.latents import pack_latents
+from scaling.data.scene_store import SceneStore
+from scaling.data.scene_views import SceneError, SceneViews, views_from_row
+from scaling.data.stores import SourceSpec
+from scaling.distributed.cluster import Resources, share_for_actors
+from scaling.distributed.prepare import read_rows
+from scaling.models.shared_model import load_shared, read_config, read_hash
+from scaling.storage.paths import AnyPath, to_path, uri_of
+from scaling.training import watchdog
+from scaling.training.training_scene import as_bytes, encode_images
+
+DECODED_AHEAD = 2  # scenes that are decoded while the device encodes another one
+TOLD = 5  # scenes that were left out
+TRIES = 5  # at a part, when its actor's process or node dies
+
+
+@dataclass(frozen=True)
+class EncodeJob:
+    """What an actor needs to know, in plain values; shared: as `storage.uri_of` gives it."""
+
+    shared: str
+    spec: tuple[str | None, int, int, str | None]
+    threads: int
+
+
+@dataclass
+class Encoded:
+    """How many scenes a part holds, or the whole cache; left_out: why others could not be read, by id."""
+
+    num_scenes: int = 0
+    left_out: dict[str, str] = field(default_factory=dict)
+
+
+class Encoder:
+    """An actor: holds the shared model on its device and makes parts of the cache."""
+
+    def __init__(self, job: EncodeJob) -> None:
+        torch.set_num_threads(job.threads)
+        self.job = job
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    def ready(self) -> None:
+        """Reads the shared model, here as Ray hides what a constructor raises. SharedModelError where it is damaged."""
+        self.shared, shared_hash = load_shared(to_path(self.job.shared), self.device)
+        self.source = SourceSpec(*self.job.spec).open()
+        self.cache = LatentCache(SceneStore(str(self.job.spec[0])), shared_hash)
+
+    def encode(self, number: int) -> Encoded:
+        """Encodes and writes a part of the cache. OSError names the file where it cannot be written."""
+        with watchdog.Watchdog(self.shared.settings.stage2.stall_seconds):
+            rows, done = [], Encoded()
+            for scene_id, views in _decoded(read_rows(self.source, self.cache.ids(number)), self.job.spec[1]):
+                try:
+                    if isinstance(views, Exception):
+                        raise views
+                    rows.append(self._row(views))
+                except ValueError as error:
+                    done.left_out[scene_id] = str(error)
+                watchdog.beat()
+            self.cache.write(number, rows)
+            done.num_scenes = len(rows)
+            return done
+
+    def _row(self, views: SceneViews) -> dict[str, Any]:
+        try:
+            latents = encode_images(self.shared, as_bytes(views.images).to(self.device))
+            return {"scene_id": views.scene_id, "shape": list(latents.shape), "latents": pack_latents(latents)}
+        except torch.AcceleratorError:
+            os._exit(1)  # the GPU fails every later call too
+
+
+def _decoded(rows: Iterable[dict[str, Any]], image_size: int) -> Iterator[tuple[str, SceneViews | Exception]]:
+    """The views of rows, or why they cannot be used, decoded on threads a little ahead."""
+
+    def decode(row: dict[str, Any]) -> SceneViews | Exception:
+        try:
+            if row.get("error"):
+                return SceneError(row["scene_id"], "", row["error"])
+            return views_from_row(row, image_size)
+        except SceneError as error:
+            return error
+
+    with ThreadPoolExecutor(DECODED_AHEAD) as pool:
+        waiting: deque[tuple[str, Future[SceneViews | Exception]]] = deque()
+        for row in rows:
+            waiting.append((row["scene_id"], pool.submit(decode, row)))
+            if len(waiting) > DECODED_AHEAD:
+                scene_id, views = waiting.popleft()
+                yield scene_id, views.result()
+        for scene_id, views in waiting:
+            yield scene_id, views.result()
+
+
+def check_encodes(shared_folder: AnyPath) -> Settings:
+    """The settings of a shared model that has an encoder. SettingsError where it has none, SharedModelError where there
+    is no shared model."""
+    settings = read_config(shared_folder)
+    if not settings.autoencoder.has_encoder:
+        raise SettingsError(
+            f"--shared {shared_folder}: autoencoder.kind is {settings.autoencoder.kind}, which has no network to "
+            "encode with; there are no latents to cache, and stage 2 needs none"
+        )
+    return settings
+
+
+def cache_latents(store: str, shared_folder: AnyPath, resources: Resources) -> Encoded:
+    """Caches the latents of every scene of a store under the shared model, or those that are not there yet.
+
+    Raises what `check_encodes` and opening the store raise, SharedModelError where the model's tensors are not of its
+    hash, ValueError where not one scene could be read, OSError where a part cannot be written, RuntimeError where
+    actors died too often. Parts that were written are kept.
+    """
+    spec = SourceSpec.of(store, check_encodes(shared_folder).data)
+    cache = LatentCache(SceneStore(str(spec.store)), read_hash(shared_folder))
+    complete = cache.num_scenes()
+    if complete is not None:
+        print(f"the latents of {complete} of {len(cache.store)} scenes are cached already in {cache.folder}")
+        return Encoded(complete)
+    cache.begin()
+    whole = cache.whole_parts()
+    numbers = [number for number in range(cache.num_parts) if number not in whole]
+    total, behind = Encoded(sum(whole.values())), sum(len(cache.ids(number)) for number in whole)
+    with (
+        tqdm(total=len(cache.store), initial=behind, unit="scene", desc="latents") as progress,
+        closing(_encode(uri_of(shared_folder), spec, numbers, resources)) as parts,
+    ):
+        for part in parts:
+            total.num_scenes += part.num_scenes
+            total.left_out |= part.left_out
+            progress.update(part.num_scenes + len(part.left_out))
+            progress.set_postfix(left_out=len(total.left_out))
+    if not total.num_scenes:
+        why = next(iter(total.left_out.values()), f"remove {cache.folder} to try them again")
+        raise ValueError(f"{store}: no scene could be read, so no latents are cached; {why}")
+    cache.finish(total.num_scenes)
+    print(f"the latents of {total.num_scenes} of {len(cache.store)} scenes are cached in {cache.folder}")
+    for why in list(total.left_out.values())[:TOLD]:
+        print(f"left out: {why}")
+    return total
+
+
+def _encode(shared: str, spec: SourceSpec, numbers: Sequence[int], resources: Resources) -> Generator[Encoded]:
+    """Makes parts on as many actors as stage 2 would have, one part in flight on each; an actor that dies is replaced.
+
+    A part waits for an actor that is up: one that the cluster has no room for holds up nobody.
+    """
+    each = share_for_actors(resources, None, len(numbers))
+    actor = ray.remote(Encoder).options(
+        num_cpus=each.cpus, num_gpus=each.gpus, scheduling_strategy="SPREAD", max_restarts=0, max_task_retries=0
+    )
+    job = EncodeJob(shared, astuple(spec), each.threads)
+    todo, left, deaths = deque(numbers), len(numbers), Counter[int | None]()
+    calls: dict[Any, tuple[Any, int | None]] = {}  # in flight: the actor, and its part (None while it starts)
+
+    def start() -> None:
+        made: Any = actor.remote(job)
+        calls[made.ready.remote()] = (made, None)
+
+    try:
+        for _ in range(min(each.workers, len(numbers))):
+            start()
+        while left:
+            [done], _ = ray.wait(list(calls), num_returns=1)
+            free, number = calls.pop(done)
+            try:
+                part = ray.get(done)
+            except RayError as error:
+                ray.kill(free)
+                deaths[number] += 1
+                _check_passing(error, deaths[number])
+                todo.extend([] if number is None else [number])
+                start()
+                continue
+            if part is not None:
+                left -= 1
+                yield part
+            if todo:
+                number = todo.popleft()
+                calls[free.encode.remote(number)] = (free, number)
+            else:
+                ray.kill(free)
+    finally:
+        for busy, _ in calls.values():
+            ray.kill(busy)
+
+
+def _check_passing(error: RayError, times: int) -> None:
+    """Raises what an actor raised, without Ray's pages about it, or RuntimeError where actors died TRIES times over the
+    same part, or before they had started."""
+    if isinstance(error, RayTaskError) and not isinstance(error.cause, RayError):
+        raise error.cause from error
+    if times == TRIES:
+        why = next(iter(str(error).splitlines()), type(error).__name__)
+        raise RuntimeError(f"an actor that encodes died {times} times ({why}); the same command goes on") from error

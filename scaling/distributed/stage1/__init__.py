@@ -1,0 +1,1 @@
+"""Stage 1 on Ray Train: a driver, workers, and what the driver hears of them."""

@@ -1,0 +1,238 @@
+"""Stage 1 on Ray Train: one worker per GPU (or on the CPUs), a checkpoint per epoch, resumed by the same command.
+
+1. the driver chooses the scenes and starts the workers;
+2. each worker reads the scenes of its buckets and runs scaling.training.stage1 with the shared model under DDP;
+3. after every epoch all workers report: losses to MLflow, a checkpoint to RUN/checkpoints/stage1;
+4. the driver turns the last checkpoint into RUN/shared, the stage's fitted scenes and their pictures.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
+from dataclasses import astuple
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import torch
+from pyarrow.fs import FileType, SubTreeFileSystem
+from ray.exceptions import RayError
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2.api.exceptions import TrainingFailedError
+from ray.util.queue import Queue
+
+from scaling.config import Settings, make_settings, merge
+from scaling.data.stores import EMBEDDED, SourceSpec
+from scaling.distributed.cluster import Resources, Share, share
+from scaling.distributed.stage1.events import Reports, Story, drain, open_queue
+from scaling.distributed.stage1.finish import finish_stage1
+from scaling.distributed.stage1.worker import train_worker
+from scaling.distributed.tracking import Tracker, tracking_uri
+from scaling.library.ledger import Ledger, open_ledger
+from scaling.library.run_folder import RunFolder, ids_hash
+from scaling.library.summary import summarise
+from scaling.models.shared_model import SharedModel
+from scaling.storage.atomic import replace_file
+from scaling.storage.paths import AnyPath
+from scaling.training.checkpoint_checksums import clear
+from scaling.training.sampler import bucket_of
+from scaling.training.stage1 import check_workers
+
+RAYS_LIST = "checkpoint_manager_snapshot.json"
+RESERVATION = "reservation.txt"
+
+
+def train_stage1(
+    run: RunFolder,
+    settings: Settings,
+    spec: SourceSpec,
+    scene_ids: list[str],
+    resources: Resources,
+    workers: int | None,
+    preset: str = "",
+) -> dict[str, Any]:
+    """Trains the shared model on `scene_ids`, or goes on where a killed run stopped. → the run's metrics.
+
+    preset: whose settings these are, for people who compare runs.
+    Raises SettingsError where workers outnumber the scene buckets or the run folder belongs to another job,
+    LeaseHeld where another driver works on the run, NoWholeCheckpoint where it should go on and cannot, RuntimeError
+    where training failed for good.
+    """
+    with open_ledger(run) as ledger:
+        settings = with_absolute_folder(settings)
+        job = {"num_scenes": len(scene_ids), "scenes_hash": ids_hash(scene_ids), "store": spec.store or EMBEDDED}
+        run.check_same_job("stage1", settings, job, ignore={"stage2"})
+        trained = (run.shared / "hash.txt").is_file()
+        if not trained:
+            parts = share(resources, workers or _default_workers(settings, resources), reserve_cpu=False)
+            check_workers(settings, parts.workers)
+            bucket_of(scene_ids, settings.stage1.num_buckets)
+            SharedModel(settings)  # an autoencoder that cannot be loaded is told here, not by every worker
+            run.write_config("stage1", settings, job)
+        tracker = Tracker(run, "stage1", tags={"preset": preset})
+        try:
+            if trained:
+                print(f"{run.shared}: the shared model is there already")
+            else:
+                tracker.log_settings(settings, {**job, "num_workers": parts.workers})
+                _train(ledger, settings, spec, scene_ids, parts, tracker)
+            metrics = summarise(run)
+        except BaseException as error:
+            tracker.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            raise
+        tracker.log_summary({"stage1": metrics["stage1"], "shared_bytes": metrics["shared_bytes"]})
+        tracker.end()
+        return metrics
+
+
+def with_absolute_folder(settings: Settings) -> Settings:
+    """A local autoencoder folder as an absolute path: workers run in other folders."""
+    named = settings.autoencoder.pretrained
+    if named is None or not Path(named).is_dir():
+        return settings
+    return make_settings(merge(settings.model_dump(), {"autoencoder": {"pretrained": str(Path(named).absolute())}}))
+
+
+def _default_workers(settings: Settings, resources: Resources) -> int:
+    """One worker per GPU, at most one per scene bucket."""
+    workers = min(max(resources.gpus, 1), settings.stage1.num_buckets)
+    if workers < resources.gpus:
+        print(f"{workers} of {resources.gpus} GPUs: there are no more scene buckets (stage1.num_buckets)")
+    return workers
+
+
+def _train(
+    ledger: Ledger, settings: Settings, spec: SourceSpec, ids: list[str], parts: Share, tracker: Tracker
+) -> None:
+    run, queue = ledger.run, open_queue()
+    trainer = _trainer(run, settings, spec, ids, parts, queue)
+    _clear_checkpoints(trainer)
+    _free_reservation(trainer)
+    for old in run.checkpoints.glob("stage1-*"):  # logs of killed runs
+        old.unlink()
+    result = _follow(trainer, queue, run.checkpoints / "stage1-errors.log")
+    _clear_checkpoints(trainer)  # Ray keeps two itself, but does not know of those that were there before
+    assert result.checkpoint is not None
+    with result.checkpoint.as_directory() as folder:
+        finish_stage1(ledger, Path(folder), settings, spec, tracker.log_image)
+
+
+def _trainer(
+    run: RunFolder, settings: Settings, spec: SourceSpec, ids: list[str], parts: Share, queue: Queue
+) -> TorchTrainer:
+    gpu = parts.gpus > 0
+    # Ray may choose a size that a lost node had a part in, and waits this long for it (60 s if not told).
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "30")
+    return TorchTrainer(
+        train_worker,
+        train_loop_config={
+            "settings": settings.model_dump(),
+            "spec": astuple(spec),
+            "scene_ids": ids,
+            "threads": parts.threads,
+            "wanted": parts.workers,
+            "queue": queue,
+        },
+        torch_config=TorchConfig(backend="nccl" if gpu and _real_gpus() else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=(1, parts.workers) if parts.workers > 1 else 1,  # type: ignore[arg-type]
+            use_gpu=gpu,
+            resources_per_worker={"GPU": 1} if gpu else {"CPU": parts.cpus},
+        ),
+        run_config=RunConfig(
+            name="stage1",
+            **_storage(run.checkpoints),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            failure_config=FailureConfig(max_failures=-1),  # Reports knows when to give up
+            callbacks=[Reports(run.path, tracking_uri(run), queue)],  # type: ignore[list-item]
+        ),
+    )
+
+
+def _real_gpus() -> bool:
+    """Whether the cluster's GPUs are more than numbers in Ray's books, as tests have them. Seen from the driver's node,
+    which may have none itself: then those of other machines are taken for real."""
+    own = ray.get_runtime_context().get_node_id()
+    [address] = [node["NodeManagerAddress"] for node in ray.nodes() if node["NodeID"] == own]
+    here = [node for node in ray.nodes() if node["NodeManagerAddress"] == address and node["Resources"].get("GPU")]
+    return torch.cuda.is_available() if here else torch.distributed.is_nccl_available()
+
+
+def _storage(folder: AnyPath) -> dict[str, Any]:
+    """Where Ray Train keeps its checkpoints."""
+    if isinstance(folder, Path):
+        return {"storage_path": str(folder.absolute())}
+    return {"storage_path": folder.path, "storage_filesystem": folder.filesystem}
+
+
+def _clear_checkpoints(trainer: TorchTrainer) -> None:
+    """Removes what killed runs left, all but the last two whole checkpoints. Raises NoWholeCheckpoint.
+
+    Ray's own list of checkpoints goes too: workers do not ask for it, and a list that a crash or a full disk tore, or
+    that names a folder which is gone, would keep Ray from starting.
+    """
+    root = _root(trainer)
+    for name, why in clear(root, root.base_path).items():
+        print(f"stage 1: removed checkpoint {name}, which is not whole: {why}")
+    if _exists(root, RAYS_LIST):
+        root.delete_file(RAYS_LIST)
+
+
+def _free_reservation(trainer: TorchTrainer) -> None:
+    """Gives back what a killed driver of this run had reserved, and notes this one's reservation for the next.
+
+    Where a number of workers is elastic, Ray counts what is reserved for others as taken, and it keeps a reservation
+    for three minutes after its driver is gone.
+    """
+    root = _root(trainer)
+    if _exists(root, RESERVATION):
+        with root.open_input_stream(RESERVATION) as file, suppress(ValueError, RayError):  # another cluster, or busy
+            coordinator = ray.get_actor("AutoscalingCoordinator", namespace="AutoscalingCoordinator")
+            ray.get(coordinator.cancel_request.remote(file.read().decode()), timeout=10)
+    with root.open_output_stream(RESERVATION) as file:
+        file.write(f"train-{trainer.train_run_context.run_id}".encode())  # type: ignore[attr-defined]
+
+
+def _root(trainer: TorchTrainer) -> SubTreeFileSystem:
+    """Where Ray Train keeps the stage's checkpoints."""
+    storage = trainer.run_config.storage_context  # type: ignore[attr-defined]
+    return SubTreeFileSystem(storage.experiment_fs_path, storage.storage_filesystem)
+
+
+def _exists(root: SubTreeFileSystem, name: str) -> bool:
+    return root.get_file_info(name).type != FileType.NotFound
+
+
+def _follow(trainer: TorchTrainer, queue: Queue, log: AnyPath) -> ray.train.Result:
+    """Runs the trainer and prints what comes through the queue.
+
+    In a thread of its own: in the main one Ray Train takes Ctrl-C over and never gives it back. Raises RuntimeError
+    with the reason where training failed for good; the workers' tracebacks are in `log` then.
+    """
+    story = Story(time.time())
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(trainer.fit)
+        try:
+            while True:
+                finished = not wait([future], timeout=1.0).not_done
+                for line in [*story.lines(drain(queue), time.time()), *story.waiting(time.time())]:
+                    print(line, flush=True)
+                if finished:
+                    return future.result()
+        except KeyboardInterrupt:
+            ray.shutdown()  # ends the workers, and with them the thread that waits for them
+            raise
+        except TrainingFailedError as error:
+            where = ""
+            with suppress(OSError):  # the disk may be what failed
+                replace_file(log, "\n".join(story.tracebacks).encode())
+                where = f" (the workers' tracebacks: {log})"
+            why = str(getattr(error, "controller_failure", error)).strip().splitlines()[-1]
+            raise RuntimeError(
+                f"stage 1 failed: {why}{where}; once that is mended, the same command goes on"
+            ) from error

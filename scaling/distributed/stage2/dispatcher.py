@@ -1,0 +1,297 @@
+"""Hands batches of scenes to actors, one in flight per actor, and accounts for every scene.
+
+At least once: what an actor that died had in hand is tried again, in halves, so that a scene that kills its actor is
+soon alone; a scene that has cost `max_attempts` actors alone is given up. A node's death is not its scenes' fault, up
+to MAX_LOSSES. Commits are idempotent, so results are effectively once. A cohort stays whole.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterator
+from contextlib import suppress
+from typing import Any
+
+import pyarrow as pa
+import ray
+from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
+from tqdm import tqdm
+
+from scaling.distributed.stage2.interrupts import Interrupts
+from scaling.distributed.stage2.messages import FITTED, Accounts, Cohorts, Counts, Fitted, Flight, Outcome, Piece
+from scaling.library.failures import RETRY, event
+from scaling.storage.atomic import ADVICE
+
+START_ATTEMPTS = 2  # per actor, in a row, before a job that has no actor gives up
+MAX_LOSSES = 5  # nodes lost, or writes failed, under a scene before that counts as its own doing
+MOST_TOLD = 20  # warnings about scenes
+TICK_SECONDS = 1.0
+STAFF_SECONDS = 10.0  # so often the driver looks how many actors the cluster can hold
+DRAIN_SECONDS = 20.0  # less than what a spot machine or a pod gets to leave
+
+
+class Dispatcher:
+    """make_actor starts an actor with `ready()` and `fit(rows, attempt) -> Fitted`; the driver respawns dead ones.
+
+    wanted: how many actors the cluster can hold now; deadline: seconds that a ready actor may take over a batch (in
+    mode cohort: over an epoch), after which it is killed.
+    """
+
+    def __init__(
+        self,
+        make_actor: Callable[[], Any],
+        wanted: Callable[[], int],
+        max_attempts: int,
+        deadline: float,
+        accounts: Accounts,
+        cohorts: Cohorts | None = None,
+    ) -> None:
+        self.make_actor = make_actor
+        self.wanted = wanted
+        self.max_attempts = max_attempts
+        self.deadline = deadline
+        self.accounts = accounts
+        self.cohorts = cohorts  # given where batches are cohorts, which cannot be cut
+        self.in_flight: dict[Any, Flight] = {}  # by the future of the call
+        self.waiting: deque[Piece] = deque()  # what is left of batches that were lost
+        self.exhausted = False
+        self.deaths: Counter[str] = Counter()  # of actors that held this scene alone, or its cohort
+        self.losses: Counter[str] = Counter()
+        self.told = 0
+        self.failed_starts = 0
+        self.no_start_before = 0.0
+        self.staffed_at = float("-inf")
+        self.target = 1
+
+    def run(self, batches: Iterator[pa.Table], total: int) -> Generator[Counts]:
+        """Fits every batch; yields the counts when actors start, and after each batch that came back.
+
+        Raises RuntimeError where no actor can start, or where scenes of `total` are left at the end; KeyboardInterrupt
+        where the job was asked to stop, after the batches in flight, or DRAIN_SECONDS.
+        """
+        if not total:
+            return
+        counts = Counts(total)
+        progress = tqdm(total=total, unit="scene", desc="stage 2")
+        try:
+            with Interrupts() as interrupts:
+                stop_at = float("inf")
+                self._staff()
+                yield counts
+                self._read(batches)  # while actors start
+                while counts.left:
+                    self.accounts.check()
+                    if interrupts.requested and stop_at == float("inf"):
+                        stop_at = time.monotonic() + DRAIN_SECONDS
+                        self._start_draining()
+                    if not interrupts.requested:
+                        self._staff()
+                    if time.monotonic() > stop_at or not (self.in_flight or self._may_start(interrupts.requested)):
+                        break
+                    changed = self._wait(batches, counts, give_more=not interrupts.requested)
+                    progress.update(counts.done + counts.failed - progress.n)
+                    progress.set_postfix_str(self._standing(counts, progress.format_dict["elapsed"]))
+                    if changed:
+                        yield counts
+            if interrupts.requested and counts.left:
+                raise KeyboardInterrupt
+        finally:
+            progress.close()
+            for flight in self.in_flight.values():
+                ray.kill(flight.actor)
+        if counts.left:
+            raise RuntimeError(f"{counts.left} of {total} scenes are neither fitted nor recorded as failed")
+
+    def _standing(self, counts: Counts, elapsed: float) -> str:
+        at_work = sum(flight.piece is not None for flight in self.in_flight.values())
+        words = [
+            f"{3600 * counts.done / max(elapsed, 1e-3):.0f}/h",
+            f"done={counts.done}",
+            f"failed={counts.failed}",
+            f"left={counts.left}",
+            f"actors={at_work}/{len(self.in_flight)}",
+            "-" if counts.mean_psnr is None else f"{counts.mean_psnr:.2f} dB",
+            self.cohorts.text() if self.cohorts else "",
+        ]
+        return ", ".join(word for word in words if word)
+
+    def _staff(self) -> None:
+        """Starts actors, as many as the cluster can hold and there may be work for."""
+        now = time.monotonic()
+        if now - self.staffed_at > STAFF_SECONDS:
+            self.target, self.staffed_at = max(1, self.wanted()), now
+        while len(self.in_flight) < self.target and now >= self.no_start_before:
+            starting = sum(flight.piece is None for flight in self.in_flight.values())
+            if self.exhausted and starting >= len(self.waiting):
+                return
+            actor = self.make_actor()
+            self.in_flight[actor.ready.remote()] = Flight(actor, None)
+
+    def _may_start(self, draining: bool) -> bool:
+        """Whether actors will start that have work: after one that failed to, the next try comes a little later."""
+        return not draining and bool(self.waiting or not self.exhausted)
+
+    def _start_draining(self) -> None:
+        """No new batches from now on; actors that have none go."""
+        for future, flight in list(self.in_flight.items()):
+            if flight.piece is None:
+                ray.kill(flight.actor)
+                del self.in_flight[future]
+        print(
+            f"\nstopping: {len(self.in_flight)} batches in flight have {DRAIN_SECONDS:.0f} s to finish; "
+            "once more, to stop at once",
+            flush=True,
+        )
+
+    def _wait(self, batches: Iterator[pa.Table], counts: Counts, give_more: bool) -> bool:
+        """Takes the calls that come back within a moment. → whether the counts changed."""
+        if not self.in_flight:
+            time.sleep(TICK_SECONDS / 4)
+            return False
+        finished, _ = ray.wait(list(self.in_flight), num_returns=1, timeout=TICK_SECONDS)
+        before = counts.left
+        for future in finished:
+            flight = self.in_flight.pop(future)
+            if self._collect(future, flight, counts) and give_more:
+                self._give(flight.actor, batches)
+            else:
+                ray.kill(flight.actor)
+        self._kill_overdue(counts)
+        return counts.left != before
+
+    def _read(self, batches: Iterator[pa.Table]) -> None:
+        """The next batch, if there is one, waits for an actor."""
+        rows = next(batches, None)
+        self.exhausted = rows is None
+        if rows is not None:
+            self.waiting.append(Piece(rows))
+
+    def _give(self, actor: Any, batches: Iterator[pa.Table]) -> None:
+        """The actor's next batch; without one it goes."""
+        if not self.waiting and not self.exhausted:
+            self._read(batches)
+        if not self.waiting:
+            ray.kill(actor)
+            return
+        piece = self.waiting.popleft()
+        piece.epochs = self.cohorts.epochs(piece.ids) if self.cohorts else 0
+        self.in_flight[actor.fit.remote(piece.rows, piece.attempt)] = Flight(actor, piece)
+
+    def _collect(self, future: Any, flight: Flight, counts: Counts) -> bool:
+        """Takes one finished call. → whether its actor can go on."""
+        try:
+            result = ray.get(future)
+        except RayTaskError as error:
+            self._task_failed(flight, error, counts)
+            return False
+        except RayError as error:
+            ray.kill(flight.actor)
+            lost_node = isinstance(error, ActorUnavailableError) or "its node has died" in str(error)
+            self._gone(flight, error, counts, own_doing=isinstance(error, RayActorError) and not lost_node)
+            return False
+        self.failed_starts = 0
+        if flight.piece is not None:
+            self._settle(flight.piece, result, counts)
+        return True
+
+    def _task_failed(self, flight: Flight, error: RayTaskError, counts: Counts) -> None:
+        """An error that the actor raised. No scene's own, those are outcomes: a write that failed, which is tried again
+        if that may help, or the job's, which ends it."""
+        ray.kill(flight.actor)
+        cause = error.cause
+        passing = isinstance(cause, RayError) or (isinstance(cause, OSError) and cause.errno not in ADVICE)
+        if not passing or any(self.losses[i] >= MAX_LOSSES for i in (flight.piece.ids if flight.piece else [])):
+            raise cause from error
+        self._gone(flight, cause, counts, own_doing=False)
+
+    def _kill_overdue(self, counts: Counts) -> None:
+        """Kills actors that have held a batch for too long: a hung fit, a stopped process, a device that is gone."""
+        now = time.monotonic()
+        for future, flight in list(self.in_flight.items()):
+            if flight.piece is None or now - flight.since <= self.deadline:
+                continue
+            epochs = self.cohorts.epochs(flight.piece.ids) if self.cohorts else 0
+            if epochs > flight.piece.epochs:
+                flight.piece.epochs, flight.since = epochs, now
+                continue
+            ray.kill(flight.actor)
+            del self.in_flight[future]
+            self._gone(flight, TimeoutError(f"no result within {self.deadline:.0f} s"), counts, own_doing=True)
+
+    def _gone(self, flight: Flight, error: Exception, counts: Counts, own_doing: bool) -> None:
+        """An actor is gone, by its own doing or by that of its node; what it had in hand is settled or tried again."""
+        if flight.piece is not None:
+            self._lost(flight.piece, " ".join(str(error).split())[:500], counts, own_doing)
+        elif own_doing:
+            self.failed_starts += 1
+            self.no_start_before = time.monotonic() + min(60.0, 2.0 ** (self.failed_starts - START_ATTEMPTS))
+            if self.failed_starts >= START_ATTEMPTS * self.target and not self.in_flight:
+                raise RuntimeError(f"no actor could start, {self.failed_starts} tries in a row: {error}") from error
+
+    def _lost(self, piece: Piece, message: str, counts: Counts, own_doing: bool) -> None:
+        """Each scene of the piece that is not committed cost an actor or a node: try it again, or give it up."""
+        part = None
+        with suppress(FileNotFoundError):
+            part = self.accounts.find(piece.attempt, piece.ids)
+        if part is not None:  # its last commit came through
+            self._settle(piece, Fitted([Outcome(scene_id, FITTED) for scene_id in part.scene_ids], part), counts)
+        committed = set(part.scene_ids) if part else set()
+        left = [index for index, scene_id in enumerate(piece.ids) if scene_id not in committed]
+        ids = [piece.ids[index] for index in left]
+        if self.cohorts and part is not None:
+            self._give_up(ids, piece.attempt, "left out", "its cohort was committed without it", counts)
+            return
+        if not own_doing:
+            self.losses.update(ids)
+            if max(self.losses[scene_id] for scene_id in ids or [""]) <= MAX_LOSSES:
+                self._retry(piece, [left], message)
+                return
+        self._died(piece, left, ids, message, counts)
+
+    def _died(self, piece: Piece, left: list[int], ids: list[str], message: str, counts: Counts) -> None:
+        """Halves of the piece, another attempt at a scene that was alone (or at a cohort), or its end."""
+        if len(left) > 1 and not self.cohorts:
+            middle = len(left) // 2
+            self._retry(piece, [left[:middle], left[middle:]], message)
+            return
+        if self.cohorts and self.cohorts.epochs(piece.ids) > piece.epochs:
+            self.deaths.subtract({scene_id: self.deaths[scene_id] for scene_id in ids})  # deaths in a row count
+        self.deaths.update(ids)
+        if max((self.deaths[scene_id] for scene_id in ids), default=0) >= self.max_attempts:
+            self._give_up(ids, piece.attempt, "actor died", message, counts)
+        else:
+            self._retry(piece, [left], message)
+
+    def _retry(self, piece: Piece, groups: list[list[int]], message: str) -> None:
+        for group in groups:
+            if group:
+                self.waiting.append(piece.again(group))
+                ids = self.waiting[-1].ids
+                self.accounts.record([event(scene_id, piece.attempt, RETRY, message) for scene_id in ids])
+
+    def _settle(self, piece: Piece, result: Fitted, counts: Counts) -> None:
+        """Counts what came back of a piece."""
+        if result.part is not None:
+            self.accounts.add(result.part)
+        for outcome in result.outcomes:
+            if outcome.kind == FITTED:
+                counts.done += 1
+                self._tell(outcome.message)
+                if outcome.psnr is not None:
+                    counts.psnr_sum += outcome.psnr
+                    counts.psnr_count += 1
+        failed = [outcome for outcome in result.outcomes if outcome.kind != FITTED]
+        counts.failed += len(failed)
+        if failed:
+            self.accounts.record([event(o.scene_id, piece.attempt, o.kind, o.message) for o in failed])
+
+    def _tell(self, message: str) -> None:
+        """A line about a scene that was fitted, above the progress bar; of thousands alike the first ones."""
+        if message and self.told < MOST_TOLD:
+            self.told += 1
+            tqdm.write(f"warning: {message}" + (" (further ones are not told)" if self.told == MOST_TOLD else ""))
+
+    def _give_up(self, ids: list[str], attempt: int, kind: str, message: str, counts: Counts) -> None:
+        counts.failed += len(ids)
+        self.accounts.record([event(scene_id, attempt, kind, message) for scene_id in ids])

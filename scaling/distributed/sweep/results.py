@@ -1,0 +1,88 @@
+"""What a sweep's trials came to: a record each, and sweep.json, a table and the Pareto fronts of them all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from scaling.distributed.sweep.pareto import fronts, plot_fronts
+from scaling.storage.atomic import read_limited, replace_file
+from scaling.storage.json_yaml import parse_json
+
+FINISHED, FAILED, STOPPED = "finished", "failed", "stopped"
+FORMAT_VERSION = 1
+DOWN = {"seconds_per_scene", "bytes_per_scene"}  # metrics of which less is better
+RECORD = "trial.json"
+
+
+def write_record(folder: Path, record: dict[str, Any]) -> None:
+    """Notes in a trial's folder what it came to: `trial`, `values`, `status`, and its figures or its `error`."""
+    replace_file(folder / RECORD, json.dumps(record, indent=1, allow_nan=False).encode() + b"\n")
+
+
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """What `write_record` wrote; None for a trial that is not done. ValueError names a damaged file."""
+    path = folder / RECORD
+    if not path.is_file():
+        return None
+    try:
+        record = parse_json(read_limited(path))
+        if not isinstance(record, dict) or record.get("status") not in (FINISHED, FAILED, STOPPED):
+            raise ValueError("no record of a trial")
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; remove it, and the same command does that trial again") from error
+    return record
+
+
+def read_records(sweep: Path) -> list[dict[str, Any]]:
+    """The records of the trials that are done, in the order of their names."""
+    found = (read_record(path.parent) for path in sorted((sweep / "trials").glob(f"*/{RECORD}")))
+    return [record for record in found if record]
+
+
+def summarise_sweep(sweep: Path, job: dict[str, Any], metric: str) -> dict[str, Any]:
+    """Writes SWEEP/sweep.json and SWEEP/pictures/pareto.png. → what is in the file."""
+    records = in_order(read_records(sweep), metric)
+    finished = [record for record in records if record["status"] == FINISHED]
+    result = {
+        "format_version": FORMAT_VERSION,
+        **job,
+        "metric": metric,
+        "best": finished[0]["trial"] if finished else None,
+        "pareto": fronts(finished),
+        "trials": records,
+    }
+    replace_file(sweep / "sweep.json", json.dumps(result, indent=1, allow_nan=False).encode() + b"\n")
+    if finished:
+        plot_fronts(finished, sweep / "pictures" / "pareto.png")
+    return result
+
+
+def in_order(records: Sequence[dict[str, Any]], metric: str) -> list[dict[str, Any]]:
+    """Finished trials, the best by `metric` first; then those that were stopped or failed."""
+
+    def place(record: dict[str, Any]) -> tuple[bool, float]:
+        value = record.get(metric) or 0.0
+        return record["status"] != FINISHED, value if metric in DOWN else -value
+
+    return sorted(records, key=place)
+
+
+def sweep_table(result: dict[str, Any]) -> str:
+    """The trials as a Markdown table, the best first; * marks those on a Pareto front."""
+    starred = {trial for front in result["pareto"].values() for trial in front}
+    lines = ["| trial | test PSNR, dB | SSIM | s/scene | bytes/scene | stage 1, s | |", "|---" * 7 + "|"]
+    for record in result["trials"]:
+        if record["status"] == FINISHED:
+            stage1 = "-" if record["stage1_seconds"] is None else f"{record['stage1_seconds']:.0f}"
+            cells = [
+                f"{record['psnr']:.2f}", f"{record['ssim']:.3f}", f"{record['seconds_per_scene']:.2f}",
+                f"{record['bytes_per_scene']:,.0f}", stage1, "*" if record["trial"] in starred else "",
+            ]  # fmt: skip
+        else:
+            psnr = "-" if record.get("psnr") is None else f"{record['psnr']:.2f} at {record['progress']:.0f} %"
+            cells = [psnr, "-", "-", "-", "-", f"{record['status']}: {record.get('error', 'behind the others')}"[:80]]
+        lines.append(f"| {record['trial']} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)

@@ -1,0 +1,152 @@
+"""The stage 1 that trials of a sweep have in common: the first of them trains it in its own process, the others follow.
+
+SWEEP/stage1/HASH is a run folder as stage 1 leaves it; its lease says who trains. A trial that dies, or is stopped,
+leaves its last epoch's checkpoint to the next one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
+
+from scaling.config import Settings
+from scaling.data.scene_views import views_from_row
+from scaling.data.stores import EMBEDDED, SourceSpec
+from scaling.distributed.stage1.finish import finish_stage1
+from scaling.library.lease import LeaseHeld
+from scaling.library.ledger import Ledger, open_ledger
+from scaling.library.run_folder import RunFolder, ids_hash
+from scaling.pictures.draw import save_png, scene_sheet
+from scaling.storage.atomic import replace_file
+from scaling.storage.json_yaml import parse_json
+from scaling.storage.paths import remove_tree
+from scaling.training.checkpoint_checksums import clear, newest_whole, seal
+from scaling.training.evaluate import render_views
+from scaling.training.measure_box import source_bounds
+from scaling.training.metrics.images import psnr
+from scaling.training.phase_loop import EpochReport
+from scaling.training.process_group import Workers
+from scaling.training.stage1 import Stage1
+
+STAGE1_SHARE = 80.0  # per cent of a trial's way; stage 2 has the rest
+WATCHED_SCENES = 4  # the first of stage 1, whose test views say how a trial does on its way
+POLL_SECONDS = 2.0
+
+Report = Callable[[dict[str, Any]], None]
+
+
+def stage1_folder(sweep: Path, settings: Settings, spec: SourceSpec, ids: list[str]) -> RunFolder:
+    """Where the stage 1 of these settings and scenes lies: SWEEP/stage1/HASH."""
+    job = [settings.model_dump(exclude={"stage2"}), asdict(spec), ids_hash(ids)]
+    return RunFolder(sweep / "stage1" / hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest()[:12])
+
+
+def train_once(
+    run: RunFolder, settings: Settings, spec: SourceSpec, ids: list[str], device: torch.device, report: Report
+) -> None:
+    """Returns when the run's shared model is trained, by this process or by another that holds the run's lease.
+
+    Every trial reports every epoch, whoever trained it. Raises Diverged, SettingsError.
+    """
+    told = 0
+    while not (run.shared / "hash.txt").is_file():
+        try:
+            with open_ledger(run) as ledger:
+                if not (run.shared / "hash.txt").is_file():  # or it came in between
+                    _train(ledger, settings, spec, ids, device, report)
+                    return
+        except LeaseHeld:
+            told = _report_again(run, told, report)
+            time.sleep(POLL_SECONDS)
+    _report_again(run, told, report)
+
+
+def _history(run: RunFolder) -> list[dict[str, Any]]:
+    """What was reported after the epochs so far."""
+    path = run.path / "reports.json"
+    return parse_json(path.read_bytes()) if path.is_file() else []
+
+
+def _report_again(run: RunFolder, told: int, report: Report) -> int:
+    history = _history(run)
+    for values in history[told:]:
+        report(values)
+    return len(history)
+
+
+def _train(
+    ledger: Ledger, settings: Settings, spec: SourceSpec, ids: list[str], device: torch.device, report: Report
+) -> None:
+    """Stage 1 in this process, from its last whole checkpoint on."""
+    run = ledger.run
+    assert isinstance(run.path, Path)
+    run.write_config("stage1", settings, {"num_scenes": len(ids), "store": spec.store or EMBEDDED})
+    checkpoints = run.path / "checkpoints" / "stage1"
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    root = SubTreeFileSystem(str(checkpoints), LocalFileSystem())
+    clear(root, str(checkpoints))
+    last, _ = newest_whole(root, str(checkpoints))
+    source, workers = spec.open(), Workers(device=device)
+    views = [views_from_row(row, settings.data.image_size) for row in source.rows(ids)]
+    bounds = source_bounds(source, workers) if settings.representation.box_side is None else None
+    stage1 = Stage1(settings, ids, views, workers, bounds)
+    epochs = int(last[:5]) if last else 0
+    history = [values for values in _history(run) if values["step"] <= epochs]
+    for values in history:
+        report(values)
+
+    def after_epoch(epoch: EpochReport) -> None:
+        name = f"{epoch.epochs_done:05d}-{epoch.phase}"
+        _checkpoint(stage1, checkpoints / name)
+        values = _on_the_way(stage1, epoch)
+        if epoch.phase != "autoencoder":
+            picture = run.path / "pictures" / "epochs" / f"{epoch.epochs_done:05d}.png"
+            save_png(picture, scene_sheet(stage1.shared, stage1.table[:1], stage1.views[0], 4))
+            values["picture"] = str(picture)
+        history.append(values)
+        replace_file(run.path / "reports.json", json.dumps(history).encode())
+        clear(root, str(checkpoints))
+        ledger.check()
+        report(values)
+
+    stage1.run(after_epoch, resume=checkpoints / last if last else None)
+    done = checkpoints / f"{len(history):05d}-evaluated"
+    replace_file(done / "metrics-0.json", json.dumps(stage1.evaluate()).encode())
+    _checkpoint(stage1, done)
+    finish_stage1(ledger, done, settings, spec, lambda key, image, step: None)
+    remove_tree(run.checkpoints)
+
+
+def _checkpoint(stage1: Stage1, folder: Path) -> None:
+    stage1.save(folder)
+    seal(folder)
+
+
+def _on_the_way(stage1: Stage1, epoch: EpochReport) -> dict[str, Any]:
+    """What a trial reports after an epoch. Before any scene is rendered there is nothing to compare it by."""
+    losses = {f"stage1/{epoch.phase}/{name}": value for name, value in epoch.losses.items()}
+    values: dict[str, Any] = {**losses, "step": epoch.epochs_done}
+    if epoch.phase != "autoencoder":
+        before = stage1.phases["autoencoder"].num_epochs if "autoencoder" in stage1.phases else 0
+        share = (epoch.epochs_done - before) / (epoch.epochs_total - before)
+        values |= {"progress": STAGE1_SHARE * share, "psnr": _watched_psnr(stage1)}
+    return values
+
+
+@torch.no_grad()
+def _watched_psnr(stage1: Stage1) -> float:
+    """Mean PSNR of decoded renders of test views, in dB, of the first scenes."""
+    found = []
+    for row, views in enumerate(stage1.views[:WATCHED_SCENES]):
+        test = list(views.test_views)
+        seen = render_views(stage1.shared, stage1.table[row : row + 1], views.cam2world[test], views.intrinsics[test])
+        found.append(psnr(seen["images"], views.images[test].to(stage1.shared.device)).mean().item())
+    return sum(found) / len(found)

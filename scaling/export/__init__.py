@@ -1,0 +1,1 @@
+"""Fitted scenes as other programs read them: planes, meshes, posed views."""

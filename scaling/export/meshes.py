@@ -1,0 +1,164 @@
+"""Meshes of fitted scenes with vertex colours: GLB for viewers, PLY for geometry tools; beside each a JSON file.
+
+GLB is as glTF wants it: y up, colours linear. They are the scene's own look, light included, so its material is unlit.
+PLY keeps the world's coordinates, z up, and colours as in the images (sRGB). Both in world units.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from scaling.data.scene_id import check_scene_id
+from scaling.export.selection import chosen_scenes, read_chosen
+from scaling.export.surface import NEEDS, NoSurface, Surface, density_grid, find_surface, outline_level
+from scaling.export.surface_colours import seen_colours
+from scaling.export.viewpoints import Viewpoints
+from scaling.library.run_folder import RunFolder
+from scaling.library.stored_models import StoredModels, chosen_device
+from scaling.library.true_views import stored_views
+from scaling.models.shared_model import SharedModel
+from scaling.models.triplanes import fuse_planes
+from scaling.storage.atomic import replace_file
+from scaling.storage.json_yaml import parse_json
+
+NUM_POINTS = 128  # along the box's longest side: some five for each texel of 24
+NUM_VIEWS = 32  # that surfaces and colours are taken from
+UNLIT = "KHR_materials_unlit"
+
+
+def export_meshes(
+    run: RunFolder, folder: Path, wanted: Path | None, file_format: str, num_points: int
+) -> tuple[int, dict[str, str]]:
+    """Writes folder/<id>.glb and <id>.glb.json (or .ply, .ply.json) of all committed scenes, or of those that the file
+    `wanted` names.
+
+    Scenes whose files are there already, made of the same fit in the same way, are kept. → the number of scenes with a
+    mesh, and why others have none. Raises what `chosen_scenes` and `stored_views` do; RuntimeError where what meshes
+    need is not installed.
+    """
+    _check_installed()
+    scenes = chosen_scenes(run, wanted)
+    models = StoredModels(run, chosen_device())
+    todo = [row for row in scenes if not _is_done(folder, row, num_points, file_format)]
+    without: dict[str, str] = {}
+    scene, data = scenes[0], models.of(scenes[0]).settings.data
+    seen = stored_views(run, scene["scene_id"], scene["stage"], data)
+    cameras = Viewpoints.of(seen).cameras("sphere", NUM_VIEWS)
+    for row, shared, params in read_chosen(models, todo, "meshes"):
+        planes = fuse_planes(params.micro_planes, params.coefs, shared.base_planes)[0]
+        try:
+            hull = None if params.hull is None else params.hull[0]
+            surface, colours, level = coloured_surface(shared, planes, num_points, *cameras, hull)
+        except NoSurface as error:
+            without[row["scene_id"]] = str(error)
+            continue
+        path = _mesh_path(folder, row["scene_id"], file_format)
+        _about(path).unlink(missing_ok=True)
+        replace_file(path, mesh_bytes(surface, colours, file_format))
+        about = {**_origin(row, num_points, file_format), "raw_density": level, **_described(surface)}
+        replace_file(_about(path), json.dumps(about, indent=1).encode())
+    return len(scenes) - len(without), without
+
+
+def coloured_surface(
+    shared: SharedModel,
+    planes: Tensor,
+    num_points: int,
+    cam2world: Tensor,
+    intrinsics: Tensor,
+    hull: Tensor | None = None,
+) -> tuple[Surface, NDArray[np.uint8], float]:
+    """The surface of a tri-plane [P, F, K, K] in its hull [CELLS³], its vertices' colours [N, 3], sRGB,
+    and its raw density.
+
+    cam2world [V, 4, 4], intrinsics [V, 3, 3]: views from around, which say where it is and what colours it
+    has. NoSurface where they show nothing.
+    """
+    grid = density_grid(shared, planes, num_points, hull)
+    level = outline_level(shared, planes, grid, cam2world, intrinsics, hull)
+    surface = find_surface(grid, level)
+    return surface, seen_colours(shared, planes, surface, grid, cam2world, intrinsics, hull), level
+
+
+def mesh_bytes(surface: Surface, colours: NDArray[np.uint8], file_format: str) -> bytes:
+    """A GLB or PLY file. colours [N, 3], sRGB."""
+    import trimesh
+    from trimesh.exchange.gltf import export_glb
+    from trimesh.exchange.ply import export_ply
+
+    if file_format == "glb":
+        surface, colours = y_up(surface), to_linear(colours)
+    opaque = np.full((len(colours), 1), 255, dtype=np.uint8)
+    mesh = trimesh.Trimesh(
+        surface.vertices, surface.faces, vertex_colors=np.concatenate([colours, opaque], 1), process=False
+    )
+    if file_format == "glb":
+        return export_glb(mesh, include_normals=False, tree_postprocessor=_make_unlit)
+    return export_ply(mesh, vertex_normal=False)
+
+
+def y_up(surface: Surface) -> Surface:
+    """World axes (z up) turned into glTF's (y up): x, y, z → x, z, −y."""
+    turn = np.array([[1, 0, 0], [0, 0, -1], [0, 1, 0]], dtype=np.float32)
+    return replace(surface, vertices=surface.vertices @ turn, normals=surface.normals @ turn)
+
+
+def to_linear(colours: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """sRGB → linear light, which glTF wants of vertex colours; viewers turn it back. Of the darkest, 8 bits tell fewer
+    apart: they come back within 6 of 255."""
+    values = colours / 255
+    linear = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+    return (linear * 255).round().astype(np.uint8)
+
+
+def _make_unlit(tree: dict[str, Any]) -> None:
+    rough = {"metallicFactor": 0, "roughnessFactor": 1}  # for viewers that do not know UNLIT: the default is metal
+    tree["materials"] = [{"pbrMetallicRoughness": rough, "extensions": {UNLIT: {}}}]
+    tree["extensionsUsed"] = [UNLIT]
+    for mesh in tree["meshes"]:
+        for primitive in mesh["primitives"]:
+            primitive["material"] = 0
+
+
+def _check_installed() -> None:
+    try:
+        import skimage.measure  # noqa: F401
+        import trimesh  # noqa: F401
+    except ImportError as error:
+        raise RuntimeError(NEEDS) from error
+
+
+def _mesh_path(folder: Path, scene_id: str, file_format: str) -> Path:
+    return folder / f"{check_scene_id(scene_id)}.{file_format}"
+
+
+def _about(mesh: Path) -> Path:
+    return mesh.with_name(f"{mesh.name}.json")
+
+
+def _origin(row: dict[str, Any], num_points: int, file_format: str) -> dict[str, Any]:
+    up = "y" if file_format == "glb" else "z"
+    return {**row, "file": f"{row['scene_id']}.{file_format}", "up": up, "num_points": num_points}
+
+
+def _is_done(folder: Path, row: dict[str, Any], num_points: int, file_format: str) -> bool:
+    """Whether a mesh is there, and its JSON file, which is written last, says that it is the same."""
+    path = _mesh_path(folder, row["scene_id"], file_format)
+    try:
+        about = parse_json(_about(path).read_bytes())
+    except (OSError, ValueError):
+        return False
+    origin = _origin(row, num_points, file_format)
+    return path.is_file() and isinstance(about, dict) and {key: about.get(key) for key in origin} == origin
+
+
+def _described(surface: Surface) -> dict[str, Any]:
+    low, high = surface.vertices.min(0).tolist(), surface.vertices.max(0).tolist()
+    return {"vertices": len(surface.vertices), "faces": len(surface.faces), "world_low": low, "world_high": high}

@@ -1,0 +1,135 @@
+"""index.json of exported tri-planes: what lies in the shards, and all that is needed to read and render them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from scaling.data.scene_id import SceneId
+from scaling.models.box import STEPS
+from scaling.storage.atomic import read_limited
+
+INDEX = "index.json"
+FORMAT_VERSION = 3  # 1: features are summed over planes, one hidden layer, no hulls; 2: softplus in the field
+NOTES = [
+    "planes[plane, feature, row, column]: micro features first (0 to micro_features - 1), then macro features, which "
+    "are the scene's mixture of the base planes.",
+    "plane_axes: in 'xz' the column says x and the row z, from the box's low corner to its high one, texels in the "
+    "middle (grid_sample from -1 to 1, align_corners=False, padding_mode='zeros').",
+    "At a point, combine the samples of all planes: their sum, or product (1 + sample) - 1 over the planes. Then "
+    "field_activation of field.hidden, of each of field.more, and field.head: head[0] is a raw density, "
+    "sigmoid(head[1:]) * 1.002 - 0.001 are the colours (latents' if space is latent).",
+    "Where sampled is hull, a scene is empty outside of its hull, and planes say nothing of what is there: shards hold "
+    "`hulls` [scene, cells^3 / 8], a bit for each cell of the box (the highest first; x slowest, z fastest), asked in "
+    f"the middles of {STEPS} equal parts of a ray's way through the box.",
+    "Along a ray: density = softplus(mean of the raw densities of an interval's ends - 1) per world unit; colours over "
+    "`background` (one for each latent pixel, or for all), then 2 c - 1. The shared model decodes latents to images.",
+    "Shards hold planes as they are; mean and std [plane][feature] are over scenes and texels.",
+]
+
+Hash = Annotated[str, Field(pattern=r"^[0-9A-Za-z]{1,64}$")]
+Count = Annotated[int, Field(ge=0)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class PlaneModel(BaseModel):
+    """What planes are rendered by. shared, cohort: hashes (a cohort's scenes have a field of their own); renderer: a
+    safetensors file with field.*, background and, where boxes are measured, their cells; box: low and high corner."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    shared: Hash
+    cohort: Hash | None
+    renderer: str
+    space: Literal["latent", "rgb"]
+    plane_axes: list[str]
+    micro_features: int
+    macro_features: int
+    combine: Literal["product", "sum"] = "sum"
+    field_layers: int = 1
+    field_activation: Literal["relu", "softplus"] = "softplus"
+    sampled: Literal["hull", "cuboid"] = "cuboid"
+    box: list[list[Finite]]
+    samples: int
+    importance_samples: int
+    near: Finite | None
+    far: Finite | None
+    latent_size: int
+    image_size: int
+
+
+class Shard(BaseModel):
+    """A safetensors file with `planes` [len(scene_ids), *shape] and, where scenes have them, `hulls`. models: of each
+    scene, by its number."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    scene_ids: list[SceneId]
+    categories: list[str]
+    models: list[Count]
+
+    @model_validator(mode="after")
+    def _as_many(self) -> Shard:
+        if not len(self.scene_ids) == len(self.categories) == len(self.models):
+            raise ValueError("scene_ids, categories and models must have the same length")
+        return self
+
+
+class PlaneIndex(BaseModel):
+    """shape: of a scene's planes [P, F, K, K]; cells: of a hull, a side, null without hulls; mean, std: [P][F]; shards:
+    in order, named by `shard_name`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    format: Literal["scaling tri-planes"] = "scaling tri-planes"
+    format_version: int = FORMAT_VERSION
+    notes: list[str] = NOTES
+    run: str
+    num_scenes: int
+    shape: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=4, max_length=4)]
+    dtype: Literal["float16"] = "float16"
+    cells: int | None = None
+    bytes_per_scene: int
+    mean: list[list[Finite]]
+    std: list[list[Finite]]
+    models: list[PlaneModel]
+    shards: list[Shard]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> PlaneIndex:
+        if self.num_scenes != sum(len(shard.scene_ids) for shard in self.shards):
+            raise ValueError("num_scenes is not the number of scenes of the shards")
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if [len(values), *{len(channel) for channel in values}] != self.shape[:2]:
+                raise ValueError(f"{name} has not the shape {self.shape[:2]} of planes and features")
+        return self
+
+
+def shard_name(number: int) -> str:
+    """The file of the shard of that number, from 0."""
+    return f"shard-{number:05d}.safetensors"
+
+
+def read_index(folder: Path) -> PlaneIndex:
+    """Raises FileNotFoundError where there is no whole export, ValueError naming the file where it is damaged."""
+    path = folder / INDEX
+    if not path.is_file():
+        raise FileNotFoundError(
+            2, f"no whole export of planes here (no {INDEX}); make one with "
+            f"`python experiments/export.py --run RUN --what planes --out {folder}`", str(folder)
+        )  # fmt: skip
+    try:
+        index = PlaneIndex.model_validate_json(read_limited(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{path}: {where + ': ' if where else ''}{first['msg']}; export the planes again") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; export the planes again") from None
+    if index.format_version > FORMAT_VERSION:
+        raise ValueError(
+            f"{path}: format version {index.format_version}, this program reads up to {FORMAT_VERSION}: update it"
+        )
+    return index

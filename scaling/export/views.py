@@ -1,0 +1,87 @@
+"""New views of fitted scenes, each a folder in nerfstudio's layout: transforms.json and images/.
+
+Camera axes are OpenGL's (x right, y up, z backward), the world's z is up, intrinsics are in pixels. `prepare.py` reads
+the folders as scenes. transforms.json is written last: a scene that has it is whole.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from scaling.data.png import encode_png
+from scaling.data.scene_id import check_scene_id
+from scaling.export.selection import chosen_scenes, read_chosen
+from scaling.export.viewpoints import Viewpoints
+from scaling.library.run_folder import RunFolder
+from scaling.library.stored_models import StoredModels, chosen_device
+from scaling.library.true_views import stored_views
+from scaling.pictures.draw import to_pixels
+from scaling.storage.atomic import replace_file
+from scaling.training.evaluate import render_views
+
+FLIP = np.diag([1.0, -1.0, -1.0, 1.0])  # camera axes: OpenCV ↔ OpenGL
+TRANSFORMS = "transforms.json"
+NUM_VIEWS = 48
+
+
+def export_views(run: RunFolder, folder: Path, wanted: Path | None, path: str, num_views: int) -> int:
+    """Writes folder/<id>/transforms.json and images/ of all committed scenes, or of those that the file `wanted` names.
+
+    All have the same cameras, by `Viewpoints` of the first scene's own views. Scenes that are there already, made of
+    the same fit with the same cameras, are kept. → the number of scenes. Raises what `chosen_scenes` and `stored_views`
+    do.
+    """
+    scenes = chosen_scenes(run, wanted)
+    models = StoredModels(run, chosen_device())
+    first = models.of(scenes[0])
+    seen = stored_views(run, scenes[0]["scene_id"], scenes[0]["stage"], first.settings.data)
+    cam2world, intrinsics = Viewpoints.of(seen).cameras(path, num_views)
+
+    def transforms_of(row: dict[str, Any]) -> bytes:
+        size = models.of({**row, "cohort": None}).settings.data.image_size
+        return json.dumps({**transforms(cam2world, intrinsics, size), "scaling": row}, indent=1).encode()
+
+    todo = [row for row in scenes if not _is_done(folder / check_scene_id(row["scene_id"]), transforms_of(row))]
+    for row, shared, params in read_chosen(models, todo, "views"):
+        views = render_views(shared, params, cam2world, intrinsics)
+        _write_scene(folder / row["scene_id"], to_pixels(views["images"]), transforms_of(row))
+    return len(scenes)
+
+
+def transforms(cam2world: Tensor, intrinsics: Tensor, size: int) -> dict[str, Any]:
+    """The content of transforms.json. cam2world [V, 4, 4], OpenCV axes; intrinsics [V, 3, 3], normalised, all the same;
+    size: of the images, pixels."""
+    camera = intrinsics[0].double()
+    return {
+        "camera_model": "PINHOLE",
+        "w": size,
+        "h": size,
+        "fl_x": camera[0, 0].item() * size,
+        "fl_y": camera[1, 1].item() * size,
+        "cx": camera[0, 2].item() * size,
+        "cy": camera[1, 2].item() * size,
+        "frames": [
+            {"file_path": f"images/{number:05d}.png", "transform_matrix": (pose.double().numpy() @ FLIP).tolist()}
+            for number, pose in enumerate(cam2world)
+        ],
+    }
+
+
+def _write_scene(folder: Path, images: np.ndarray, told: bytes) -> None:
+    (folder / TRANSFORMS).unlink(missing_ok=True)
+    for number, image in enumerate(images):
+        replace_file(folder / "images" / f"{number:05d}.png", encode_png(image))
+    for old in (folder / "images").glob("[0-9][0-9][0-9][0-9][0-9].png"):
+        if int(old.stem) >= len(images):
+            old.unlink()
+    replace_file(folder / TRANSFORMS, told)
+
+
+def _is_done(folder: Path, told: bytes) -> bool:
+    path = folder / TRANSFORMS
+    return path.is_file() and path.read_bytes() == told

@@ -1,0 +1,105 @@
+"""Whole numbers and hulls as bytes: arithmetic coding by their neighbours, and a checksum.
+
+Neighbouring levels of a micro plane are alike, and neighbouring cells of a hull are nearly always the same: coded by
+what lies above and left of them, levels take 20 % less than by Huffman's method, a hull half of what deflate leaves.
+Rows of format 4 are Huffman-coded and deflated: their bytes do not fit the checksum, and are read so.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from scaling.library.coding.arithmetic import HULL, LEVELS, decode, encode
+from scaling.models.box import CELLS
+
+SCALED = ("coded", "int8", "int4")  # what is multiplied by scales
+MOST_LEVELS = 1 << 24  # of a scene: a small file must not keep its reader busy for hours
+CHECKSUM = 4  # bytes
+
+
+def encode_levels(levels: Tensor, bits: int) -> bytes:
+    """Whole numbers [P, F_mic, K, K] of so many bits, with signs. The first byte says how many; of none there are no
+    bytes."""
+    if not levels.numel():
+        return b""
+    if levels.numel() > MOST_LEVELS:
+        raise ValueError(
+            f"micro planes of {levels.numel():,} numbers a scene; at most {MOST_LEVELS:,} are stored coded"
+        )
+    numbers = (levels.flatten(0, 1).to(torch.int16) + (1 << bits >> 1)).to(torch.uint8).numpy()
+    return bytes([bits]) + _encoded(numbers, bits, LEVELS)
+
+
+def decode_levels(data: bytes, shape: Sequence[int]) -> NDArray[np.int8]:
+    """The numbers [P, F_mic, K, K] of `encode_levels`. ValueError where the bytes hold others, or are damaged."""
+    planes, features, height, width = shape
+    count = planes * features * height * width
+    if not (count or data):
+        return np.zeros(tuple(shape), np.int8)
+    bits = data[0] if data else 0
+    if 1 <= bits <= 8 and count <= MOST_LEVELS:
+        found = _decoded(data[1:], (planes * features, height, width), bits, LEVELS)
+        if found is not None:
+            return (found.astype(np.int16) - (1 << bits >> 1)).astype(np.int8).reshape(tuple(shape))
+    return np.frombuffer(_decompressed(data, count), np.int8).reshape(tuple(shape))
+
+
+def pack_hull(hull: Tensor) -> bytes:
+    """A visual hull [CELLS³] (bool)."""
+    return _encoded(hull.cpu().numpy().astype(np.uint8).reshape(CELLS, CELLS, CELLS), 1, HULL)
+
+
+def unpack_hull(data: bytes) -> Tensor:
+    """The hull [CELLS³] of `pack_hull`. ValueError where the bytes hold more or less, or are damaged."""
+    found = _decoded(data, (CELLS, CELLS, CELLS), 1, HULL)
+    if found is not None:
+        return torch.from_numpy(found.ravel() > 0)
+    cells = np.frombuffer(_decompressed(data, (CELLS**3 + 7) // 8), np.uint8)
+    return torch.from_numpy(np.unpackbits(cells, count=CELLS**3).astype(bool))
+
+
+def _encoded(numbers: NDArray[np.uint8], bits: int, kind: int) -> bytes:
+    room = np.empty(2 * bits * numbers.size + 64, np.uint8)
+    length = int(encode(numbers, bits, kind, room))
+    return room[:length].tobytes() + _checksum(numbers)
+
+
+def _decoded(data: bytes, shape: tuple[int, int, int], bits: int, kind: int) -> NDArray[np.uint8] | None:
+    """None where these are not the bytes of such numbers."""
+    stream = np.frombuffer(data, np.uint8)[:-CHECKSUM]
+    if len(stream) < 5 or stream[0]:
+        return None
+    numbers = np.empty(shape, np.uint8)
+    read = decode(stream, bits, kind, numbers)
+    return numbers if read == len(stream) and _checksum(numbers) == data[-CHECKSUM:] else None
+
+
+def _checksum(numbers: NDArray[np.uint8]) -> bytes:
+    return zlib.crc32(numbers.tobytes()).to_bytes(CHECKSUM, "little")
+
+
+def _decompressed(data: bytes, length: int) -> bytes:
+    """Of rows of format 4. Never more than `length` + 1 bytes are unpacked, whatever the data
+    claims."""
+    try:
+        decoder = zlib.decompressobj(-zlib.MAX_WBITS)
+        found = decoder.decompress(data, length + 1)
+    except (zlib.error, OverflowError) as error:
+        raise ValueError(f"its bytes are damaged ({error})") from None
+    if len(found) != length or not decoder.eof:
+        raise ValueError(f"its bytes do not unpack to {length}")
+    return found
+
+
+def unpack_int4(data: bytes, count: int) -> NDArray[np.int8]:
+    """The first `count` numbers of rows of format 3: in −8..7, two's complement in 4 bits, the first of a pair in a
+    byte's lower half."""
+    pairs = np.frombuffer(data, np.uint8)
+    halves = np.stack([pairs & 15, pairs >> 4], axis=1).ravel()[:count]
+    return (halves ^ 8).astype(np.int8) - np.int8(8)

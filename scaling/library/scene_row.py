@@ -1,0 +1,134 @@
+"""A fitted scene as one row of the library: its planes as bytes, its coefs, its metrics."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from scaling.library.checks import check_planes
+from scaling.library.coding.packed import SCALED, decode_levels, encode_levels, pack_hull, unpack_hull, unpack_int4
+from scaling.models.rounding import LEVELS, best_scale, to_levels
+from scaling.models.triplanes import SceneParams
+
+# 1: parts without the epoch and attempt in their names, no manifest; 2: nothing compressed, float64 metrics, no int4;
+# 3: no hulls, whole numbers as int8 or two in a byte; 4: Huffman codes, deflated hulls
+FORMAT_VERSION = 5
+METRICS = (
+    "psnr", "ssim", "lpips", "train_psnr", "train_ssim", "autoencoder_psnr", "autoencoder_ssim", "mean_image_psnr",
+    "latent_psnr", "ms_ssim", "flip", "train_ms_ssim", "train_flip", "autoencoder_ms_ssim", "autoencoder_flip",
+)  # fmt: skip
+LATER_METRICS = METRICS[METRICS.index("ms_ssim") :]  # older parts have no such columns
+COEF_BITS = 12  # one more than float16 has
+PLANES = ("micro_planes", "micro_dtype", "micro_shape", "micro_scale", "coefs", "hull")
+SCHEMA = pa.schema(
+    [
+        ("scene_id", pa.string()),
+        ("category", pa.string()),
+        ("stage", pa.int8()),
+        ("shared", pa.string()),
+        ("cohort", pa.string()),
+        ("micro_planes", pa.large_binary()),
+        ("micro_dtype", pa.string()),
+        ("micro_shape", pa.list_(pa.int32())),
+        ("micro_scale", pa.list_(pa.float32())),
+        ("coefs", pa.list_(pa.float32())),
+        ("hull", pa.large_binary()),
+        *[(name, pa.float32()) for name in METRICS],
+        ("seconds", pa.float32()),
+        ("settings_hash", pa.string()),
+        ("seed", pa.int64()),
+        ("format_version", pa.int32()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class PackedScene:
+    """One scene's parameters as bytes.
+
+    micro_dtype float32, float16: the numbers themselves; coded: whole numbers, to be multiplied by one scale per plane
+    and channel, scale [P · F_mic] (see packed.py). Rows of format 3 and before: int8, or int4, two in a byte. hull: see
+    `pack_hull`; None where rays are sampled evenly.
+    """
+
+    micro_planes: bytes
+    micro_dtype: str
+    micro_shape: tuple[int, ...]
+    micro_scale: list[float]
+    coefs: list[float]
+    hull: bytes | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        """What a scene takes beside its id and metrics."""
+        return len(self.micro_planes) + 4 * len(self.micro_scale) + 4 * len(self.coefs) + len(self.hull or b"")
+
+
+class NotFinite(ValueError):
+    """A fit diverged: it left numbers that cannot be stored."""
+
+
+def pack_scene(params: SceneParams, micro_dtype: str) -> PackedScene:
+    """params of one scene: micro_planes [P, F_mic, K, K], coefs [M], hull [CELLS³]. Coefs keep COEF_BITS significant
+    bits, all of them beside float32 planes. Raises NotFinite, or ValueError for a type that is not one of stage 2's
+    settings."""
+    micro, coefs = params.micro_planes.detach().cpu().float(), params.coefs.detach().cpu().float().numpy()
+    if not (torch.isfinite(micro).all() and np.isfinite(coefs).all()):
+        raise NotFinite("the fit diverged: planes or coefs are not finite")
+    scale: list[float] = []
+    if micro_dtype in LEVELS:
+        scales = best_scale(micro, micro_dtype)
+        data, scale = (
+            encode_levels(to_levels(micro, scales, micro_dtype), int(micro_dtype.removeprefix("int"))),
+            scales.flatten().tolist(),
+        )
+    elif micro_dtype in ("float16", "float32"):
+        with np.errstate(over="ignore"):  # told below
+            array = micro.numpy().astype(micro_dtype)
+        data = array.tobytes()
+        if not np.isfinite(array).all():
+            raise NotFinite("the fit diverged: micro planes exceed the range of what they are stored as")
+    else:
+        raise ValueError(f"micro planes are stored as float32, float16 or {', '.join(LEVELS)}, not {micro_dtype!r}")
+    if micro_dtype != "float32":
+        coefs = _rounded(coefs)
+    if not np.isfinite(coefs).all():
+        raise NotFinite("the fit diverged: coefs exceed the range of what they are stored as")
+    stored_as = "coded" if micro_dtype in LEVELS else micro_dtype
+    hull = None if params.hull is None else pack_hull(params.hull)
+    return PackedScene(data, stored_as, tuple(micro.shape), scale, coefs.tolist(), hull)
+
+
+def _rounded(numbers: NDArray[np.float32]) -> NDArray[np.float32]:
+    """To COEF_BITS significant bits, whatever the size: what is 0 in every number takes no room when compressed."""
+    mantissa, exponent = np.frexp(numbers)
+    with np.errstate(over="ignore"):
+        return np.ldexp((mantissa * 2**COEF_BITS).round() / 2**COEF_BITS, exponent)
+
+
+def unpack_scene(row: Mapping[str, Any]) -> SceneParams:
+    """The parameters of a row (or of a PackedScene's fields): micro_planes [P, F_mic, K, K], coefs [M], float32, hull
+    [CELLS³] or None.
+
+    Raises ValueError naming the scene where bytes, shape and type do not fit together, or numbers are not finite.
+    """
+    check_planes(row)
+    shape, dtype = tuple(row["micro_shape"]), row["micro_dtype"]
+    if dtype == "coded":
+        array = decode_levels(row["micro_planes"], shape)
+    elif dtype == "int4":
+        array = unpack_int4(row["micro_planes"], math.prod(shape))
+    else:
+        array = np.frombuffer(row["micro_planes"], dtype=dtype)
+    micro = torch.from_numpy(array.reshape(shape).astype(np.float32))
+    if dtype in SCALED:
+        micro = micro * torch.tensor(row["micro_scale"], dtype=torch.float32).view(*shape[:2], 1, 1)
+    hull = None if row.get("hull") is None else unpack_hull(row["hull"])
+    return SceneParams(micro, torch.tensor(row["coefs"], dtype=torch.float32), hull)

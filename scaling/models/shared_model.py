@@ -1,0 +1,397 @@
+"""The shared model: what stage 1 trains once and every scene of stage 2 stands on.
+
+Autoencoder, field, base planes, the background, and the statistics of stage 1's scenes; saved as safetensors
+and JSON, and named by the SHA-256 of its tensors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from scaling.cameras import Rays, pixel_rays
+from scaling.config import Settings, SettingsError, as_noted, flatten, make_settings
+from scaling.models.autoencoders.base import ImageAutoencoder
+from scaling.models.autoencoders.load import WEIGHTS, build_autoencoder
+from scaling.models.box import CELLS, Box
+from scaling.models.field import Field
+from scaling.models.precision import set_precision
+from scaling.models.renderer import Renderer, RenderOutput
+from scaling.models.sampling import samples_in
+from scaling.models.shared_files import (
+    RESTORE,
+    SharedModelError,
+    described_autoencoder,
+    read_json,
+    read_tensors,
+    read_text,
+)
+from scaling.models.student import Student
+from scaling.models.triplanes import SceneParams, fuse_planes
+from scaling.storage.atomic import replace_file
+from scaling.storage.paths import AnyPath
+
+# 1: one background for all pixels, a cube, no student; 2: sums of features, no hulls; 3: fields of softplus
+FORMAT_VERSION = 4
+FILES = {  # where tensors of these names are stored, without the prefix; all others are in planes.safetensors
+    "autoencoder.vae.": f"autoencoder/{WEIGHTS}",
+    "autoencoder.decoder.": f"autoencoder/{WEIGHTS}",
+    "decoder.": "decoder/model.safetensors",
+    "student.": "student/model.safetensors",
+}
+
+
+class SharedModel(nn.Module):
+    """settings: those of stage 1; representation, rendering, autoencoder and image size are read from them."""
+
+    background: Tensor
+    coefs_mean: Tensor
+    coefs_std: Tensor
+    micro_mean: Tensor
+    micro_std: Tensor
+
+    def __init__(self, settings: Settings, autoencoder: ImageAutoencoder | None = None) -> None:
+        super().__init__()
+        set_precision(settings.precision)
+        self.settings = settings
+        shape = settings.representation
+        if autoencoder is None:
+            autoencoder = build_autoencoder(settings.autoencoder, settings.data.image_size)
+        self.autoencoder = autoencoder
+        autoencoder.precision = settings.precision
+        if settings.data.image_size % autoencoder.shrink:
+            raise SettingsError(
+                f"data.image_size ({settings.data.image_size}) must be a multiple of {autoencoder.shrink}, "
+                "by which the autoencoder shrinks an image's side"
+            )
+        self.decoder: nn.Module | None = None  # adapted to rendered latents; see adapt_decoder
+        self.student: Student | None = None  # distilled from what `decode` uses; see add_student
+        num_planes = len(shape.plane_axes)
+        self.micro_shape = (num_planes, shape.micro_features, shape.resolution, shape.resolution)
+        base = torch.randn(shape.num_base_planes, num_planes, shape.macro_features, *self.micro_shape[2:])
+        # Without base planes there is nothing to train, so nothing may claim to be a parameter.
+        self.base_planes = nn.Parameter(base * shape.base_std, requires_grad=base.numel() > 0)
+        self.field = self.new_field()
+        self.renderer = Renderer(
+            tuple(shape.plane_axes), Box(shape.box_side), settings.rendering.near, settings.rendering.far,
+            settings.rendering.samples, settings.rendering.importance_samples, shape.combine,
+        )  # fmt: skip
+        each_pixel = settings.rendering.background == "views" and autoencoder.has_encoder
+        pixels = (self.latent_size**2,) if each_pixel else ()
+        self.register_buffer("background", torch.ones(*pixels, autoencoder.latent_channels))
+        for name, size in (("coefs_mean", shape.num_base_planes), ("coefs_std", shape.num_base_planes)):
+            self.register_buffer(name, torch.zeros(size))
+        for name in ("micro_mean", "micro_std"):
+            self.register_buffer(name, torch.zeros(()))
+
+    def new_field(self) -> Field:
+        """A field of this model's sizes with random weights."""
+        shape = self.settings.representation
+        features, colours = shape.micro_features + shape.macro_features, self.autoencoder.latent_channels
+        field = Field(features, shape.field_width, colours, shape.field_layers, shape.field_activation)
+        field.precision = self.settings.precision
+        return field
+
+    @property
+    def latent_size(self) -> int:
+        """Side of a latent image."""
+        return self.settings.data.image_size // self.autoencoder.shrink
+
+    @property
+    def device(self) -> torch.device:
+        return self.background.device
+
+    def adapt_decoder(self) -> nn.Module:
+        """Gives the model a decoder of its own for rendered latents; a copy of the autoencoder's at first.
+
+        SettingsError where the autoencoder has no decoder.
+        """
+        if not self.autoencoder.has_decoder:
+            raise SettingsError("stage1.adapt: there is no decoder to adapt; set stage1.adapt.num_epochs to 0")
+        if self.decoder is None:
+            self.decoder = self.autoencoder.copy_decoder().to(self.device)
+        return self.decoder
+
+    def add_student(self) -> Student:
+        """Gives the model a small decoder for stage 2 to fit through (see student.py), with random weights at first.
+
+        SettingsError where the autoencoder has no decoder to learn from.
+        """
+        if not self.autoencoder.has_decoder:
+            raise SettingsError("stage1.distil: there is no decoder to distil; set stage1.distil.num_epochs to 0")
+        if self.student is None:
+            sizes = self.settings.stage1
+            self.student = Student(
+                self.autoencoder.latent_channels, self.autoencoder.shrink, self.autoencoder.latent_std,
+                sizes.student_width, sizes.student_blocks, self.settings.precision,
+            ).to(self.device)  # fmt: skip
+        return self.student
+
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Loads a whole state, by name as `state_dict` gives it, with the adapted decoder and the student if it holds
+        them.
+
+        RuntimeError where names or shapes differ.
+        """
+        if any(name.startswith("decoder.") for name in tensors):
+            self.adapt_decoder()
+        if any(name.startswith("student.") for name in tensors):
+            self.add_student()
+        self.load_state_dict(tensors)
+
+    def background_of(self, num_rays: int, pixels: Tensor | None) -> Tensor:
+        """What rays through `pixels` [S, R] of a latent image show where they meet nothing; None: of whole views, in
+        order. → [C], or [S, R, C] ([R, C] of whole views); in [0, 1]."""
+        if self.background.dim() == 1:
+            return self.background
+        if pixels is not None:
+            return self.background[pixels]
+        return self.background.repeat(num_rays // len(self.background), 1)
+
+    def latent_rays(self, cam2world: Tensor, intrinsics: Tensor) -> Rays:
+        """Rays of latent images: [..., 4, 4], [..., 3, 3] → Rays [..., h · w]."""
+        return pixel_rays(cam2world, intrinsics, self.latent_size, self.latent_size)
+
+    @torch.no_grad()
+    def cells(self, planes: Tensor, hull: Tensor | None) -> Tensor | None:
+        """What rays find in each cell of the box (see models/box.py): tri-planes [S, P, F_mic + F_mac, K, K] of S
+        scenes and their hulls [S, CELLS³] → [S, CELLS³] uint8: 0 outside of the hull, else 1 + the density in the
+        cell's middle, up to 254. None where rays are sampled evenly. Scenes without a hull: all of the box."""
+        if self.settings.rendering.sampled != "hull":
+            return None
+        if hull is not None and hull.shape != (len(planes), CELLS**3):
+            raise ValueError(
+                f"hulls of shape {list(hull.shape)}, {len(planes)} scenes need [{len(planes)}, {CELLS**3}]"
+            )
+        if hull is None:
+            hull = torch.ones(len(planes), CELLS**3, dtype=torch.bool, device=planes.device)
+        cells = hull.to(torch.uint8)
+        centres = self.renderer.box.centres().to(planes.device)
+        for row in range(len(planes)):  # hulls differ in size
+            inside = hull[row].nonzero()[:, 0]
+            if len(inside):
+                density = self.renderer.densities(planes[row : row + 1], self.field, centres[inside])
+                cells[row, inside] = (1 + density).clamp(max=255).to(torch.uint8)
+        return cells
+
+    def cells_of(self, params: SceneParams) -> Tensor | None:
+        """The `cells` of S scenes as they are, in their own hulls."""
+        return self.cells(fuse_planes(params.micro_planes, params.coefs, self.base_planes), params.hull)
+
+    def render(
+        self,
+        params: SceneParams,
+        rays: Rays,
+        uniforms: Tensor | None = None,
+        pixels: Tensor | None = None,
+        cells: Tensor | None = None,
+    ) -> RenderOutput:
+        """Rays [S, R] of S scenes → colours [S, R, C] in [−1, 1] (normalised latents), depth, opacity.
+
+        pixels [S, R]: which of a latent image's h · w they go through; None: R rays of whole views, in order. cells:
+        what `cells` made of the scenes before; None: of the scenes as they are.
+        """
+        planes = fuse_planes(params.micro_planes, params.coefs, self.base_planes)
+        if cells is None:
+            cells = self.cells(planes, params.hull)
+        return self.render_planes(planes, rays, uniforms, pixels, cells)
+
+    def render_planes(
+        self,
+        planes: Tensor,
+        rays: Rays,
+        uniforms: Tensor | None = None,
+        pixels: Tensor | None = None,
+        cells: Tensor | None = None,
+    ) -> RenderOutput:
+        """As `render`, of tri-planes [S, P, F_mic + F_mac, K, K] that are fused already, or were made by a model, and
+        their `cells`; None: sampled evenly."""
+        background = self.background_of(rays.origins.shape[1], pixels)
+        if cells is not None:
+            chosen = samples_in(self.renderer.box, rays, cells, self.renderer.samples, uniforms)
+            hit, far = chosen.hit, chosen.far
+        elif self.renderer.near is None and pixels is None:
+            chosen = None
+            _, far, hit = self.renderer.span(rays)
+        else:  # all of them have a part to sample
+            return self.renderer(planes, self.field, rays, background, uniforms)
+        if pixels is not None:  # a step's random rays were chosen because they meet something
+            return self.renderer(planes, self.field, rays, background, uniforms, chosen)
+        # None of the rays that meet nothing is sampled, but for those that fill up a scene's number to the largest.
+        most = int(hit.sum(1).max())
+        order = hit.byte().argsort(dim=1, descending=True, stable=True)[:, :most]
+        scene = torch.arange(len(order), device=order.device)[:, None]
+        background = background.expand(*hit.shape, -1)
+        place = (scene, order)
+        found = self.renderer(
+            planes, self.field, rays[place], background[place], None if uniforms is None else uniforms[place],
+            None if chosen is None else chosen[place],
+        )  # fmt: skip
+        return RenderOutput(
+            (2 * background - 1).index_put(place, found.colours),
+            far.index_put(place, found.depth),
+            torch.zeros_like(far).index_put(place, found.opacity),
+        )
+
+    def as_latents(self, colours: Tensor) -> Tensor:
+        """Colours of whole views, or of squares of them, [B, h · w, C] → latents [B, C, h, w]; h = w."""
+        side = math.isqrt(colours.shape[1])
+        return colours.transpose(1, 2).unflatten(2, (side, side))
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Rendered latents [B, C, h, w] → images [B, 3, H, W] in [0, 1], by the adapted decoder where there is one."""
+        return self.autoencoder.decode(latents, self.decoder)
+
+    def start_params(self, num_scenes: int) -> SceneParams:
+        """Where stage 2 starts: zero micro planes [S, P, F_mic, K, K] and stage 1's mean coefs [S, M]."""
+        micro = torch.zeros(num_scenes, *self.micro_shape, device=self.device)
+        return SceneParams(micro, self.coefs_mean.expand(num_scenes, -1).clone())
+
+    def random_params(self, generators: list[torch.Generator]) -> SceneParams:
+        """Where stage 1 starts, and stage 2 where stage2.start is random, one generator a scene.
+
+        → micro planes [S, P, F_mic, K, K] and coefs [S, M], both normal with mean 0 and the settings' standard
+        deviations, micro_std and coefs_std.
+        """
+        shape = self.settings.representation
+        micro = [torch.randn(self.micro_shape, generator=g) * shape.micro_std for g in generators]
+        coefs = [torch.randn(shape.num_base_planes, generator=g) * shape.coefs_std for g in generators]
+        return SceneParams(torch.stack(micro).to(self.device), torch.stack(coefs).to(self.device))
+
+    def content_hash(self) -> str:
+        """SHA-256 over the sorted (name, dtype, shape, bytes) of every tensor."""
+        return tensors_hash(self.state_dict())
+
+    def save(self, folder: AnyPath, scene_ids: list[str]) -> str:
+        """Writes the shared model; hash.txt comes last and marks it whole. → its hash."""
+        (folder / "hash.txt").unlink(missing_ok=True)
+        config = {"format_version": FORMAT_VERSION, "settings": self.settings.model_dump()}
+        replace_file(folder / "config.json", json.dumps(config, indent=1).encode())
+        if self.autoencoder.has_decoder:  # without one it has no tensors, and the settings say all of it
+            replace_file(folder / "autoencoder" / "config.json", self.autoencoder.config_json().encode())
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        for file, (_, part) in _by_file(tensors).items():
+            replace_file(folder / file, save(part, metadata={"format": "pt"}))
+        replace_file(folder / "scenes.txt", "".join(f"{scene_id}\n" for scene_id in scene_ids).encode())
+        content_hash = self.content_hash()
+        replace_file(folder / "hash.txt", f"{content_hash}\n".encode())
+        return content_hash
+
+
+def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256, in hexadecimal, over the sorted (name, dtype, shape, bytes) of the tensors."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        tensor = tensor.detach().cpu().contiguous()
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor.view(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+    return digest.hexdigest()
+
+
+def _by_file(tensors: dict[str, Tensor]) -> dict[str, tuple[str, dict[str, Tensor]]]:
+    """Where a state is stored: file → what it leaves out of the names, and its tensors. Every file holds some."""
+    files: dict[str, tuple[str, dict[str, Tensor]]] = {}
+    for name, tensor in tensors.items():
+        file, prefix = next(((f, p) for p, f in FILES.items() if name.startswith(p)), ("planes.safetensors", ""))
+        files.setdefault(file, (prefix, {}))[1][name.removeprefix(prefix)] = tensor
+    return files
+
+
+def read_scene_ids(folder: AnyPath) -> list[str]:
+    """Ids of the scenes that the shared model in `folder` was trained on. SharedModelError where it names none."""
+    ids = read_text(folder / "scenes.txt").split()
+    if not ids:
+        raise SharedModelError(f"{folder}/scenes.txt: names none of the scenes of stage 1; {RESTORE}")
+    return ids
+
+
+def settings_on(folder: AnyPath, settings: Settings, given: dict[str, Any]) -> Settings:
+    """Settings of a stage-2 run: what the shared model in `folder` fixes comes from it, stage 2's own from `settings`.
+
+    given: dotted keys that the user named. Raises SettingsError where one contradicts the shared model, and
+    SharedModelError where there is none.
+    """
+    fixed = read_config(folder).model_dump(exclude={"stage2", "seed"})
+    known, asked = flatten(fixed), flatten(settings.model_dump())
+    wrong = {key: asked[key] for key in given if key in known and known[key] != asked[key]}
+    if wrong:
+        said = ", ".join(f"{key} = {value} (shared model: {known[key]})" for key, value in wrong.items())
+        raise SettingsError(f"{said}: {folder} fixes these; leave them out, or train another shared model")
+    return make_settings({**settings.model_dump(include={"stage2", "seed"}), **fixed})
+
+
+def read_config(folder: AnyPath) -> Settings:
+    """The settings that a shared model was trained with. Raises SharedModelError where there is no whole model."""
+    if not (folder / "hash.txt").is_file():
+        raise SharedModelError(
+            f"{folder}: no shared model here (no hash.txt); make one with "
+            f"`python experiments/stage1.py --run {folder.parent} --num-scenes N`, or name another with --shared"
+        )
+    path = folder / "config.json"
+    config = read_json(path)
+    version, values = config.get("format_version"), config.get("settings")
+    if not isinstance(version, int) or not isinstance(values, dict):
+        raise SharedModelError(f"{path}: not a shared model's: format_version or settings are missing; {RESTORE}")
+    if version > FORMAT_VERSION:
+        raise SharedModelError(
+            f"{path}: format version {version}, this program reads up to {FORMAT_VERSION}: update it"
+        )
+    try:
+        return make_settings(as_noted(values))
+    except SettingsError as error:
+        raise SharedModelError(f"{path}: {error}; {RESTORE}") from error
+
+
+def read_hash(folder: AnyPath) -> str:
+    """The hash that stage 1 gave the shared model in `folder`; `load_shared` holds its tensors against it."""
+    return read_text(folder / "hash.txt").strip()
+
+
+def load_shared(folder: AnyPath, device: torch.device | str = "cpu") -> tuple[SharedModel, str]:
+    """The shared model in `folder`, frozen, and its hash.
+
+    Raises SharedModelError naming the file where one is missing, of a newer format, or changed since it was saved.
+    """
+    model = _read(folder, read_config(folder))
+    saved = read_hash(folder)
+    found = model.content_hash()
+    if saved != found:
+        raise SharedModelError(
+            f"{folder}: tensors hash to {found[:12]}…, hash.txt says {saved[:12] or 'nothing'}…: "
+            "the files were changed since stage 1 saved them; restore them or train again"
+        )
+    return model.to(device).requires_grad_(False).eval(), found
+
+
+def _read(folder: AnyPath, settings: Settings) -> SharedModel:
+    """Built on the meta device first: sizes are compared before memory is taken for what config.json says."""
+    with torch.device("meta"):
+        model = _described(folder, settings)
+    tensors: dict[str, Tensor] = {}
+    for file, (prefix, expected) in _by_file(model.state_dict()).items():
+        tensors.update({f"{prefix}{name}": t for name, t in read_tensors(folder / file, expected).items()})
+    model.to_empty(device="cpu").load_state_dict(tensors)
+    return model
+
+
+def _described(folder: AnyPath, settings: Settings) -> SharedModel:
+    autoencoder = None
+    if settings.autoencoder.has_decoder:
+        autoencoder = described_autoencoder(folder / "autoencoder", settings.autoencoder)
+    try:
+        model = SharedModel(settings, autoencoder)
+    except (SettingsError, RuntimeError, TypeError) as error:  # torch's own say where in C++ they come from
+        why = str(error).splitlines()[0]
+        raise SharedModelError(f"{folder}/config.json: no model can be made of it ({why}); {RESTORE}") from error
+    if (folder / "decoder").is_dir():
+        model.adapt_decoder()
+    if (folder / "student").is_dir():
+        model.add_student()
+    return model

@@ -1,0 +1,1 @@
+"""One HTML file on one or more runs."""

@@ -1,0 +1,168 @@
+"""Parquet files of unknown origin: what is no table of plain values is refused before any of it is converted.
+
+A file may name Arrow extension types. pyarrow makes them while it opens the file, by code that the program registered
+for them, and ray.data's registers one whose values are pickles. So the footer is searched for such a name first.
+
+Errors give the reason only: who asked knows the path and what to do.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from scaling.storage.parquet_footer import read_struct
+
+MAX_FOOTER_BYTES = 8 << 20
+MAX_FIELDS = 1024  # of the schema, nested ones among them
+MAX_ROWS = 1 << 20  # of a file
+MAX_VALUES = 1 << 26  # of a column in a row group
+FREE_BYTES, MAX_GROWTH = 64 << 20, 100  # a file may unpack to so many bytes, or to so many times its own size
+
+_EXTENSION = b"ARROW:extension:name"
+
+
+def _marks() -> list[bytes]:
+    """The key of an extension type's name as it is, and inside base64, in which the footer holds the Arrow schema.
+
+    What base64 makes of it depends on where it starts; its first and last characters also on its neighbours.
+    """
+    marks = [_EXTENSION]
+    for offset in range(3):
+        rest = _EXTENSION[(3 - offset) % 3 :]
+        marks.append(base64.b64encode(rest[: len(rest) // 3 * 3]))
+    return marks
+
+
+_MARKS = _marks()
+
+
+class TableError(ValueError):
+    """A Parquet file that is not read; the message says why, but not which file."""
+
+
+@contextmanager
+def open_table(filesystem: fs.FileSystem, path: str) -> Iterator[pq.ParquetFile]:
+    """A Parquet file of plain values that unpacks to no absurd size; page checksums are verified as it is read.
+
+    TableError: the reason why it is not opened; FileNotFoundError where there is none.
+    """
+    with _reading():
+        kind = filesystem.get_file_info(path).type
+        if kind not in (fs.FileType.File, fs.FileType.NotFound):  # a pipe would never end
+            raise TableError("it is no plain file")
+        source = filesystem.open_input_file(path)
+    with source:
+        with _reading():
+            _check_footer(source)
+            file = pq.ParquetFile(source, page_checksum_verification=True)
+            _check_types(file.schema_arrow)
+        yield file
+
+
+def read_columns(
+    file: pq.ParquetFile,
+    schema: pa.Schema,
+    nullable: Collection[str] = (),
+    row_group: int | None = None,
+    optional: Collection[str] = (),
+) -> pa.Table:
+    """The columns that `schema` names, in its types; of one row group, or of all. Other columns do no harm.
+
+    nullable: the columns that may hold nulls; lists never do. optional: nullable ones that may be missing, and are all
+    nulls then. TableError names the column that is missing, is there twice, holds nulls or is of a type that cannot be
+    converted.
+    """
+    with _reading():
+        there = []
+        for name in schema.names:
+            places = len(file.schema_arrow.get_all_field_indices(name))
+            if places > 1 or (places == 0 and name not in optional):
+                raise TableError(f"column {name} is {'missing' if places == 0 else f'there {places} times'}")
+            there += [name] * places
+        table = file.read(columns=there) if row_group is None else file.read_row_group(row_group, columns=there)
+        table.validate(full=True)  # offsets that lead out of their buffers, and text that is not UTF-8
+        for name in there:
+            _check_nulls(name, table[name], name in nullable)
+        for name in set(schema.names) - set(there):
+            table = table.append_column(name, pa.nulls(len(table), schema.field(name).type))
+        return table.select(schema.names).cast(schema)
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    """What pyarrow raises for wrong bytes, as TableError."""
+    try:
+        yield
+    except (FileNotFoundError, TableError):
+        raise
+    except (OSError, TypeError, ValueError, LookupError, MemoryError, pa.ArrowException) as error:
+        raise TableError(next(iter(str(error).splitlines()), type(error).__name__)) from error
+
+
+def _check_footer(source: pa.NativeFile) -> None:
+    """Before pyarrow sees it: some of what a footer can say ends the process there, instead of raising an error."""
+    size = source.size()
+    source.seek(max(size - 8, 0))
+    end = source.read(8)
+    length = int.from_bytes(end[:4], "little")
+    if size < 12 or end[4:] != b"PAR1" or length > size - 12:
+        raise TableError("it is no Parquet file, or one cut short")
+    if length > MAX_FOOTER_BYTES:
+        raise TableError(f"its footer has {length} bytes; at most {MAX_FOOTER_BYTES} are read")
+    source.seek(size - 8 - length)
+    footer = source.read(length)
+    if any(mark in footer for mark in _MARKS):
+        raise TableError("it holds an Arrow extension type, which may run code; only plain types are read")
+    try:
+        _check_sizes(read_struct(footer), size)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:  # fields that are missing, or of other types
+        if isinstance(error, TableError):
+            raise
+        raise TableError(f"its footer is damaged ({error})") from error
+
+
+def _check_sizes(footer: dict[int, Any], num_bytes: int) -> None:
+    """Of what the file says of itself: a few bytes can stand for millions of equal values. The numbers are those of
+    the fields in Parquet's own definition (FileMetaData, RowGroup, ColumnChunk, ColumnMetaData)."""
+    schema, num_rows, groups = footer[2], footer[3], footer[4]
+    if len(schema) > MAX_FIELDS:
+        raise TableError(f"its schema has {len(schema)} fields; at most {MAX_FIELDS} are read")
+    rows = [group[3] for group in groups]
+    if min(rows, default=0) < 0 or not sum(rows) == num_rows <= MAX_ROWS:
+        raise TableError(f"it says that it has {num_rows} rows; at most {MAX_ROWS} are read")
+    columns = [chunk[3] for group in groups for chunk in group[1]]
+    values = [column[5] for column in columns]
+    if min(values, default=0) < 0 or max(values, default=0) > MAX_VALUES:
+        raise TableError(f"it says that a column has {max(values)} values; at most {MAX_VALUES} are read")
+    unpacked = sum(max(column[6], 0) for column in columns)
+    if unpacked > max(FREE_BYTES, MAX_GROWTH * num_bytes):
+        raise TableError(f"it has {num_bytes} bytes and says that it unpacks to {unpacked}")
+
+
+def _check_types(schema: pa.Schema) -> None:
+    """Also those that come of Parquet's own types, as UUIDs do."""
+    for field in schema:
+        if _is_extension(field.type):
+            raise TableError(f"column {field.name} is of type {field.type}; only plain types are read")
+
+
+def _is_extension(kind: pa.DataType) -> bool:
+    inside = [kind.field(index).type for index in range(kind.num_fields)]
+    if pa.types.is_dictionary(kind):
+        inside.append(kind.value_type)
+    return isinstance(kind, pa.BaseExtensionType) or any(map(_is_extension, inside))
+
+
+def _check_nulls(name: str, column: pa.ChunkedArray | pa.Array, allowed: bool) -> None:
+    if column.null_count and not allowed:
+        raise TableError(f"column {name} holds nulls")
+    for chunk in column.chunks if isinstance(column, pa.ChunkedArray) else [column]:
+        if pa.types.is_list(chunk.type) or pa.types.is_large_list(chunk.type):
+            _check_nulls(name, chunk.flatten(), allowed=False)

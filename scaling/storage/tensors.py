@@ -1,0 +1,84 @@
+"""Safetensors files of unknown origin: names, types and shapes are compared before memory is taken for any tensor.
+
+Errors are ValueError and give the reason only: who asked knows the file and what to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import Tensor
+
+from scaling.storage.json_yaml import parse_json
+from scaling.storage.paths import AnyPath
+
+MAX_HEADER_BYTES = 8 << 20  # some 80,000 tensors
+_DTYPES = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32",
+    "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
+}  # fmt: skip
+
+
+def tensor_kinds(path: AnyPath) -> dict[str, str]:
+    """What a file's header names, and no more is read: {"field.head.bias": "float32 [9]"}. ValueError where there is
+    no such file or no such header."""
+    if not path.is_file():
+        raise ValueError("no such file (weights are read from safetensors alone)")
+    try:
+        with path.open("rb") if isinstance(path, Path) else path.open_input() as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if not 0 < length <= MAX_HEADER_BYTES:
+                raise ValueError(f"a header of {length} bytes; at most {MAX_HEADER_BYTES} are read")
+            header = parse_json(stream.read(length))
+        if not isinstance(header, dict):
+            raise ValueError("a header that is no object")
+        return {name: _kind(name, described) for name, described in header.items() if name != "__metadata__"}
+    except (OSError, ValueError) as error:
+        raise ValueError(f"not readable as safetensors ({error})") from error
+
+
+def read_tensors(path: AnyPath, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a file that must hold exactly the names, types and shapes of `expected`, all numbers finite.
+
+    ValueError names the first tensor that is missing, unexpected, of another type or shape, or not finite, or says what
+    is wrong with the file: cut short, offsets that overlap or leave holes.
+    """
+    found = tensor_kinds(path)
+    for kind, names in (("is missing", expected.keys() - found), ("is unexpected", found.keys() - expected)):
+        if names:
+            more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+            raise ValueError(f"tensor {min(names):.200}{more} {kind}")
+    for name, tensor in expected.items():
+        wanted = f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+        if found[name] != wanted:
+            raise ValueError(f"{name} is {found[name]:.200}, expected {wanted}")
+    needed = sum(tensor.numel() * tensor.element_size() for tensor in expected.values())
+    if path.stat().st_size > needed + 8 + MAX_HEADER_BYTES:
+        raise ValueError(f"has {path.stat().st_size} bytes, its tensors have {needed}")
+    tensors = load_tensors(path)
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise ValueError(f"{name} holds numbers that are not finite")
+    return tensors
+
+
+def load_tensors(path: AnyPath) -> dict[str, Tensor]:
+    """All tensors of a file, whatever they are. ValueError where there is no such file, or it is damaged."""
+    tensor_kinds(path)
+    try:
+        return load(path.read_bytes())
+    except (OSError, SafetensorError, RuntimeError, LookupError) as error:
+        raise ValueError(f"not readable as safetensors ({error})") from error
+
+
+def _kind(name: str, described: Any) -> str:
+    """float32 [2, 3]"""
+    dtype, shape = (described.get("dtype"), described.get("shape")) if isinstance(described, dict) else (None, None)
+    if not isinstance(dtype, str) or not isinstance(shape, list) or not all(isinstance(side, int) for side in shape):
+        raise ValueError(f"tensor {name:.200} without a type and a shape")
+    return f"{_DTYPES.get(dtype, dtype)} {shape}"

@@ -1,0 +1,123 @@
+"""Whole checkpoints told from torn ones: each worker seals its files with their sizes and SHA-256, last of all.
+
+A checkpoint is a folder `NNNNN-…` (epochs done) or `done-…`, on a disk or an object store. Files of it arrive in any
+order and may be cut short, lost or changed later; it is whole as long as the seals of all its workers agree with it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+
+from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
+from pydantic import BaseModel
+
+from scaling.storage.atomic import replace_file
+from scaling.storage.json_yaml import parse_json
+
+SEAL = re.compile(r"seal-(\d+)-of-(\d+)\.json")
+NAME = re.compile(r"(\d{5}|done)-.*")
+FIRST = "00001-"
+MAX_SEAL_BYTES = 1 << 20  # a hundred times what one has
+
+
+class NoWholeCheckpoint(ValueError):
+    """There are checkpoints of more than one epoch, and none of them can be used."""
+
+
+class _Noted(BaseModel):
+    bytes: int
+    sha256: str
+
+
+class _Seal(BaseModel):
+    files: dict[str, _Noted]
+
+
+def seal(folder: Path, rank: int = 0, size: int = 1) -> None:
+    """Notes size and SHA-256 of the files in `folder`, all by worker `rank` of `size`, in one more file."""
+    files = {}
+    for path in sorted(folder.iterdir()):
+        with path.open("rb") as file:
+            files[path.name] = {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    replace_file(folder / f"seal-{rank}-of-{size}.json", json.dumps({"version": 1, "files": files}).encode())
+
+
+def fault(folder: Path | str, filesystem: FileSystem | None = None) -> str | None:
+    """What is wrong with a checkpoint, None where it is whole. folder: its path in `filesystem`, by default this
+    machine's."""
+    filesystem, folder = filesystem or LocalFileSystem(), str(folder)
+    found = {info.base_name: info.size for info in filesystem.get_file_info(FileSelector(folder))}
+    seals = [match for match in map(SEAL.fullmatch, sorted(found)) if match]
+    if not seals:
+        return "it has no seal"
+    size = int(seals[0][2])
+    for rank in range(size):
+        own = f"seal-{rank}-of-{size}.json"
+        if own not in found:
+            return f"{own} is missing"
+        with filesystem.open_input_stream(f"{folder}/{own}") as file:
+            try:
+                files = _Seal.model_validate(parse_json(file.read(MAX_SEAL_BYTES))).files
+            except ValueError:
+                return f"{own} is damaged"
+        for name, noted in files.items():
+            if why := _wrong(filesystem, folder, name, noted, found):
+                return why
+    return None
+
+
+def _wrong(filesystem: FileSystem, folder: str, name: str, noted: _Noted, found: dict[str, int]) -> str | None:
+    if name not in found:
+        return f"{name} is missing"
+    if found[name] != noted.bytes:
+        return f"{name} has {found[name]} bytes instead of {noted.bytes}"
+    with filesystem.open_input_stream(f"{folder}/{name}") as file:
+        changed = hashlib.file_digest(file, "sha256").hexdigest() != noted.sha256
+    return f"{name} has changed" if changed else None
+
+
+def checkpoint_names(root: FileSystem) -> list[str]:
+    """Checkpoints in the folder at which `root` is rooted, whole or not, newest first."""
+    infos = root.get_file_info(FileSelector("", allow_not_found=True))
+    names = (info.base_name for info in infos if info.type == FileType.Directory)
+    return sorted((name for name in names if NAME.fullmatch(name)), reverse=True)
+
+
+def newest_whole(root: FileSystem, where: str) -> tuple[str | None, dict[str, str]]:
+    """→ the newest whole checkpoint (None: training begins), and newer ones with what is wrong with each.
+
+    where: the folder's name for people. Raises NoWholeCheckpoint where more than the first epoch would be lost:
+    a second epoch begins only when the first one's checkpoint is whole, so one alone may have been cut short.
+    """
+    torn: dict[str, str] = {}
+    for name in checkpoint_names(root):
+        why = fault(name, root)
+        if why is None:
+            return name, torn
+        torn[name] = why
+    if all(name.startswith(FIRST) for name in torn):
+        return None, torn
+    listed = "; ".join(f"{name}: {why}" for name, why in torn.items())
+    raise NoWholeCheckpoint(
+        f"{where}: none of the checkpoints is whole ({listed}); "
+        "put back a copy of one of them, or delete the folder to train from the start"
+    )
+
+
+def clear(root: FileSystem, where: str) -> dict[str, str]:
+    """Removes all checkpoints but the newest two whole ones. → the torn ones that were newer, and what was wrong.
+
+    Only for the one process that holds the run, while nobody writes checkpoints. Raises NoWholeCheckpoint, before
+    anything is removed.
+    """
+    newest, torn = newest_whole(root, where)
+    names = checkpoint_names(root)
+    older = (name for name in names if newest and name < newest and fault(name, root) is None)
+    keep = {newest, next(older, None)}
+    for name in names:
+        if name not in keep:
+            root.delete_dir(name)
+    return torn

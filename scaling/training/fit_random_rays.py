@@ -1,0 +1,227 @@
+"""A frozen fit on random rays (2a): every scene has an Adam of its own and ends when it stops improving.
+
+At the end of a fit the learning rate must fall, or its noise stays in the planes. So a scene goes at its full rate
+until a look at two training views, which it is not trained on, finds it hardly better than the best look before; then
+its rate falls to the lowest within `decay_steps` and it leaves the batch. Its training loss tells nothing, and its test
+views are not asked. In its last steps a scene is rendered from planes that are rounded as they will be stored, so that
+what is lost by rounding is made good.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from scaling.config import Stage2Phase
+from scaling.models.rounding import LEVELS, best_scale, rounded
+from scaling.models.shared_model import SharedModel
+from scaling.models.triplanes import SceneParams, texels_together
+from scaling.training import watchdog
+from scaling.training.cpu_step import CpuStep
+from scaling.training.losses import item_losses, variation, weighted
+from scaling.training.optim import RowAdam, lr_factor, lr_factors
+from scaling.training.random_ray_batches import RayTable
+from scaling.training.random_streams import stream
+from scaling.training.training_scene import TrainingScene
+
+HELD_OUT = 2  # training views to look at
+LEAST_VIEWS = 10  # of a scene that can spare them; with fewer it trains on all of them, for all steps
+RAYS_LOOKED_AT = 512  # of those views at most, evenly spread: in RGB space a look would cost as much as the fit
+LEAST_GAIN = 0.02  # part of its error that a scene must have lost since its best look to go on
+LOOKS = frozenset(100 << power for power in range(10))  # steps before which cells are filled from densities again
+SCALES_AGAIN = 200  # steps after which scales of rounded planes are measured again
+
+
+def fit_rays(
+    shared: SharedModel,
+    name: str,
+    phase: Stage2Phase,
+    ready: Sequence[TrainingScene],
+    params: SceneParams,
+    seed: int,
+    micro_dtype: str,
+    on_step: Callable[[str, int, float], None] | None,
+) -> None:
+    """Moves params (S scenes) in place through a phase with rays_per_item. micro_dtype: what planes will be stored as.
+    on_step(name, step, mean loss of those that still move) is called after every step."""
+    epoch_steps = phase.steps_per_epoch or ready[0].num_views
+    total = phase.num_epochs * epoch_steps
+    ends = Ends(shared, phase, ready, total)
+    table = RayTable(shared, ends.trained)
+    step_of = (CpuStep if CpuStep.serves(shared, phase) else AutogradStep)(shared, phase, table)
+    given, params = (
+        params,
+        replace(params, micro_planes=texels_together(params.micro_planes.detach()), coefs=params.coefs.detach()),
+    )
+    tables = {"micro_planes": params.micro_planes, "coefs": params.coefs}
+    moves = {
+        key: RowAdam(t, together=not ends.check_every)
+        for key, t in tables.items()
+        if getattr(phase.lr, key) and t.numel()
+    }
+    rounding = Rounding(params, micro_dtype, round(phase.rounded_from * total)) if "micro_planes" in moves else None
+    cells = Cells(shared, ready)
+    draws = table.draws([stream(seed, name, scene.scene_id) for scene in ready], phase.rays_per_item or 0, total)
+    for step, uniforms in enumerate(draws):
+        if step == round(phase.coefs_until * total) and len(moves) > 1:
+            moves.pop("coefs", None)
+        rows = ends.moving
+        cells.look(params, rows, step)
+        micro, coefs = (of_rows(t, rows) for t in tables.values())
+        if rounding:  # the gradient there moves what is rounded: it passes straight through
+            micro = rounding.apply(micro, rows, step)
+        losses, gradients = step_of(micro, coefs, rows, of_rows(uniforms, rows), cells.of(rows), set(moves))
+        factors = ends.factors(phase, step // epoch_steps, step)
+        for key, optimiser in moves.items():
+            optimiser.step(rows, gradients[key], getattr(phase.lr, key) * factors)
+        watchdog.beat()
+        if on_step is not None:
+            on_step(name, step, losses.mean().item())
+        ends.look(params, cells, step + 1)
+        if not len(ends.moving):
+            break
+    if rounding:
+        rounding.finish()
+    given.micro_planes.data.copy_(params.micro_planes)
+
+
+def of_rows(table: Tensor, rows: Tensor) -> Tensor:
+    """table[rows] for ascending rows [N]: where those are all rows, the table itself, as copies take time."""
+    return table if len(rows) == len(table) else table[rows]
+
+
+class AutogradStep:
+    """The losses of a step and their gradients, by autograd: any phase on any device, and what `CpuStep` must agree
+    with."""
+
+    def __init__(self, shared: SharedModel, phase: Stage2Phase, table: RayTable) -> None:
+        self.shared, self.phase, self.table = shared, phase, table
+
+    def __call__(
+        self, micro: Tensor, coefs: Tensor, rows: Tensor, uniforms: Tensor, cells: Tensor | None, moving: set[str]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """See `CpuStep`."""
+        leaves = {"micro_planes": micro.detach(), "coefs": coefs.detach()}
+        for key in moving:
+            leaves[key].requires_grad_()
+        now = SceneParams(**leaves)
+        batch = self.table.batch(uniforms, rows, cells)
+        losses = weighted(item_losses(self.shared, self.phase.loss, batch, now), self.phase.loss)
+        loss = losses.sum()
+        if self.phase.tv_weight:
+            loss = loss + self.phase.tv_weight * variation(self.shared, now)
+        order = sorted(moving)
+        return losses.detach(), dict(zip(order, torch.autograd.grad(loss, [leaves[key] for key in order])))
+
+
+class Cells:
+    """What rays find in the boxes of the scenes, [S, CELLS³], filled from their densities again and again; none where
+    rays are sampled evenly."""
+
+    def __init__(self, shared: SharedModel, ready: Sequence[TrainingScene]) -> None:
+        self.shared = shared
+        grids = [scene.cells for scene in ready if scene.cells is not None]
+        self.table = torch.stack(grids) if grids else None
+
+    def of(self, rows: Tensor) -> Tensor | None:
+        """Those of the scenes in `rows` [N]."""
+        return None if self.table is None else of_rows(self.table, rows)
+
+    @torch.no_grad()
+    def look(self, params: SceneParams, rows: Tensor, step: int) -> None:
+        """Where it is time: fills the cells of `rows` [N] from the scenes as they are."""
+        if self.table is not None and step in LOOKS:
+            found = self.shared.cells_of(replace(params[rows], hull=self.table[rows] > 0))
+            assert found is not None
+            self.table[rows] = found
+
+
+class Rounding:
+    """Micro planes of S scenes rounded as they will be stored, from a step on; floats are left as they are."""
+
+    def __init__(self, params: SceneParams, dtype: str, first: int) -> None:
+        self.micro, self.dtype, self.first = params.micro_planes, dtype, first
+        self.scale: Tensor | None = None
+
+    def apply(self, micro: Tensor, rows: Tensor, step: int) -> Tensor:
+        """micro [N, P, F_mic, K, K] of the scenes in `rows` [N], as a render at this step takes them."""
+        if step < self.first or self.dtype not in LEVELS:
+            return micro
+        if self.scale is None:
+            self.scale = best_scale(self.micro, self.dtype)
+        elif (step - self.first) % SCALES_AGAIN == 0:
+            self.scale[rows] = best_scale(self.micro[rows], self.dtype)
+        return rounded(micro, self.scale[rows], self.dtype)
+
+    def finish(self) -> None:
+        """Rounds all scenes in place, if any step was taken with rounded planes."""
+        if self.scale is not None:
+            self.micro.copy_(rounded(self.micro, self.scale, self.dtype))
+
+
+class Ends:
+    """When scenes end. trained: what they train on; moving [N]: rows of those that have not ended."""
+
+    def __init__(self, shared: SharedModel, phase: Stage2Phase, ready: Sequence[TrainingScene], total: int) -> None:
+        self.shared, self.total = shared, total
+        self.check_every, self.decay_steps = phase.check_every, phase.decay_steps
+        if self.check_every and total <= self.check_every + self.decay_steps:
+            self.check_every = None  # too short for a look that could end anything
+        split = [_split(scene, shared.latent_size**2) for scene in ready] if self.check_every else []
+        self.trained = [trained for trained, _ in split] or list(ready)
+        held_out = [held for _, held in split]
+        self.held_out = RayTable(shared, held_out) if any(len(held.drawn) for held in held_out) else None
+        self.rows = list(range(len(ready)))
+        self.moving = torch.arange(len(ready), device=shared.device)
+        self.best = torch.full((len(ready),), torch.inf, device=shared.device)
+        # The step from which on a scene's rate falls; on the device too, which a step need not wait for then.
+        self.falls = [total - self.decay_steps if split else 0] * len(ready)
+        self.falls_there = torch.tensor(self.falls, device=shared.device)
+
+    def factors(self, phase: Stage2Phase, epoch: int, step: int) -> Tensor | float:
+        """Factor on the rates of each scene that moves, [N], or of all of them where none ends before the others."""
+        if not self.check_every:
+            return lr_factor(phase, epoch, step / self.total)
+        fallen = (step - self.falls_there[self.moving]).clamp(min=0)
+        return lr_factors(phase, epoch, fallen / self.decay_steps)
+
+    def look(self, params: SceneParams, cells: Cells, step: int) -> None:
+        """After `step` steps: at the held-out views, where it is time; those whose rates have fallen leave."""
+        if not self.check_every:
+            return
+        if self.held_out and step % self.check_every == 0:
+            self._end_those_that_stand(params, cells, step)
+        if any(step - fall == self.decay_steps for fall in self.falls):
+            self.rows = [row for row in self.rows if step - self.falls[row] < self.decay_steps]
+            self.moving = torch.tensor(self.rows, dtype=torch.int64, device=self.moving.device)
+
+    @torch.no_grad()
+    def _end_those_that_stand(self, params: SceneParams, cells: Cells, step: int) -> None:
+        at_full_rate = [row for row in self.rows if self.falls[row] > step]
+        if not at_full_rate or self.held_out is None:
+            return
+        rows = torch.tensor(at_full_rate, device=self.moving.device)
+        batch = self.held_out.every_ray(rows, cells.of(rows))
+        assert batch.rays is not None and batch.latents is not None
+        colours = self.shared.render(params[rows], batch.rays, None, batch.pixels, batch.cells).colours
+        errors = (colours - batch.latents).square().mean(-1) * self.held_out.real(rows)
+        error = errors.sum(1) / self.held_out.counts[rows, 0]  # not a number, so never at its end, of one without any
+        stands = error > self.best[rows] * (1 - LEAST_GAIN)
+        self.best[rows] = error.minimum(self.best[rows])
+        self.falls_there[rows[stands]] = step
+        self.falls = self.falls_there.tolist()
+
+
+def _split(scene: TrainingScene, rays_per_view: int) -> tuple[TrainingScene, TrainingScene]:
+    """The scene without the held-out views' rays, and with them alone; none are held out where that would leave little
+    to train on."""
+    held = torch.linspace(0, scene.num_views - 1, HELD_OUT + 2)[1:-1].round().long().to(scene.drawn.device)
+    of_held = torch.isin(scene.drawn // rays_per_view, held)
+    if scene.num_views < LEAST_VIEWS or 2 * of_held.sum() > len(scene.drawn):
+        of_held[:] = False
+    looked_at = scene.drawn[of_held].unique()
+    spread = torch.linspace(0, len(looked_at) - 1, min(len(looked_at), RAYS_LOOKED_AT)).round().long()
+    return replace(scene, drawn=scene.drawn[~of_held]), replace(scene, drawn=looked_at[spread.to(looked_at.device)])

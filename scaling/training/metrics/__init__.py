@@ -1,0 +1,1 @@
+"""How near a render is to the truth."""

@@ -1,0 +1,72 @@
+"""The rays of several scenes in one table: a step takes its random rays of all of them by one look-up.
+
+The same batches could be put together from `TrainingScene`s, scene by scene, as `make_batch` does for whole views. A
+frozen fit takes thousands of steps of a few dozen rays from each of many scenes; there the table is what keeps Python,
+and on a GPU the launches and copies of every scene, out of the step. Rays are made when they are drawn: a fit draws a
+part of the half million that a scene has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from scaling.cameras import rays_through
+from scaling.models.shared_model import SharedModel
+from scaling.training.losses import Batch
+from scaling.training.training_scene import TrainingScene
+
+STEPS_PER_DRAW = 64  # steps whose random numbers are drawn, and copied to the device, together
+
+
+class RayTable:
+    """scenes: encoded, of the same number of views. RuntimeError where a scene has no latents."""
+
+    def __init__(self, shared: SharedModel, scenes: Sequence[TrainingScene]) -> None:
+        self.uniforms_per_ray = shared.renderer.uniforms_per_ray
+        self.size = shared.latent_size
+        self.counts = torch.tensor([len(scene.drawn) for scene in scenes], device=shared.device)[:, None]
+        self.drawn = torch.zeros(len(scenes), int(self.counts.max()), dtype=torch.int64, device=shared.device)
+        for row, scene in enumerate(scenes):
+            if scene.latents is None:
+                raise RuntimeError(f"scene {scene.scene_id} was not encoded before its rays were put into a table")
+            self.drawn[row, : len(scene.drawn)] = scene.drawn
+        self.latents = torch.stack([scene.latents for scene in scenes if scene.latents is not None])
+        self.cam2world = torch.stack([scene.cam2world for scene in scenes])
+        self.intrinsics = torch.stack([scene.intrinsics for scene in scenes])
+
+    def batch(self, uniforms: Tensor, rows: Tensor, cells: Tensor | None) -> Batch:
+        """A ray for each row of uniforms [N, R, 1 + uniforms_per_ray] in [0, 1), whose first number chooses it, of the
+        scenes in `rows` [N], whose cells are [N, CELLS³]."""
+        # A number just below 1 times a large count may round up to it.
+        counts = self.counts[rows]
+        place = (uniforms[..., 0] * counts).long().minimum(counts - 1)
+        return self._look_up(rows[:, None], self.drawn[rows[:, None], place], uniforms[..., 1:], cells)
+
+    def every_ray(self, rows: Tensor, cells: Tensor | None) -> Batch:
+        """All rays of the scenes in `rows` [N], without random numbers. Not all of them are `real`."""
+        return self._look_up(rows[:, None], self.drawn[rows], None, cells)
+
+    def real(self, rows: Tensor) -> Tensor:
+        """Which places of the table hold rays of the scenes in `rows` [N]. [N, places], bool."""
+        return torch.arange(self.drawn.shape[1], device=rows.device) < self.counts[rows]
+
+    def draws(self, streams: Sequence[torch.Generator], rays_per_item: int, steps: int) -> Iterator[Tensor]:
+        """The numbers of `steps` batches, [S, rays_per_item, 1 + uniforms_per_ray] of all scenes; what one gets depends
+        on its own stream alone."""
+        for start in range(0, steps, STEPS_PER_DRAW):
+            size = (min(STEPS_PER_DRAW, steps - start), rays_per_item, 1 + self.uniforms_per_ray)
+            drawn = torch.stack([torch.rand(size, generator=stream) for stream in streams], 1)
+            yield from drawn.to(self.drawn.device)
+
+    def _look_up(self, rows: Tensor, chosen: Tensor, uniforms: Tensor | None, cells: Tensor | None) -> Batch:
+        view, pixels = chosen // self.size**2, chosen % self.size**2
+        return Batch(
+            rays=rays_through(self.cam2world[rows, view], self.intrinsics[rows, view], pixels, self.size, self.size),
+            cells=cells,
+            pixels=pixels,
+            uniforms=uniforms,
+            latents=self.latents[rows, chosen],
+        )

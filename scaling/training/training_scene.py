@@ -1,0 +1,266 @@
+"""A scene made ready for training: its training views, where it is, which rays are worth drawing, encoded latents."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import avg_pool2d
+
+from scaling.cameras import Rays, rays_through
+from scaling.config import Phase
+from scaling.data.latents import REMEDY
+from scaling.data.scene_views import SceneError, SceneViews
+from scaling.models.box import CELLS
+from scaling.models.shared_model import SharedModel
+from scaling.training.losses import Batch
+from scaling.training.visual_hull import dilated, pooled, silhouettes, visual_hull
+
+# Views encoded at once: as many as stay in a core's cache, or as keep a GPU busy. With channels last, convolutions at
+# growing widths read memory in order: 12.5 ms a view against 22 (32 at once, channels first) on a CPU.
+ENCODE_CHUNK = {"cpu": 4}
+ENCODE_CHUNK_ELSEWHERE = 64
+
+
+EDGE = 64  # of 255: difference of brightness between neighbours, in one channel, that makes an edge
+BESIDE = 2  # latent pixels around silhouettes that rays are drawn from, too: the hull is a little larger than the scene
+EDGE_DRAWS = 3  # times as often as others rays at an edge are drawn: they teach most
+MOST_COVERED = 0.95  # of the images by silhouettes: then there is no background to tell them from
+LOOKED_AT = 4  # of so many of a silhouette's pixels one is held against the box
+LEAST_OUTSIDE = 0.01  # part of them that must lie outside to be told: a pixel shows what lies beside its centre, too
+MARGIN = 1.0  # latent pixels around silhouettes that belong to the hull, as a pixel shows what lies beside its centre
+
+
+@dataclass
+class TrainingScene:
+    """The training views of a scene, on the shared model's device.
+
+    images: uint8 [V, 3, H, W] (a quarter of the memory of floats); cam2world [V, 4, 4]; intrinsics [V, 3, 3]; drawn:
+    which of the views' V · h · w latent pixels random rays go through, those at edges several times; hull [CELLS³]:
+    see `visual_hull`, None where rays are sampled evenly; cells [CELLS³]: see `SharedModel.cells`, at first the hull's;
+    latents [V · h · w, C] in [−1, 1] once encoded; cached [V, C, h, w]: latents made before, by the encoder as it
+    stands now; warning: see `where_it_is_not`.
+    """
+
+    scene_id: str
+    images: Tensor
+    cam2world: Tensor
+    intrinsics: Tensor
+    drawn: Tensor
+    warning: str = ""
+    hull: Tensor | None = None
+    cells: Tensor | None = None
+    latents: Tensor | None = None
+    cached: Tensor | None = None
+
+    @property
+    def num_views(self) -> int:
+        return len(self.images)
+
+    def float_images(self, views: Sequence[int] | slice = slice(None)) -> Tensor:
+        """[len(views), 3, H, W] in [0, 1]."""
+        return self.images[views].float() / 255
+
+
+def prepare_scene(shared: SharedModel, views: SceneViews) -> TrainingScene:
+    """The training views of a scene on the shared model's device. ValueError where its views contradict each other or
+    none of their rays meets the box, SceneError (a ValueError) where its cached latents are not of the model's size."""
+    train = list(views.train_views)
+    images = as_bytes(views.images[train]).to(shared.device)
+    cached = None if views.latents is None else _of_size(shared, views.scene_id, views.latents)[train]
+    cameras = views.cam2world[train].to(shared.device), views.intrinsics[train].to(shared.device)
+    shown = silhouettes(views)
+    warning = where_it_is_not(shared, views, shown)
+    if shared.settings.rendering.sampled == "hull":
+        hull = scene_hull(shared, views, shown)
+        shown = shown.to(shared.device)
+        if not shown.any():  # a white scene: nothing is known of where it is
+            shown = ~shown
+        near_it = dilated(pooled(shown, shared.autoencoder.shrink), BESIDE)
+    else:
+        rays = shared.latent_rays(*cameras)
+        hull, near_it = None, shared.renderer.span(rays)[2].view(len(train), *[shared.latent_size] * 2)
+    drawn = _drawn(near_it, _edges(images, shared.autoencoder.shrink))
+    if not len(drawn) or (hull is not None and not hull.any()):
+        raise ValueError(
+            f"scene {views.scene_id}: no ray of its training views meets {shared.renderer.box}: check the poses' axes "
+            "(OpenCV, camera-to-world) and scale"
+        )
+    cells = None if hull is None else hull.to(torch.uint8)
+    return TrainingScene(views.scene_id, images, *cameras, drawn, warning, hull, cells, cached=cached)
+
+
+def where_it_is_not(shared: SharedModel, views: SceneViews, shown: Tensor) -> str:
+    """What is to be told of a scene whose silhouettes are `shown`: that a part of it lies outside of the shared box, or
+    that nothing could be carved; "" of all others."""
+    covered = shown.float().mean().item()
+    if covered > MOST_COVERED or not covered:
+        what = "show no uniform white background" if covered else "show nothing but white"
+        return f"scene {views.scene_id}: its views {what}, so nothing could be carved: all of the box is sampled"
+    outside = outside_box(shared, views, shown)
+    if outside <= LEAST_OUTSIDE:
+        return ""
+    return (
+        f"scene {views.scene_id}: {outside:.0%} of what its views show lies outside of {shared.renderer.box}: prepare "
+        "the store with it, or train the shared model on a store that holds it"
+    )
+
+
+def outside_box(shared: SharedModel, views: SceneViews, shown: Tensor) -> float:
+    """Which part of the silhouettes' pixels [V, H, W] of the training views, of every LOOKED_AT-th of them, has rays
+    that miss the shared box."""
+    height, width = shown.shape[1:]
+    view, pixel = shown.flatten(1).nonzero()[::LOOKED_AT].T
+    if not len(view):
+        return 0.0
+    train = torch.tensor(views.train_views)[view.cpu()]
+    rays = rays_through(views.cam2world[train], views.intrinsics[train], pixel.cpu(), height, width)
+    return 1 - shared.renderer.box.crossed(rays.to(shared.device)).float().mean().item()
+
+
+def scene_hull(shared: SharedModel, views: SceneViews, shown: Tensor) -> Tensor:
+    """The visual hull of a scene in the shared model's box: [CELLS³], on its device. shown: its silhouettes."""
+    margin = MARGIN * shared.autoencoder.shrink
+    return visual_hull(shared.renderer.box.bounds, CELLS, views, shown.to(shared.device), margin)
+
+
+def _edges(images: Tensor, shrink: int) -> Tensor:
+    """Latent pixels [V, h, w] beside which the uint8 images [V, 3, H, W] change by EDGE, and their neighbours."""
+    small = images if shrink == 1 else avg_pool2d(images.float(), shrink).to(torch.uint8)
+    edges = torch.zeros_like(small[:, 0], dtype=torch.bool)
+    for dim in (1, 2):
+        size = small.shape[dim + 1] - 1
+        first, second = small.narrow(dim + 1, 0, size), small.narrow(dim + 1, 1, size)
+        # Of bytes the larger less the smaller, as they know no sign.
+        change = (torch.maximum(first, second) - torch.minimum(first, second) > EDGE).any(1)
+        edges.narrow(dim, 0, size).logical_or_(change)
+        edges.narrow(dim, 1, size).logical_or_(change)
+    return dilated(edges, 1)
+
+
+def _drawn(near_it: Tensor, edges: Tensor) -> Tensor:
+    """Indices into the flattened pixels, those of edges EDGE_DRAWS times."""
+    at_edges = (near_it & edges).flatten().nonzero()[:, 0]
+    return torch.cat([near_it.flatten().nonzero()[:, 0], *[at_edges] * (EDGE_DRAWS - 1)])
+
+
+def as_bytes(images: Tensor) -> Tensor:
+    """Images in [0, 1] as uint8, any shape."""
+    return (images * 255).round().to(torch.uint8)
+
+
+def _of_size(shared: SharedModel, scene_id: str, latents: Tensor) -> Tensor:
+    found, needed = list(latents.shape[1:]), [shared.autoencoder.latent_channels, *[shared.latent_size] * 2]
+    if found != needed:
+        raise SceneError(scene_id, "cached latents", f"of shape {found}, the shared model's are {needed}; {REMEDY}")
+    return latents
+
+
+def encode_scene(shared: SharedModel, scene: TrainingScene) -> None:
+    """Sets the scene's mean latents, [V · h · w, C] in [−1, 1]; those that were cached are taken as they are."""
+    cached = scene.cached
+    latents = encode_images(shared, scene.images) if cached is None else cached.to(shared.device).float()
+    scene.latents = latents.permute(0, 2, 3, 1).flatten(0, 2)
+
+
+@torch.no_grad()
+def encode_images(shared: SharedModel, images: Tensor) -> Tensor:
+    """uint8 [V, 3, H, W] on the model's device → mean latents [V, C, h, w] in [−1, 1]."""
+    chunks = []
+    for chunk in images.split(ENCODE_CHUNK.get(shared.device.type, ENCODE_CHUNK_ELSEWHERE)):
+        pixels = (chunk.float() / 255).contiguous(memory_format=torch.channels_last)
+        chunks.append(shared.autoencoder.encode(pixels))
+    return torch.cat(chunks)
+
+
+@dataclass(frozen=True)
+class Item:
+    """What a batch takes of a scene: one whole view, or (view None) random rays over all of them."""
+
+    scene: TrainingScene
+    view: int | None
+    generator: torch.Generator
+
+
+def make_batch(shared: SharedModel, phase: Phase, items: Sequence[Item]) -> Batch:
+    """A batch [B, …] of B items with what the phase's losses ask for (see `Batch`); each draws from its own generator.
+
+    RuntimeError where a loss needs the latents of a scene that was not encoded.
+    """
+    loss = phase.loss
+    device = shared.device
+    images = noise = latents = uniforms = rays = pixels = cells = None
+    windows = [_window(item, phase.crop, shared.latent_size) for item in items]
+    if loss.rgb or loss.student or phase.encodes_views:
+        images = torch.stack([_image(item, window, shared.autoencoder.shrink) for item, window in zip(items, windows)])
+    if phase.encodes_views:
+        size = (shared.autoencoder.latent_channels, windows[0].side, windows[0].side)
+        noise = torch.stack([torch.randn(size, generator=item.generator) for item in items]).to(device)
+    if loss.latent or loss.rgb or loss.student:
+        picks = [
+            _pick_rays(item, window, phase.rays_per_item, shared.latent_size) for item, window in zip(items, windows)
+        ]
+        per_item = [_rays(shared, item.scene, pick) for item, pick in zip(items, picks)]
+        rays = Rays(torch.stack([r.origins for r in per_item]), torch.stack([r.directions for r in per_item]))
+        grids = [item.scene.cells for item in items if item.scene.cells is not None]
+        cells = torch.stack(grids) if grids else None
+        numbers = (rays.origins.shape[1], shared.renderer.uniforms_per_ray)
+        uniforms = torch.stack([torch.rand(numbers, generator=item.generator) for item in items]).to(device)
+        if phase.rays_per_item or windows[0].side < shared.latent_size:
+            pixels = torch.stack([pick % shared.latent_size**2 for pick in picks])
+        if loss.latent and not phase.encodes_views:
+            latents = torch.stack([_latents(item.scene)[pick] for item, pick in zip(items, picks)])
+    return Batch(rays, cells, pixels, uniforms, latents, images, noise)
+
+
+def _rays(shared: SharedModel, scene: TrainingScene, pick: Tensor) -> Rays:
+    view, pixel = pick // shared.latent_size**2, pick % shared.latent_size**2
+    return rays_through(scene.cam2world[view], scene.intrinsics[view], pixel, *[shared.latent_size] * 2)
+
+
+def _latents(scene: TrainingScene) -> Tensor:
+    if scene.latents is None:
+        raise RuntimeError(f"scene {scene.scene_id} was not encoded before a phase that needs its latents")
+    return scene.latents
+
+
+@dataclass(frozen=True)
+class Window:
+    """A square of a view's latent pixels: its first row and column, and its side."""
+
+    top: int
+    left: int
+    side: int
+
+
+def _window(item: Item, crop: int | None, size: int) -> Window:
+    """The whole view, or a square of it around a pixel that shows the scene: those at edges, where there is most to
+    learn, are drawn more often."""
+    if crop is None or crop >= size or item.view is None:
+        return Window(0, 0, size)
+    drawn = item.scene.drawn
+    shown = drawn[drawn // size**2 == item.view].cpu() % size**2
+    if not len(shown):
+        shown = torch.arange(size**2)
+    centre = shown[torch.randint(len(shown), (1,), generator=item.generator)].item()
+    top, left = (min(max(place - crop // 2, 0), size - crop) for place in divmod(int(centre), size))
+    return Window(top, left, crop)
+
+
+def _image(item: Item, window: Window, shrink: int) -> Tensor:
+    """The pixels of a window, [3, side · shrink, side · shrink] in [0, 1]."""
+    assert item.view is not None
+    rows, columns = (slice(first * shrink, (first + window.side) * shrink) for first in (window.top, window.left))
+    return item.scene.images[item.view, :, rows, columns].float() / 255
+
+
+def _pick_rays(item: Item, window: Window, rays_per_item: int | None, size: int) -> Tensor:
+    """Numbers of latent pixels, over all of the scene's training views: of a view's window, or random ones."""
+    drawn = item.scene.drawn
+    if item.view is not None:
+        side = torch.arange(window.side, device=drawn.device)
+        return (item.view * size**2 + (window.top + side)[:, None] * size + window.left + side).flatten()
+    choice = torch.randint(len(drawn), (rays_per_item or 0,), generator=item.generator)
+    return drawn[choice.to(drawn.device)]

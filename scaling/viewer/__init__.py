@@ -1,0 +1,1 @@
+"""A page on loopback to browse a library."""

@@ -1,0 +1,239 @@
+"""What the viewer shows of a run: its scenes and mixtures of two of them as PNG bytes, and their true views."""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scaling.cameras import pixel_rays
+from scaling.data.png import encode_png
+from scaling.data.scene_views import SceneViews
+from scaling.library.lpips_values import read_lpips_values
+from scaling.library.run_folder import RunFolder
+from scaling.library.stored_models import StoredModels
+from scaling.library.true_views import TrueViews
+from scaling.models.shared_model import SharedModel
+from scaling.models.student import Student
+from scaling.models.triplanes import SceneParams, hull_between
+from scaling.pictures.draw import depth_colours, latent_colours, latent_range, shown_range, to_pixels
+from scaling.training.metrics.images import view_metrics
+from scaling.viewer.camera import Camera, start_camera
+from scaling.viewer.gallery import Gallery
+from scaling.viewer.worker import Cache
+
+MODES = {"rgb": "Colour", "latents": "Latents", "depth": "Depth"}
+DRAFT_SIDE = 64  # rays a side of a draft where latents are images or pixels
+OPENED = 4  # scenes in memory: the two that are shown and those before; each may hold its cohort's own model
+
+
+@dataclass(frozen=True)
+class OpenScene:
+    """A fitted scene in memory. params: of S = 1; model: the hashes of the shared model and the cohort that it stands
+    on, the latter None in mode frozen."""
+
+    scene_id: str
+    stage: int
+    model: tuple[str, str | None]
+    params: SceneParams
+    shared: SharedModel
+
+
+@dataclass(frozen=True)
+class Shot:
+    """What to draw: the scene `first`, or where there is a `second` their mixture: 0 is the first's coefs (or micro
+    planes), 1 the second's. draft: while the mouse moves; truth: the image [3, H, W] that the camera should see."""
+
+    first: str
+    camera: Camera
+    mode: str = "rgb"
+    draft: bool = False
+    second: str | None = None
+    coefs: float = 0.0
+    micro: float = 0.0
+    truth: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """png: of the render; draft: whether the full picture differs; measured: VIEW_METRICS of that against the shot's
+    truth, empty where there is no truth, of drafts and in other modes."""
+
+    png: bytes
+    draft: bool
+    measured: Mapping[str, float]
+
+
+def mix(first: OpenScene, second: OpenScene, coefs: float, micro: float) -> SceneParams:
+    """Part `coefs` of the way from the first scene's coefs to the second's, and so for micro planes, in [0, 1].
+
+    ValueError where they stand on different models: then their numbers mean different things.
+    """
+    if first.model != second.model:
+        on = " and ".join(f"{_name(scene.model)} ({scene.scene_id})" for scene in (first, second))
+        raise ValueError(
+            f"these two cannot be mixed: they stand on different models, {on}, in which coefs and planes mean "
+            "different things; take two scenes of the same one"
+        )
+    return SceneParams(
+        first.params.micro_planes.lerp(second.params.micro_planes, micro),
+        first.params.coefs.lerp(second.params.coefs, coefs),
+        hull_between(first.params, second.params, coefs, micro),
+    )
+
+
+def _name(model: tuple[str, str | None]) -> str:
+    shared, cohort = model
+    return f"shared model {shared[:8]}…" if cohort is None else f"cohort {cohort[:8]}…"
+
+
+def modes_of(shared: SharedModel) -> dict[str, str]:
+    """MODES that there are: none for latents where those are the pixels."""
+    return {mode: name for mode, name in MODES.items() if mode != "latents" or not shared.autoencoder.is_identity}
+
+
+def has_drafts(shared: SharedModel, mode: str) -> bool:
+    """Whether a draft differs from the full picture: see `render`."""
+    if shared.autoencoder.has_encoder:
+        return mode == "rgb" and _drafting(shared) is not None
+    return shared.latent_size > DRAFT_SIDE
+
+
+def _drafting(shared: SharedModel) -> Student | None:
+    """The student, where it is smaller than the decoder: beside one from scratch for small images it is not."""
+    own = shared.decoder
+    decoder = shared.autoencoder.halves()[1] if own is None else list(own.parameters())
+    if shared.student is None or _size(shared.student.parameters()) >= _size(decoder):
+        return None
+    return shared.student
+
+
+def _size(parameters: Iterable[Tensor]) -> int:
+    return sum(parameter.numel() for parameter in parameters)
+
+
+@torch.no_grad()
+def render(shared: SharedModel, params: SceneParams, camera: Camera, decoded: bool, draft: bool) -> dict[str, Tensor]:
+    """One view: latents [1, C, h, w] in [−1, 1], depth and opacity [1, h, w], and if `decoded` images [1, 3, H, W].
+
+    With an autoencoder of Stable Diffusion's size the decoder is 99 % of the cost, so a draft goes through stage 1's
+    student where that is smaller; where latents are images or pixels themselves, rays cost, and it takes fewer of them.
+    params: of S = 1.
+    """
+    fewer = draft and not shared.autoencoder.has_encoder
+    size = min(shared.latent_size, DRAFT_SIDE) if fewer else shared.latent_size
+    pose, intrinsics = camera.cam2world.float(), camera.intrinsics.float()
+    out = shared.render(params, pixel_rays(pose, intrinsics, size, size)[None].to(shared.device))
+    latents = out.colours.transpose(1, 2).unflatten(2, (size, size))
+    view = {"latents": latents, "depth": out.depth.view(1, size, size), "opacity": out.opacity.view(1, size, size)}
+    if decoded:
+        student = _drafting(shared) if draft else None
+        view["images"] = shared.decode(latents) if student is None else student(latents)
+    return view
+
+
+class ViewedRun:
+    """A run's library with the models and the truth behind it. One thread at a time may call what reads scenes.
+
+    store: of the truth, instead of those that config.yaml names. Raises FileNotFoundError where the run has no fitted
+    scenes or `store` is none, ValueError where a part or the store is damaged.
+    """
+
+    def __init__(self, run: RunFolder, store: str | None, device: torch.device | str = "cpu") -> None:
+        run.check_fitted()
+        self.run = run
+        self.models = StoredModels(run, device)
+        self.thumbnails = Cache()
+        self.truth = TrueViews(run, store)
+        self._opened: OrderedDict[str, OpenScene] = OrderedDict()
+        self._ranges: dict[str, tuple[Tensor, Tensor]] = {}
+        self.start = start_camera()
+        first = self.open(run.library.ids()[0])
+        self.shared = first.shared
+        self.no_truth = self._try_truth(first)
+
+    def gallery(self) -> Gallery:
+        """The scenes that are committed now, without their planes."""
+        rows, _ = read_lpips_values(self.run).fill(self.run.library.table())
+        return Gallery(rows.to_pylist())
+
+    def open(self, scene_id: str) -> OpenScene:
+        """Reads a scene, or takes it from memory. LookupError where there is none, ValueError where it is damaged."""
+        if scene_id not in self._opened:
+            self._opened[scene_id] = self._read(self.run.library.scene(scene_id))
+        self._opened.move_to_end(scene_id)
+        while len(self._opened) > OPENED:
+            self._ranges.pop(self._opened.popitem(last=False)[0], None)
+        return self._opened[scene_id]
+
+    def _read(self, row: dict[str, Any]) -> OpenScene:
+        shared, params = self.models.scene(row)
+        return OpenScene(row["scene_id"], row["stage"], (row["shared"], row["cohort"]), params, shared)
+
+    def draw(self, shot: Shot) -> Drawn:
+        """Errors as of `open` and `mix`."""
+        scene = self.open(shot.first)
+        params = scene.params
+        if shot.second is not None:
+            params = mix(scene, self.open(shot.second), shot.coefs, shot.micro)
+        draft = shot.draft and has_drafts(scene.shared, shot.mode)
+        view = render(scene.shared, params, shot.camera, shot.mode == "rgb", draft)
+        if shot.mode == "rgb":
+            pixels = to_pixels(view["images"])[0]
+        elif shot.mode == "depth":
+            pixels = depth_colours(view["depth"], view["opacity"])[0]
+        else:
+            pixels = latent_colours(view["latents"], self._latent_range(scene))[0]
+        measured: dict[str, float] = {}
+        if shot.truth is not None and shot.mode == "rgb" and not draft:
+            measured = view_metrics(view["images"], shot.truth[None].to(scene.shared.device))
+        return Drawn(encode_png(pixels), draft, measured)
+
+    def _latent_range(self, scene: OpenScene) -> tuple[Tensor, Tensor]:
+        """Of four views around the scene: so that colours do not change as it turns; small images keep theirs."""
+        whole = shown_range(scene.shared)
+        if whole is not None:
+            return whole
+        if scene.scene_id not in self._ranges:
+            around = [self.start.turned(quarter * math.pi / 2, 0.0) for quarter in range(4)]
+            views = [render(scene.shared, scene.params, camera, False, False)["latents"] for camera in around]
+            self._ranges[scene.scene_id] = latent_range(torch.cat(views))
+        return self._ranges[scene.scene_id]
+
+    def draw_thumbnails(self, ids: Sequence[str]) -> dict[str, bytes]:
+        """Drafts of the scenes from the side that all are first seen from. → their PNGs, which are kept in
+        `thumbnails`; ids that the library does not hold are left out. Reads the scenes of a cohort together."""
+        rows = sorted(self.run.library.rows(ids), key=lambda row: (row["shared"], row["cohort"] or ""))
+        made = {}
+        for row in rows:
+            shared, params = self.models.scene(row)
+            view = render(shared, params, self.start, decoded=True, draft=True)
+            made[row["scene_id"]] = encode_png(to_pixels(view["images"])[0])
+            self.thumbnails.put(row["scene_id"], made[row["scene_id"]])
+        return made
+
+    def _try_truth(self, scene: OpenScene) -> str | None:
+        """Takes the first distance and focal length from a true scene. → why there is none, None where there is."""
+        try:
+            self.start = start_camera(self.truth.views(scene.scene_id, scene.stage, scene.shared.settings.data))
+        except (OSError, ValueError) as error:
+            if self.truth.store is not None:
+                raise
+            return f"{error}; --store names the scene store"
+        return None
+
+
+def data_url(png: bytes) -> str:
+    """PNG bytes as an address that an image takes without a request."""
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+
+
+def view_png(views: SceneViews, index: int) -> bytes:
+    """One of the views as PNG bytes."""
+    return encode_png(to_pixels(views.images[index]))
