@@ -16,7 +16,8 @@ def main() -> int:
     parser.set_defaults(preset="quick")
     arguments, settings = parse_settings(parser)
 
-    from scaling.data.stores import SourceSpec, choose_ids
+    from scaling.data.choose_scenes import choose_ids
+    from scaling.data.stores import SourceSpec
     from scaling.distributed.cluster import connect
     from scaling.distributed.stage1.driver import train_stage1
     from scaling.distributed.stage2.driver import fit_stage2

@@ -10,7 +10,8 @@ def main() -> int:
     parser.add_argument("--num-workers", type=positive_int, help="data-parallel workers (default: one per GPU, else 1)")
     arguments, settings = parse_settings(parser)
 
-    from scaling.data.stores import SourceSpec, choose_ids
+    from scaling.data.choose_scenes import choose_ids
+    from scaling.data.stores import SourceSpec
     from scaling.distributed.cluster import connect
     from scaling.distributed.stage1.driver import train_stage1
     from scaling.library.run_folder import RunFolder

@@ -25,12 +25,13 @@ def main() -> int:
     parser = add_flags()
     arguments, settings = parse_settings(parser)
     from scaling.config import with_stage2
-    from scaling.data.stores import SourceSpec, choose_ids
+    from scaling.data.choose_scenes import choose_ids
+    from scaling.data.stores import SourceSpec
     from scaling.distributed.cluster import connect
     from scaling.distributed.stage2.driver import fit_stage2
     from scaling.library.run_folder import RunFolder
     from scaling.library.summary import failures_text, table_text
-    from scaling.models.shared_model import read_scene_ids, settings_on
+    from scaling.models.shared_files import read_scene_ids, settings_on
 
     run = RunFolder(arguments.run)
     shared = arguments.shared or run.shared

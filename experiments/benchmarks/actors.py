@@ -18,6 +18,7 @@ from shared.timed import TimedFitter, read_times
 
 from scaling.cli import positive_int, read_preset, run_command
 from scaling.config import make_settings, merge
+from scaling.models.shared_files import save_shared
 
 STEPS = {"latent": {"steps_per_epoch": 150}}
 
@@ -46,7 +47,7 @@ def main() -> int:
     times = out / "times"
     times.mkdir(parents=True)
     os.environ["SCALING_TIMES"] = str(times)  # before Ray starts: its workers inherit it
-    SharedModel(chosen).save(out / "shared", ["none-of-them"])
+    save_shared(SharedModel(chosen), out / "shared", ["none-of-them"])
     ids = embedded_ids(arguments.scenes)
     with StoreWriter(out / "store", "embedded cars") as writer:
         for scene_id in ids:

@@ -39,7 +39,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def split(source: Any, train: int, fit: int) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
     """The first `train` and the next `fit` ids of each category. ValueError where there are too few."""
-    from scaling.data.stores import ids_by_category
+    from scaling.data.choose_scenes import ids_by_category
 
     of_category = ids_by_category(source)
     if len(of_category) < 2:
@@ -59,7 +59,7 @@ def measure_set(
     from variants import settings_key, train
 
     from scaling.data.scene_views import views_from_row
-    from scaling.models.shared_model import load_shared
+    from scaling.models.shared_files import load_shared
     from scaling.training.evaluate import evaluate_scene
     from scaling.training.fit_frozen import fit_scenes
 

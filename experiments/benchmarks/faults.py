@@ -83,6 +83,7 @@ class Campaign:
         from scaling.data.scene_store import StoreWriter
         from scaling.data.scene_views import views_from_row
         from scaling.data.stores import SourceSpec
+        from scaling.models.shared_files import save_shared
         from scaling.training.stage1 import Stage1
 
         shutil.rmtree(self.out, ignore_errors=True)
@@ -107,7 +108,7 @@ class Campaign:
         views = [views_from_row(row, size) for row in self.spec.open().rows(train)]
         stage1 = Stage1(chosen, train, views)
         stage1.run(lambda report: print(f"  stage 1: {report.epochs_done}/{report.epochs_total}", flush=True))
-        stage1.shared.save(self.out / "shared", train)
+        save_shared(stage1.shared, self.out / "shared", train)
 
     def fit_undisturbed(self) -> None:
         """Every scene in batches of their order, by one fitter, into OUT/reference."""
@@ -208,11 +209,12 @@ def drive(address: str, out: Path) -> int:
     """What the driver runs: stage 2 as experiments/stage2.py has it, with a fitter that fails on demand."""
     from fault_parts.faulty import FaultyFitter
 
-    from scaling.data.stores import SourceSpec, choose_ids
+    from scaling.data.choose_scenes import choose_ids
+    from scaling.data.stores import SourceSpec
     from scaling.distributed.cluster import connect
     from scaling.distributed.stage2.driver import fit_stage2
     from scaling.library.run_folder import RunFolder
-    from scaling.models.shared_model import read_scene_ids
+    from scaling.models.shared_files import read_scene_ids
 
     shared, chosen = out / "shared", settings()
     spec = SourceSpec.of(str(out / "store"), chosen.data)

@@ -48,7 +48,8 @@ def make_job(store: str | None, train_scenes: Path | None, fit_scenes: Path | No
     """The scenes that all methods get; the ids of those that no file names are the first of the store."""
     from fit_parts.stage1 import Job, measured_bounds
 
-    from scaling.data.stores import SourceSpec, choose_ids
+    from scaling.data.choose_scenes import choose_ids
+    from scaling.data.stores import SourceSpec
 
     spec = SourceSpec.of(store, Data())
     source = spec.open()

@@ -28,6 +28,7 @@ from shared.timed import MinimalFitter, read_times
 
 from scaling.cli import positive_int, read_preset, run_command
 from scaling.config import Settings, make_settings, merge
+from scaling.models.shared_files import save_shared
 
 NEW = 16
 ACTORS = 2
@@ -63,7 +64,7 @@ def prepare(out: Path, num_scenes: int) -> None:
     with StoreWriter(out / "store", "embedded cars, repeated") as writer:
         for index in range(num_scenes + NEW):
             writer.add({**cars[index % DIFFERENT], "scene_id": f"scene-{index:06d}"})
-    SharedModel(settings()).save(out / "shared", ["none-of-them"])
+    save_shared(SharedModel(settings()), out / "shared", ["none-of-them"])
 
 
 def drive(out: Path, num_scenes: int, figures: Path) -> int:

@@ -67,8 +67,9 @@ def epoch_seconds(settings: Settings) -> dict[str, float]:
     """One epoch of our 1a over embedded cars: steps, CPU seconds of encoding them all and of the epoch."""
     from shared.measured import Clock
 
+    from scaling.data.choose_scenes import choose_ids
     from scaling.data.scene_views import views_from_row
-    from scaling.data.stores import SourceSpec, choose_ids
+    from scaling.data.stores import SourceSpec
     from scaling.training.stage1 import Stage1
 
     settings = warmup_only(settings, num_epochs=1)
@@ -91,8 +92,9 @@ def main() -> int:
     from fit_parts.paper import autoencoder_folder, method_settings
     from fit_parts.stage1 import Job
 
+    from scaling.data.choose_scenes import choose_ids
     from scaling.data.scene_views import views_from_row
-    from scaling.data.stores import SourceSpec, choose_ids
+    from scaling.data.stores import SourceSpec
 
     torch.set_num_threads(1)
     spec = SourceSpec.of(arguments.store, method_settings("autoencoder", None, arguments.store).data)

@@ -17,6 +17,7 @@ from typing import Any
 
 from scaling.cli import read_preset, read_yaml, run_command
 from scaling.config import Settings, SettingsError, make_settings, merge
+from scaling.models.shared_files import save_shared
 from scaling.storage.json_yaml import parse_json
 
 SCHEDULES = Path(__file__).with_name("variants.yaml")
@@ -77,7 +78,7 @@ def train(settings: Settings, spec: Any, ids: list[str], folder: Path, bounds: A
     stage1 = Stage1(settings, ids, views, bounds=bounds)
     stage1.run(lambda report: print(f"  {report.epochs_done}/{report.epochs_total} {report.losses}", flush=True))
     seconds = time.process_time() - start
-    stage1.shared.save(folder, ids)
+    save_shared(stage1.shared, folder, ids)
     (folder / "seconds.json").write_text(json.dumps(seconds))
 
 
@@ -148,7 +149,8 @@ def main() -> int:
 
     import torch
 
-    from scaling.data.stores import SourceSpec, choose_ids
+    from scaling.data.choose_scenes import choose_ids
+    from scaling.data.stores import SourceSpec
 
     torch.set_num_threads(1)
     spec = SourceSpec.of(arguments.store, row_settings("default", "frozen", "ours", None).data)

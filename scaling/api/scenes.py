@@ -19,7 +19,8 @@ from scaling.config import Settings, SettingsError, flatten, make_settings, merg
 from scaling.library.run_folder import RunFolder
 from scaling.library.scene_row import METRICS, pack_scene
 from scaling.library.stored_models import StoredModels, chosen_device
-from scaling.models.shared_model import SharedModel, load_shared, read_config, settings_on
+from scaling.models.shared_files import load_shared, read_config, settings_on
+from scaling.models.shared_model import SharedModel
 from scaling.models.triplanes import SceneParams, fuse_planes
 from scaling.storage.paths import AnyPath, to_path
 from scaling.training.evaluate import evaluate_scene, render_views

@@ -27,7 +27,7 @@ from scaling.data.scene_views import SceneError, SceneViews, views_from_row
 from scaling.data.stores import SourceSpec
 from scaling.distributed.cluster import Resources, share_for_actors
 from scaling.distributed.prepare import read_rows
-from scaling.models.shared_model import load_shared, read_config, read_hash
+from scaling.models.shared_files import load_shared, read_config, read_hash
 from scaling.storage.paths import AnyPath, to_path, uri_of
 from scaling.training import watchdog
 from scaling.training.training_scene import as_bytes, encode_images

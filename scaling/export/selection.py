@@ -8,7 +8,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from scaling.data.stores import read_ids
+from scaling.data.choose_scenes import read_ids
 from scaling.library.run_folder import RunFolder
 from scaling.library.stored_models import StoredModels
 from scaling.models.shared_model import SharedModel

@@ -15,12 +15,12 @@ from typing import Any
 from safetensors.torch import save
 from torch import Tensor
 
-from scaling.models.shared_model import SharedModel, tensors_hash
+from scaling.models.shared_model import SharedModel
 from scaling.storage.atomic import read_limited
 from scaling.storage.commit import commit_file
 from scaling.storage.json_yaml import parse_json
 from scaling.storage.paths import AnyPath
-from scaling.storage.tensors import read_tensors, tensor_kinds
+from scaling.storage.tensors import read_tensors, tensor_kinds, tensors_hash
 
 FORMAT_VERSION = 1
 _HASH = re.compile(r"[0-9a-f]{64}")

@@ -11,7 +11,8 @@ from scaling.library.checks import check_fits
 from scaling.library.cohorts import load_cohort
 from scaling.library.run_folder import RunFolder
 from scaling.library.scene_row import unpack_scene
-from scaling.models.shared_model import SharedModel, load_shared, read_hash
+from scaling.models.shared_files import load_shared, read_hash
+from scaling.models.shared_model import SharedModel
 from scaling.models.triplanes import SceneParams
 from scaling.storage.paths import AnyPath
 

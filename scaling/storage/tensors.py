@@ -5,6 +5,7 @@ Errors are ValueError and give the reason only: who asked knows the file and wha
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,16 @@ def load_tensors(path: AnyPath) -> dict[str, Tensor]:
         return load(path.read_bytes())
     except (OSError, SafetensorError, RuntimeError, LookupError) as error:
         raise ValueError(f"not readable as safetensors ({error})") from error
+
+
+def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256, in hexadecimal, over the sorted (name, dtype, shape, bytes) of the tensors."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        tensor = tensor.detach().cpu().contiguous()
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor.view(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+    return digest.hexdigest()
 
 
 def _kind(name: str, described: Any) -> str:

@@ -20,7 +20,7 @@ from scaling.library.cohorts import commit_cohort
 from scaling.library.parts import commit_part
 from scaling.library.run_folder import RunFolder
 from scaling.library.scene_row import METRICS, NotFinite
-from scaling.models.shared_model import SharedModelError, load_shared
+from scaling.models.shared_files import SharedModelError, load_shared
 from scaling.models.triplanes import fuse_planes
 from scaling.training.evaluate import evaluate_scene, render_views
 from scaling.training.fit_frozen import fit_scenes

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from scaling.config import Settings, SettingsError, make_settings, merge
-from scaling.data.stores import read_ids
+from scaling.data.choose_scenes import read_ids
 from scaling.storage.json_yaml import parse_json
 
 FOLDER = Path(__file__).resolve().parents[2] / "experiments" / "benchmarks"

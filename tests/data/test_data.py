@@ -15,10 +15,10 @@ import torch
 from helpers.small_sources import INTRINSICS, POSE, picture, row
 from PIL import Image
 
+from scaling.data.choose_scenes import choose_ids
 from scaling.data.png import decode_png, encode_png, read_png
 from scaling.data.scene_store import SCHEMA, SceneStore, StoreWriter
 from scaling.data.scene_views import SceneError, check_scene_id, default_test_views, make_row, views_from_row
-from scaling.data.stores import choose_ids
 
 # Scenes
 

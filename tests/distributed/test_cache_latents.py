@@ -29,7 +29,8 @@ from scaling.data.scene_views import SceneError, SceneViews, views_from_row
 from scaling.data.stores import SourceSpec
 from scaling.distributed.cache_latents import Encoded, EncodeJob, Encoder, cache_latents
 from scaling.distributed.prepare import holds, read_rows
-from scaling.models.shared_model import SharedModel, load_shared
+from scaling.models.shared_files import load_shared
+from scaling.models.shared_model import SharedModel
 from scaling.storage.atomic import replace_file
 from scaling.storage.paths import to_path
 from scaling.training import training_scene

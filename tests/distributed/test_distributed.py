@@ -16,10 +16,11 @@ import torch
 from mlflow import MlflowClient
 
 from scaling.config import SettingsError, make_settings, merge
+from scaling.data.choose_scenes import choose_ids
 from scaling.data.embedded.scenes import embedded_car, embedded_ids, embedded_scene
 from scaling.data.scene_store import SceneStore, StoreWriter
 from scaling.data.scene_views import views_from_row
-from scaling.data.stores import SourceSpec, choose_ids
+from scaling.data.stores import SourceSpec
 from scaling.distributed.cache_latents import cache_latents
 from scaling.distributed.cluster import Resources, share
 from scaling.distributed.prepare import prepare
@@ -28,7 +29,7 @@ from scaling.distributed.stage2.driver import fit_stage2
 from scaling.distributed.tracking import tracking_uri
 from scaling.library.run_folder import RunFolder
 from scaling.library.stored_models import StoredModels
-from scaling.models.shared_model import load_shared, read_scene_ids
+from scaling.models.shared_files import load_shared, read_scene_ids, save_shared
 from scaling.storage.paths import to_path
 from scaling.training.evaluate import evaluate_scene
 from scaling.training.measure_box import source_bounds
@@ -167,7 +168,7 @@ def test_cohorts_end_to_end_in_an_object_store(ray_6_cpus_4_gpus, s3_server, tmp
     ids = embedded_ids(10)
     train = Stage1(settings, ids[:4], [embedded_scene(i, settings.data.image_size, 5) for i in ids[:4]])
     train.run(lambda report: None)
-    content_hash = train.shared.save(run.shared, ids[:4])
+    content_hash = save_shared(train.shared, run.shared, ids[:4])
     with StoreWriter(tmp_path / "store", "test") as writer:
         for scene_id in ids[4:]:
             row = embedded_car(scene_id, settings.data.image_size, 5)

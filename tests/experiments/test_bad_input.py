@@ -25,9 +25,10 @@ from helpers.tiny_run import make_run
 
 from scaling.cli import run_command
 from scaling.config import SettingsError
+from scaling.data.choose_scenes import choose_ids
 from scaling.data.embedded.scenes import embedded_car
 from scaling.data.scene_store import SceneStore, StoreWriter
-from scaling.data.stores import EmbeddedCars, choose_ids
+from scaling.data.stores import EmbeddedCars
 from scaling.distributed.cluster import Resources, connect, share
 from scaling.distributed.stage2 import actors, driver
 from scaling.distributed.stage2.dispatcher import Dispatcher
@@ -39,7 +40,7 @@ from scaling.library.parts import commit_part
 from scaling.library.reader import Library
 from scaling.library.run_folder import RunFolder, ids_hash
 from scaling.library.summary import summarise
-from scaling.models.shared_model import SharedModelError, load_shared, read_scene_ids
+from scaling.models.shared_files import SharedModelError, load_shared, read_scene_ids, save_shared
 from scaling.storage.atomic import replace_file
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
@@ -317,7 +318,10 @@ def rows_of(run: RunFolder) -> list[dict[str, Any]]:
     [
         (lambda run: commit_part(run.library.folder, rows_of(run)), "library/parts/part-"),
         (lambda run: summarise(run), "metrics.json"),
-        (lambda run: load_shared(run.shared)[0].save(run.path / "new", ["a"]), ""),  # the folder's own name comes first
+        (
+            lambda run: save_shared(load_shared(run.shared)[0], run.path / "new", ["a"]),
+            "",
+        ),  # the folder's own name comes first
         (lambda run: FailureLog(run.failures).add([event("a", 1, "raised", "m")]), ""),
     ],
 )
@@ -340,7 +344,7 @@ def test_a_shared_model_that_could_not_be_saved_is_none(run, monkeypatch):
     sync, calls = os.fsync, iter(range(100))
     monkeypatch.setattr(os, "fsync", lambda handle: no_space() if next(calls) == 9 else sync(handle))
     with pytest.raises(OSError, match="No space left"):
-        shared.save(run.shared, ["a"])
+        save_shared(shared, run.shared, ["a"])
     assert next(calls) == 10, "the disk was full half-way"
     with pytest.raises(SharedModelError, match="no shared model here"):
         load_shared(run.shared)

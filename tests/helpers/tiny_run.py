@@ -10,7 +10,8 @@ from scaling.data.scene_views import SceneViews
 from scaling.library.parts import commit_part
 from scaling.library.run_folder import RunFolder, settings_hash
 from scaling.library.scene_row import pack_scene, unpack_scene
-from scaling.models.shared_model import SharedModel, load_shared
+from scaling.models.shared_files import load_shared, save_shared
+from scaling.models.shared_model import SharedModel
 from scaling.models.triplanes import SceneParams
 from scaling.training.evaluate import evaluate_scene
 from scaling.training.fit_frozen import fit_scenes
@@ -22,7 +23,7 @@ def train_shared(settings: Settings, scenes: Sequence[SceneViews], folder: Path)
     ids = [views.scene_id for views in scenes]
     stage1 = Stage1(settings, ids, scenes)
     stage1.run(lambda report: None)
-    stage1.shared.save(folder, ids)
+    save_shared(stage1.shared, folder, ids)
     return load_shared(folder)
 
 

@@ -18,7 +18,8 @@ from scaling.models.autoencoders.base import ImageAutoencoder
 from scaling.models.autoencoders.checks import check_config
 from scaling.models.autoencoders.load import build_autoencoder
 from scaling.models.autoencoders.super_resolution import SuperResolutionAutoencoder
-from scaling.models.shared_model import SharedModel, SharedModelError, load_shared
+from scaling.models.shared_files import SharedModelError, load_shared, save_shared
+from scaling.models.shared_model import SharedModel
 from scaling.models.triplanes import SceneParams
 from scaling.pictures.draw import latent_colours, shown_range
 from scaling.training.evaluate import evaluate_scene, render_views
@@ -116,7 +117,7 @@ def test_it_learns_in_both_stages_and_is_read_again(tiny_values, tiny_scenes, tm
     assert heads[0] > 0 and len(set(heads)) == 1, "phase 0 trains the decoder; 1c moves a copy of it"
     shared = stage1.shared
     assert shared.background.tolist() == [1.0, 1.0, 1.0]
-    shared.save(tmp_path, ids)
+    save_shared(shared, tmp_path, ids)
     config = json.loads((tmp_path / "autoencoder" / "config.json").read_text())
     assert config["_class_name"] == "SuperResolutionAutoencoder"
     loaded, _ = load_shared(tmp_path)
@@ -216,7 +217,7 @@ def test_the_measured_scale_does_not_depend_on_the_shift(tiny_values, tiny_scene
         assert stage1.shared.autoencoder.latent_scale.item() == pytest.approx(by_hand, rel=1e-4)
         # A shared model of this kind is read again as it was.
         stage1.shared.adapt_decoder()
-        stage1.shared.save(tmp_path / f"shared-{kind}", ["a"])
+        save_shared(stage1.shared, tmp_path / f"shared-{kind}", ["a"])
         loaded = load_shared(tmp_path / f"shared-{kind}")[0]
         assert torch.equal(loaded.autoencoder.encode(images), stage1.shared.autoencoder.encode(images))
 
@@ -284,7 +285,7 @@ def old_params(shared: SharedModel) -> SceneParams:
 def test_an_old_shared_model_saved_again_is_the_same(tmp_path):
     for name in ("latent", "rgb"):
         shared, content_hash = load_shared(OLD / name)
-        assert shared.save(tmp_path / name, ["a"]) == content_hash == load_shared(tmp_path / name)[1]
+        assert save_shared(shared, tmp_path / name, ["a"]) == content_hash == load_shared(tmp_path / name)[1]
         assert (tmp_path / name / "autoencoder").exists() == (name == "latent")
 
 

@@ -21,14 +21,15 @@ from scaling.models.box import Box
 from scaling.models.field import Field
 from scaling.models.renderer import Renderer, composite, quadrature
 from scaling.models.sampling import stratified_depths
-from scaling.models.shared_model import (
-    SharedModel,
+from scaling.models.shared_files import (
     SharedModelError,
     load_shared,
     read_config,
     read_scene_ids,
+    save_shared,
     settings_on,
 )
+from scaling.models.shared_model import SharedModel
 from scaling.models.student import Student
 from scaling.models.triplanes import fuse_planes, mix_base_planes, sample_planes, total_variation
 
@@ -330,7 +331,7 @@ def picture(shared: SharedModel) -> Tensor:
 
 def test_a_shared_model_survives_disk(shared, tmp_path):
     folder = tmp_path / "run" / "shared"
-    saved = shared.save(folder, ["car-1", "car-2"])
+    saved = save_shared(shared, folder, ["car-1", "car-2"])
     loaded, found = load_shared(folder)
     assert saved == found == shared.content_hash() == loaded.content_hash()
     assert read_scene_ids(folder) == ["car-1", "car-2"]
@@ -363,7 +364,7 @@ def test_a_shared_model_in_rgb_space(tiny_values, tmp_path):
     shared = SharedModel(make_settings(merge(tiny_values, values))).requires_grad_(False)
     assert shared.latent_size == 16
     assert picture(shared).shape == (1, 3, 16, 16)
-    shared.save(tmp_path, [])
+    save_shared(shared, tmp_path, [])
     assert torch.equal(picture(load_shared(tmp_path)[0]), picture(shared))
     with pytest.raises(SettingsError, match="no decoder to adapt"):
         shared.adapt_decoder()
@@ -380,7 +381,7 @@ def test_a_shared_model_in_rgb_space(tiny_values, tmp_path):
 def test_a_changed_tensor_is_noticed(shared, tmp_path, file):
     from safetensors.torch import load_file, save_file
 
-    shared.save(tmp_path, [])
+    save_shared(shared, tmp_path, [])
     tensors = load_file(tmp_path / file)
     name = next(name for name, tensor in tensors.items() if tensor.numel())
     save_file({**tensors, name: tensors[name] + 1e-3}, tmp_path / file)
@@ -395,7 +396,7 @@ def test_a_changed_tensor_is_noticed(shared, tmp_path, file):
     ["config.json", "planes.safetensors", "autoencoder/diffusion_pytorch_model.safetensors", "autoencoder/config.json"],
 )
 def test_a_damaged_shared_model_is_named(shared, tmp_path, file, damage):
-    shared.save(tmp_path, [])
+    save_shared(shared, tmp_path, [])
     whole = (tmp_path / file).read_bytes()
     (tmp_path / file).unlink() if damage == "missing" else (tmp_path / file).write_bytes(whole[: len(whole) // 2])
     with pytest.raises(SharedModelError) as error:
@@ -405,14 +406,14 @@ def test_a_damaged_shared_model_is_named(shared, tmp_path, file, damage):
 
 @pytest.mark.parametrize("part", ["decoder", "student"])
 def test_a_missing_part_is_noticed(shared, tmp_path, part):
-    shared.save(tmp_path, [])
+    save_shared(shared, tmp_path, [])
     shutil.rmtree(tmp_path / part)
     with pytest.raises(SharedModelError, match="were changed"):
         load_shared(tmp_path)
 
 
 def test_a_half_written_shared_model_is_none(shared, tmp_path):
-    shared.save(tmp_path / "shared", [])
+    save_shared(shared, tmp_path / "shared", [])
     (tmp_path / "shared" / "hash.txt").unlink()
     with pytest.raises(SharedModelError, match=r"no shared model here .*stage1\.py --run") as error:
         load_shared(tmp_path / "shared")
@@ -420,7 +421,7 @@ def test_a_half_written_shared_model_is_none(shared, tmp_path):
 
 
 def test_a_newer_format_is_refused(shared, tmp_path):
-    shared.save(tmp_path, [])
+    save_shared(shared, tmp_path, [])
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "format_version": 99}))
     with pytest.raises(SharedModelError, match=r"config\.json: format version 99, this program reads up to 4"):
@@ -436,7 +437,7 @@ def test_a_model_of_format_1_has_one_background(shared, tmp_path):
 
 
 def test_stage_2_takes_its_representation_from_the_shared_model(shared, tmp_path):
-    shared.save(tmp_path, [])
+    save_shared(shared, tmp_path, [])
     asked = make_settings({"seed": 9, "stage2": {"scenes_per_batch": 7}, "representation": {"resolution": 99}})
     settings = settings_on(tmp_path, asked, {"seed": 9, "stage2.scenes_per_batch": 7})
     assert settings.seed == 9 and settings.stage2 == asked.stage2

@@ -27,7 +27,7 @@ from scaling.library.parts import commit_part
 from scaling.library.run_folder import RunFolder, settings_hash
 from scaling.library.scene_row import pack_scene
 from scaling.library.summary import summarise
-from scaling.models.shared_model import load_shared
+from scaling.models.shared_files import load_shared
 from scaling.report.figures import Cost, read_figures
 from scaling.report.pictures import principal_colours
 from scaling.report.tables import METRIC_ROWS, bytes_text, seconds_text

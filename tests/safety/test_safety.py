@@ -15,10 +15,10 @@ import pytest
 from helpers.fitted_rows import row as fitted_row
 from helpers.small_sources import picture, row
 
+from scaling.data.choose_scenes import read_ids
 from scaling.data.scene_id import is_scene_id
 from scaling.data.scene_store import SceneStore, StoreWriter
 from scaling.data.scene_views import SceneError, make_row, views_from_row
-from scaling.data.stores import read_ids
 from scaling.library.parts import commit_part, encode_rows, read_part
 from scaling.library.reader import Library
 from scaling.pictures.draw import render_scene_pictures

@@ -26,9 +26,9 @@ from scaling.library.scene_row import unpack_scene
 from scaling.library.stored_models import StoredModels
 from scaling.models.autoencoders.checks import check_config
 from scaling.models.autoencoders.load import build_autoencoder
-from scaling.models.shared_model import SharedModelError, load_shared, tensors_hash
+from scaling.models.shared_files import SharedModelError, load_shared
 from scaling.storage.atomic import replace_file
-from scaling.storage.tensors import read_tensors, tensor_kinds
+from scaling.storage.tensors import read_tensors, tensor_kinds, tensors_hash
 from scaling.training.checkpoint import read_progress, read_state
 
 PLANES, VAE = "planes.safetensors", "autoencoder/diffusion_pytorch_model.safetensors"

@@ -16,6 +16,7 @@ from scaling.data.scene_views import SceneViews
 from scaling.data.stores import SourceSpec
 from scaling.distributed.stage2.actors import CohortFitter, FitJob
 from scaling.library.run_folder import RunFolder
+from scaling.models.shared_files import save_shared
 from scaling.models.shared_model import SharedModel
 from scaling.training import phase_loop
 from scaling.training.fit_cohort import Cohort, CohortFit, fit_cohort
@@ -180,7 +181,7 @@ def test_the_actor_records_who_was_left_out_before_it_commits(settings, shared, 
     """So that a driver that dies before it hears of it does not fit that scene as a cohort of its own."""
     ids = embedded_ids(7)[4:]
     run = RunFolder(tmp_path / "run")
-    shared.save(run.shared, embedded_ids(4))
+    save_shared(shared, run.shared, embedded_ids(4))
     spec = SourceSpec.of(None, settings.data)
     poison(monkeypatch, ids[1], in_rgb=False)
     fitter = CohortFitter(FitJob(str(run.path), str(run.shared), settings.model_dump(), astuple(spec)))

@@ -16,6 +16,7 @@ from torch import nn
 from scaling.config import make_settings, merge
 from scaling.data.embedded.scenes import embedded_ids
 from scaling.data.scene_views import SceneViews
+from scaling.models.shared_files import save_shared
 from scaling.models.shared_model import SharedModel
 from scaling.training.checkpoint import load_scenes, read_progress
 from scaling.training.evaluate import evaluate_scene
@@ -219,7 +220,7 @@ def test_stage2_does_not_depend_on_actors_or_order(ray_6_cpus_4_gpus, whole, tin
 
     settings = make_settings(tiny_values)
     shared = tmp_path / "shared"
-    whole.stage1.shared.save(shared, whole.stage1.scene_ids)
+    save_shared(whole.stage1.shared, shared, whole.stage1.scene_ids)
     ids = embedded_ids(12)[4:]
     shuffled = random.Random(0).sample(ids, len(ids))
 

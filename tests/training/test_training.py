@@ -16,7 +16,8 @@ from scaling.config import LossWeights, Phase, Rates, SettingsError, Stage1Phase
 from scaling.data.embedded.scenes import embedded_scene
 from scaling.data.scene_views import SceneViews
 from scaling.library.scene_row import METRICS
-from scaling.models.shared_model import SharedModel, load_shared
+from scaling.models.shared_files import load_shared, save_shared
+from scaling.models.shared_model import SharedModel
 from scaling.models.triplanes import SceneParams
 from scaling.training.checkpoint import read_progress
 from scaling.training.evaluate import evaluate_scene, render_views
@@ -362,7 +363,7 @@ def test_a_checkpoint_of_another_job_is_refused(finished, tiny_values, tiny_scen
 @pytest.fixture(scope="module")
 def shared(finished, tmp_path_factory) -> SharedModel:
     folder = tmp_path_factory.mktemp("shared")
-    finished.run.shared.save(folder, finished.run.scene_ids)
+    save_shared(finished.run.shared, folder, finished.run.scene_ids)
     return load_shared(folder)[0]
 
 

@@ -24,7 +24,7 @@ from scaling.library.cohorts import commit_cohort
 from scaling.library.parts import commit_part
 from scaling.library.run_folder import RunFolder
 from scaling.library.scene_row import METRICS
-from scaling.models.shared_model import load_shared
+from scaling.models.shared_files import load_shared
 from scaling.pictures.draw import to_pixels
 from scaling.training.evaluate import render_views
 from scaling.training.metrics.images import view_metrics

@@ -17,7 +17,8 @@ from scaling.config import Settings, SettingsError, make_settings, merge
 from scaling.data.scene_views import SceneViews
 from scaling.library.parts import encode_rows
 from scaling.library.scene_row import PackedScene, pack_scene, unpack_scene
-from scaling.models.shared_model import SharedModel, load_shared
+from scaling.models.shared_files import load_shared
+from scaling.models.shared_model import SharedModel
 from scaling.models.triplanes import SceneParams
 from scaling.training.evaluate import render_views
 from scaling.training.fit_frozen import fit_scenes

@@ -66,7 +66,7 @@ def same_model(
     from shared.measured import autoencoder_ceiling, render_as
 
     from fit_parts.curves import our_2a, our_cohort, published_stage2
-    from scaling.models.shared_model import load_shared
+    from scaling.models.shared_files import load_shared
 
     shared, name = load_shared(folder)
     ours, _ = load_shared(folder)
@@ -110,7 +110,7 @@ def own_model(folder: Path, settings: Settings, scenes: Sequence[Any]) -> dict[s
     from fit_parts.curves import one_decoded_batch, our_2a, our_2b, our_cohort
     from fit_parts.frontier import measure
     from scaling.library.scene_row import pack_scene
-    from scaling.models.shared_model import load_shared
+    from scaling.models.shared_files import load_shared
 
     shared, _ = load_shared(folder)
     curve, params, ready, encoding = our_2a(shared, settings, scenes)

@@ -11,6 +11,7 @@ from scaling.library.parts import commit_part, part_name
 from scaling.library.run_folder import settings_hash
 from scaling.library.scene_row import pack_scene
 from scaling.library.stored_models import StoredModels
+from scaling.models.shared_files import save_shared
 from scaling.models.shared_model import SharedModel
 from scaling.models.triplanes import SceneParams
 from scaling.pictures.of_runs import LogImage, log_scene_pictures
@@ -56,4 +57,4 @@ def finish_stage1(ledger: Ledger, checkpoint: Path, settings: Settings, spec: So
     ledger.publish()
     models = StoredModels(run, known={content_hash: shared})
     log_scene_pictures(run, source, ids[:PICTURED_SCENES], "stage1", log_image, models)
-    shared.save(run.shared, ids)
+    save_shared(shared, run.shared, ids)

@@ -23,10 +23,12 @@ from scaling.library.failures import FailureLog, event
 from scaling.library.parts import Part, commit_part, part_name
 from scaling.library.run_folder import RunFolder, settings_hash
 from scaling.library.scene_row import NotFinite, pack_scene, unpack_scene
-from scaling.models.shared_model import SharedModel, load_shared, tensors_hash
+from scaling.models.shared_files import load_shared
+from scaling.models.shared_model import SharedModel
 from scaling.storage import atomic
 from scaling.storage.mirror import mirrored
 from scaling.storage.paths import AnyPath, remove_tree, to_path
+from scaling.storage.tensors import tensors_hash
 from scaling.training import watchdog
 from scaling.training.evaluate import evaluate_scene
 from scaling.training.fit_cohort import CohortFit, fit_cohort, started_with

@@ -31,7 +31,7 @@ from scaling.library.lpips_values import measure_lpips
 from scaling.library.run_folder import RunFolder, settings_hash
 from scaling.library.stored_models import StoredModels
 from scaling.library.summary import summarise
-from scaling.models.shared_model import read_hash
+from scaling.models.shared_files import read_hash
 from scaling.pictures.of_runs import log_scene_pictures
 from scaling.storage.paths import AnyPath, uri_of
 from scaling.training.fit_cohort import epochs_done

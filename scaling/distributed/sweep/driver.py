@@ -23,7 +23,8 @@ import torch
 from ray import tune
 
 from scaling.config import SettingsError, flatten
-from scaling.data.stores import EMBEDDED, SourceSpec, choose_ids
+from scaling.data.choose_scenes import choose_ids
+from scaling.data.stores import EMBEDDED, SourceSpec
 from scaling.distributed.cluster import Resources
 from scaling.distributed.sweep.callbacks import Follow, Follower, following
 from scaling.distributed.sweep.results import FAILED, RECORD, read_records, summarise_sweep, sweep_table, write_record
@@ -33,7 +34,8 @@ from scaling.distributed.sweep.tune_space import domain, is_whole, scheduler, se
 from scaling.distributed.tracking import Tracker
 from scaling.library.lease import Lease
 from scaling.library.run_folder import RunFolder, ids_hash
-from scaling.models.shared_model import SharedModel, read_scene_ids
+from scaling.models.shared_files import read_scene_ids
+from scaling.models.shared_model import SharedModel
 from scaling.storage.paths import remove_tree
 from scaling.training.sampler import bucket_of
 

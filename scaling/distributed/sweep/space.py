@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from scaling.cli import read_preset, read_yaml, unflatten
 from scaling.config import Positive, Section, Settings, SettingsError, flatten, make_settings, merge
-from scaling.models.shared_model import settings_on
+from scaling.models.shared_files import settings_on
 from scaling.storage.json_yaml import parse_json
 
 SETTINGS_KEYS = list(flatten(Settings().model_dump()))

@@ -30,7 +30,7 @@ from scaling.library.ledger import open_ledger
 from scaling.library.run_folder import RunFolder
 from scaling.library.stored_models import StoredModels
 from scaling.library.summary import mean, summarise
-from scaling.models.shared_model import read_hash
+from scaling.models.shared_files import read_hash
 from scaling.pictures.draw import save_png
 from scaling.pictures.of_runs import log_scene_pictures
 from scaling.storage.atomic import replace_file
