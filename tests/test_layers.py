@@ -36,7 +36,7 @@ CLUSTER = {"ray", "mlflow"}
 
 
 def part_of(path: Path) -> str:
-    """`data` for scaling/data/png.py, `config` for scaling/config.py."""
+    """`data` for scaling/data/png.py, `config` for scaling/config/."""
     return path.relative_to(ROOT / "scaling").with_suffix("").parts[0]
 
 
