@@ -19,7 +19,7 @@ from scaling.data.readers.registry import list_scenes, read_scene
 from scaling.data.scene_store import REJECTS_SCHEMA, SCHEMA, SceneStore, StoreWriter
 from scaling.data.scene_views import SceneError, SceneRef
 from scaling.data.stores import SceneSource, SourceSpec
-from scaling.training.measure_box import row_bounds
+from scaling.training.measure.box import row_bounds
 
 READER_CPUS = 2
 BLOCK_BYTES = 4 << 20

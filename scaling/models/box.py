@@ -44,7 +44,7 @@ class Parts:
 
 
 class Box(nn.Module):
-    """side: of a cube around the origin, world units; None: a cuboid that is measured (training/measure_box.py) and
+    """side: of a cube around the origin, world units; None: a cuboid that is measured (training/measure/box.py) and
     stored with the shared model. Until then it is the WIDEST. filled: cells that `span` looks for; shared models of
     format 2 and before carve those that no object of stage 1 fills."""
 

@@ -22,8 +22,8 @@ from scaling.models.shared_model import SharedModel
 from scaling.training.checkpoint import load_checkpoint, load_optimisers, save_checkpoint
 from scaling.training.evaluate import evaluate_scene
 from scaling.training.fit_frozen import hulls_of
-from scaling.training.measure_background import measure_background
-from scaling.training.measure_box import set_box
+from scaling.training.measure.background import measure_background
+from scaling.training.measure.box import set_box
 from scaling.training.phase_loop import EpochReport, Phases, PhaseStep
 from scaling.training.process_group import Workers
 from scaling.training.random_streams import stream

@@ -16,7 +16,7 @@ from scaling.data.scene_views import SceneError, SceneViews
 from scaling.models.box import CELLS
 from scaling.models.shared_model import SharedModel
 from scaling.training.losses import Batch
-from scaling.training.visual_hull import dilated, pooled, silhouettes, visual_hull
+from scaling.training.measure.visual_hull import dilated, pooled, silhouettes, visual_hull
 
 # Views encoded at once: as many as stay in a core's cache, or as keep a GPU busy. With channels last, convolutions at
 # growing widths read memory in order: 12.5 ms a view against 22 (32 at once, channels first) on a CPU.

@@ -32,7 +32,7 @@ from scaling.library.stored_models import StoredModels
 from scaling.models.shared_files import load_shared, read_scene_ids, save_shared
 from scaling.storage.paths import to_path
 from scaling.training.evaluate import evaluate_scene
-from scaling.training.measure_box import source_bounds
+from scaling.training.measure.box import source_bounds
 from scaling.training.process_group import Workers
 from scaling.training.stage1 import Stage1
 

@@ -9,7 +9,7 @@ import torch
 
 from scaling.cameras import Rays
 from scaling.models.shared_model import SharedModel
-from scaling.training.measure_background import PRIOR, measure_background
+from scaling.training.measure.background import PRIOR, measure_background
 from scaling.training.process_group import Workers
 from scaling.training.training_scene import prepare_scene
 

@@ -15,7 +15,7 @@ from scaling.data.scene_store import SceneStore, StoreWriter
 from scaling.data.scene_views import SceneViews
 from scaling.data.stores import EmbeddedCars, StoredScenes
 from scaling.models.box import WIDEST, Box
-from scaling.training.measure_box import CELLS, row_bounds, scene_bounds, set_box, source_bounds
+from scaling.training.measure.box import CELLS, row_bounds, scene_bounds, set_box, source_bounds
 from scaling.training.process_group import Workers
 
 pytestmark = pytest.mark.usefixtures("one_thread")

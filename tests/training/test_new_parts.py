@@ -17,11 +17,11 @@ from scaling.data.scene_views import SceneViews, views_from_row
 from scaling.data.stores import StoredScenes
 from scaling.training.evaluate import render_views
 from scaling.training.fit_frozen import fit_scenes
-from scaling.training.measure_box import source_bounds
+from scaling.training.measure.box import source_bounds
+from scaling.training.measure.visual_hull import silhouettes
 from scaling.training.process_group import Workers
 from scaling.training.stage1 import Stage1
 from scaling.training.training_scene import outside_box, prepare_scene
-from scaling.training.visual_hull import silhouettes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

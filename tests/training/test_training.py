@@ -23,7 +23,7 @@ from scaling.training.checkpoint import read_progress
 from scaling.training.evaluate import evaluate_scene, render_views
 from scaling.training.fit_frozen import fit_scenes
 from scaling.training.losses import pixel_error, weighted
-from scaling.training.measure_background import measure_background
+from scaling.training.measure.background import measure_background
 from scaling.training.metrics.images import psnr, ssim
 from scaling.training.optim import RowAdam, check_ownership, lr_factor, shared_optimiser
 from scaling.training.phase_loop import EpochReport

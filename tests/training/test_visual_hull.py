@@ -11,7 +11,7 @@ from helpers.cuboids import cuboid_views
 from torch import Tensor
 
 from scaling.data.scene_views import SceneViews
-from scaling.training.visual_hull import WHITE, dilated, pooled, silhouettes, visual_hull
+from scaling.training.measure.visual_hull import WHITE, dilated, pooled, silhouettes, visual_hull
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

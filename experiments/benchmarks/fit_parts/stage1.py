@@ -41,7 +41,7 @@ class Job:
 def measured_bounds(spec: SourceSpec) -> list[list[float]] | None:
     """The cuboid around all scenes of a store, as the product's stage 1 takes it. None for embedded cars, which have no
     end: stage 1 measures around its own."""
-    from scaling.training.measure_box import source_bounds
+    from scaling.training.measure.box import source_bounds
     from scaling.training.process_group import Workers
 
     bounds = source_bounds(spec.open(), Workers())

@@ -16,7 +16,7 @@ from scaling.models.renderer import Renderer
 from scaling.models.shared_model import SharedModel
 from scaling.models.triplanes import SceneParams
 from scaling.training.evaluate import render_views
-from scaling.training.measure_background import measure_background
+from scaling.training.measure.background import measure_background
 from scaling.training.metrics.images import psnr
 from scaling.training.process_group import Workers
 from scaling.training.training_scene import prepare_scene

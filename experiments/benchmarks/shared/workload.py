@@ -15,7 +15,7 @@ from scaling.data.embedded.scenes import FOCAL, embedded_cameras, embedded_ids, 
 from scaling.data.scene_views import SceneViews, default_test_views
 from scaling.models.autoencoders.base import ImageAutoencoder
 from scaling.models.shared_model import SharedModel
-from scaling.training.measure_box import set_box
+from scaling.training.measure.box import set_box
 from scaling.training.process_group import Workers
 from scaling.training.random_streams import stream
 from scaling.training.training_scene import TrainingScene, encode_scene, prepare_scene

@@ -30,7 +30,7 @@ from scaling.storage.json_yaml import parse_json
 from scaling.storage.paths import remove_tree
 from scaling.training.checkpoint_checksums import clear, newest_whole, seal
 from scaling.training.evaluate import render_views
-from scaling.training.measure_box import source_bounds
+from scaling.training.measure.box import source_bounds
 from scaling.training.metrics.images import psnr
 from scaling.training.phase_loop import EpochReport
 from scaling.training.process_group import Workers

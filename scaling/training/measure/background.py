@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from scaling.models.shared_model import SharedModel
+from scaling.training.measure.visual_hull import WHITE
 from scaling.training.process_group import Workers
 from scaling.training.training_scene import TrainingScene
-from scaling.training.visual_hull import WHITE
 
 VIEWS = 8  # of each scene
 PRIOR = 5.0  # cells of the mean over all pixels that every pixel is given: few views show background in the middle

@@ -17,8 +17,8 @@ from scaling.data.scene_views import SceneViews, views_from_row
 from scaling.data.stores import SceneSource
 from scaling.models.box import WIDEST, Box
 from scaling.training import watchdog
+from scaling.training.measure.visual_hull import silhouettes, visual_hull
 from scaling.training.process_group import Workers
-from scaling.training.visual_hull import silhouettes, visual_hull
 
 SEARCHED = torch.tensor(WIDEST)
 CELLS = 64  # a side of what is searched

@@ -1,0 +1,1 @@
+"""What views say of a scene and of a set of scenes: hulls, the box around all, the background."""
