@@ -24,8 +24,8 @@ from scaling.models.triplanes import SceneParams
 from scaling.storage.atomic import sync_folder
 from scaling.storage.paths import AnyPath
 from scaling.training import watchdog
-from scaling.training.checkpoint import load_checkpoint, load_optimisers, read_progress, save_checkpoint
-from scaling.training.checkpoint_checksums import fault, seal
+from scaling.training.checkpoints.checksums import fault, seal
+from scaling.training.checkpoints.state import load_checkpoint, load_optimisers, read_progress, save_checkpoint
 from scaling.training.fit_frozen import PHASES, FittedScene, hulls_of, start_params
 from scaling.training.phase_loop import Diverged, EpochReport, Phases, PhaseStep
 from scaling.training.process_group import Workers

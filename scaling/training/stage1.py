@@ -19,7 +19,7 @@ from scaling.config import Phase, Settings, SettingsError
 from scaling.data.scene_views import SceneViews
 from scaling.models.autoencoders.normalised import TARGET_STD, NormalisedAutoencoder
 from scaling.models.shared_model import SharedModel
-from scaling.training.checkpoint import load_checkpoint, load_optimisers, save_checkpoint
+from scaling.training.checkpoints.state import load_checkpoint, load_optimisers, save_checkpoint
 from scaling.training.evaluate import evaluate_scene
 from scaling.training.fit_frozen import hulls_of
 from scaling.training.measure.background import measure_background

@@ -29,7 +29,7 @@ from scaling.models.autoencoders.load import build_autoencoder
 from scaling.models.shared_files import SharedModelError, load_shared
 from scaling.storage.atomic import replace_file
 from scaling.storage.tensors import read_tensors, tensor_kinds, tensors_hash
-from scaling.training.checkpoint import read_progress, read_state
+from scaling.training.checkpoints.state import read_progress, read_state
 
 PLANES, VAE = "planes.safetensors", "autoencoder/diffusion_pytorch_model.safetensors"
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -18,7 +18,7 @@ from scaling.data.embedded.scenes import embedded_ids
 from scaling.data.scene_views import SceneViews
 from scaling.models.shared_files import save_shared
 from scaling.models.shared_model import SharedModel
-from scaling.training.checkpoint import load_scenes, read_progress
+from scaling.training.checkpoints.state import load_scenes, read_progress
 from scaling.training.evaluate import evaluate_scene
 from scaling.training.fit_frozen import FittedScene, fit_scenes
 from scaling.training.phase_loop import EpochReport

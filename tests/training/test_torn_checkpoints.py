@@ -14,7 +14,7 @@ from ray.exceptions import ActorDiedError, RayTaskError
 
 from scaling.config import SettingsError
 from scaling.distributed.stage1.events import TRIES, Reports, Story, first_cause, is_lasting
-from scaling.training.checkpoint_checksums import NoWholeCheckpoint, checkpoint_names, clear, fault, newest_whole, seal
+from scaling.training.checkpoints.checksums import NoWholeCheckpoint, checkpoint_names, clear, fault, newest_whole, seal
 from scaling.training.phase_loop import Diverged
 
 

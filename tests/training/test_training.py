@@ -19,7 +19,7 @@ from scaling.library.scene_row import METRICS
 from scaling.models.shared_files import load_shared, save_shared
 from scaling.models.shared_model import SharedModel
 from scaling.models.triplanes import SceneParams
-from scaling.training.checkpoint import read_progress
+from scaling.training.checkpoints.state import read_progress
 from scaling.training.evaluate import evaluate_scene, render_views
 from scaling.training.fit_frozen import fit_scenes
 from scaling.training.losses import pixel_error, weighted

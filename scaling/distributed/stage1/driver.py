@@ -39,7 +39,7 @@ from scaling.library.summary import summarise
 from scaling.models.shared_model import SharedModel
 from scaling.storage.atomic import replace_file
 from scaling.storage.paths import AnyPath
-from scaling.training.checkpoint_checksums import clear
+from scaling.training.checkpoints.checksums import clear
 from scaling.training.sampler import bucket_of
 from scaling.training.stage1 import check_workers
 

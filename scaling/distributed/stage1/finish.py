@@ -17,7 +17,7 @@ from scaling.models.triplanes import SceneParams
 from scaling.pictures.of_runs import LogImage, log_scene_pictures
 from scaling.storage.atomic import read_limited
 from scaling.storage.json_yaml import parse_json
-from scaling.training.checkpoint import load_scenes, read_progress, read_state
+from scaling.training.checkpoints.state import load_scenes, read_progress, read_state
 
 SCENES_PER_PART = 256
 PICTURED_SCENES = 4

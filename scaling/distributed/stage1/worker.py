@@ -23,7 +23,7 @@ from scaling.config import make_settings
 from scaling.data.scene_views import views_from_row
 from scaling.data.stores import SourceSpec
 from scaling.pictures.draw import save_png, scene_sheet
-from scaling.training.checkpoint_checksums import newest_whole, seal
+from scaling.training.checkpoints.checksums import newest_whole, seal
 from scaling.training.measure.box import source_bounds
 from scaling.training.phase_loop import EpochReport
 from scaling.training.process_group import Workers

@@ -28,7 +28,7 @@ from scaling.pictures.draw import save_png, scene_sheet
 from scaling.storage.atomic import replace_file
 from scaling.storage.json_yaml import parse_json
 from scaling.storage.paths import remove_tree
-from scaling.training.checkpoint_checksums import clear, newest_whole, seal
+from scaling.training.checkpoints.checksums import clear, newest_whole, seal
 from scaling.training.evaluate import render_views
 from scaling.training.measure.box import source_bounds
 from scaling.training.metrics.images import psnr
