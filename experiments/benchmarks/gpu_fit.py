@@ -86,9 +86,10 @@ def part_actions(shared: Any, scenes: Sequence[Any], settings: Settings) -> dict
     """Of one batch, in this order: name → what is timed, how many steps or views it has, and one of them to count."""
     from scaling.training.evaluate import render_views
     from scaling.training.fit_frozen import run_phase, start_params
+    from scaling.training.frozen_fit import FrozenFit
     from scaling.training.training_scene import encode_scene, prepare_scene
 
-    ready = [prepare_scene(shared, views) for views in scenes]
+    ready = [encode_scene(shared, prepare_scene(shared, views)) for views in scenes]
     params = start_params(shared, settings, [scene.scene_id for scene in ready])
 
     def phase(name: str, steps: int | None = None) -> None:
@@ -97,7 +98,8 @@ def part_actions(shared: Any, scenes: Sequence[Any], settings: Settings) -> dict
             chosen = chosen.model_copy(update={"num_epochs": 1, "steps_per_epoch": steps})
         if name == "latent":
             chosen = chosen.model_copy(update={"check_every": None})  # every scene takes all steps that are counted
-        run_phase(shared, name, chosen, ready, params, settings.seed, settings.stage2.micro_dtype, None)
+        stage2 = settings.stage2.model_copy(update={name: chosen})
+        run_phase(FrozenFit(shared, settings.model_copy(update={"stage2": stage2})), name, ready, params)
 
     def encode() -> None:
         for scene in ready:

@@ -2,10 +2,12 @@
 
 What `RayTable.batch`, `item_losses` and autograd do in a hundred small operations is here a few compiled loops, and
 matrix products of the field and the base planes, in memory that is kept from step to step: a third of the time.
-`ray_fit.AutogradStep` is the same step, which a GPU takes; a test holds the two against each other.
+`fit_random_rays.AutogradStep` is the same step, which a GPU takes; a test holds the two against each other.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -17,7 +19,7 @@ from scaling.models.box import STEPS
 from scaling.models.cpu_ops import as_numpy, takes
 from scaling.models.sampling import BLUR, EVENLY
 from scaling.models.shared_model import SharedModel
-from scaling.models.triplanes import axis_columns
+from scaling.models.triplanes import SceneParams, axis_columns
 from scaling.training.random_ray_batches import RayTable
 
 
@@ -50,11 +52,12 @@ class CpuStep:
 
     @torch.no_grad()
     def __call__(
-        self, micro: Tensor, coefs: Tensor, rows: Tensor, uniforms: Tensor, cells: Tensor | None, moving: set[str]
+        self, values: SceneParams, moving: Sequence[str], rows: Tensor, uniforms: Tensor, cells: Tensor | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """micro [N, P, F_mic, K, K] and coefs [N, M] of the scenes in `rows` [N] of the table, uniforms [N, R, 1 + D],
-        cells [N, CELLS³] → their losses [N], and the gradients of the sum for those that are `moving`."""
-        texels = self._texels(micro, coefs)
+        """values: of the scenes in `rows` [N] of the table; uniforms [N, R, 1 + D]; cells [N, CELLS³] → their weighted
+        losses [N], and the gradients of the sum for those names of `values` that are `moving`."""
+        micro = values.micro_planes
+        texels = self._texels(micro, values.coefs)
         pixels, targets, points, lengths = self._draw(rows, uniforms, cells)
         features = self._new("features", *points.shape[:2], texels.shape[-1])
         sampled = self._new("sampled", *points.shape[:2], len(self.columns), texels.shape[-1])

@@ -49,9 +49,9 @@ class Cohort(Phases):
 
     def __init__(self, shared: SharedModel, shared_hash: str, scenes: Iterable[SceneViews], settings: Settings) -> None:
         own = copy.deepcopy(shared)
-        ready = [prepare_scene(own, views) for views in scenes]
-        for scene in ready:
-            encode_scene(own, scene)
+        ready = []
+        for views in scenes:
+            ready.append(encode_scene(own, prepare_scene(own, views)))
             watchdog.beat()
         ids = [scene.scene_id for scene in ready]
         phases = {name: getattr(settings.stage2, name) for name in PHASES}

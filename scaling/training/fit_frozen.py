@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby
 
 import torch
@@ -20,11 +21,14 @@ from scaling.data.scene_views import SceneViews
 from scaling.models.shared_model import SharedModel
 from scaling.models.triplanes import SceneParams
 from scaling.training import watchdog
-from scaling.training.fit_random_rays import fit_rays
-from scaling.training.losses import Batch, item_losses, variation, weighted
-from scaling.training.optim import BETAS, EPSILON, check_ownership, lr_factor
+from scaling.training.batches import Item, make_batch
+from scaling.training.fit_random_rays import fit_random_rays
+from scaling.training.frozen_fit import FrozenFit
+from scaling.training.losses import Batch, weighted
+from scaling.training.optim import check_ownership, lr_factor
 from scaling.training.random_streams import stream
-from scaling.training.training_scene import Item, TrainingScene, encode_scene, make_batch, prepare_scene
+from scaling.training.scene_step import SceneOptimiser, by_autograd, scene_loss
+from scaling.training.training_scene import EncodedScene, TrainingScene, encode_scene, prepare_scene
 
 PHASES = ("latent", "rgb")
 
@@ -52,33 +56,29 @@ def fit_scenes(
     fitted apart, as their epochs differ. A scene that diverges has params that are not finite; packing them refuses.
     Raises RuntimeError where a parameter of the shared model is trainable.
     """
+    fit = FrozenFit(shared, settings, on_step)
     order = sorted(range(len(scenes)), key=lambda i: len(scenes[i].train_views))
     fitted: dict[int, FittedScene] = {}
     for _, group in groupby(order, key=lambda i: len(scenes[i].train_views)):
         rows = sorted(group)
-        params, warnings, seconds = _fit_group(shared, [scenes[i] for i in rows], settings, on_step)
+        params, warnings, seconds = _fit_group(fit, [scenes[i] for i in rows])
         for k, i in enumerate(rows):
             fitted[i] = FittedScene(scenes[i].scene_id, params[k], seconds / len(rows), warnings[k])
     return [fitted[i] for i in range(len(scenes))]
 
 
-def _fit_group(
-    shared: SharedModel,
-    scenes: Sequence[SceneViews],
-    settings: Settings,
-    on_step: Callable[[str, int, float], None] | None,
-) -> tuple[SceneParams, list[str], float]:
+def _fit_group(fit: FrozenFit, scenes: Sequence[SceneViews]) -> tuple[SceneParams, list[str], float]:
+    shared, settings = fit.shared, fit.settings
     check_ownership(shared, None)  # nothing of the shared model may move
     start = time.perf_counter()
-    ready = [prepare_scene(shared, views) for views in scenes]
-    for scene in ready:
-        encode_scene(shared, scene)
+    ready = []
+    for views in scenes:
+        ready.append(encode_scene(shared, prepare_scene(shared, views)))
         watchdog.beat()
     params = replace(start_params(shared, settings, [scene.scene_id for scene in ready]), hull=hulls_of(ready))
     for name in PHASES:
-        phase: Stage2Phase = getattr(settings.stage2, name)
-        if phase.num_epochs:
-            run_phase(shared, name, phase, ready, params, settings.seed, settings.stage2.micro_dtype, on_step)
+        if getattr(settings.stage2, name).num_epochs:
+            run_phase(fit, name, ready, params)
     params = SceneParams(params.micro_planes.detach(), params.coefs.detach(), params.hull)
     if shared.device.type == "cuda":
         torch.cuda.synchronize(shared.device)
@@ -98,61 +98,42 @@ def start_params(shared: SharedModel, settings: Settings, scene_ids: Sequence[st
     return shared.start_params(len(scene_ids))
 
 
-def run_phase(
-    shared: SharedModel,
-    name: str,
-    phase: Stage2Phase,
-    ready: Sequence[TrainingScene],
-    params: SceneParams,
-    seed: int,
-    micro_dtype: str,
-    on_step: Callable[[str, int, float], None] | None,
-) -> None:
-    """Moves params (S scenes) in place through one phase, "latent" or "rgb"; see `fit_scenes` for on_step."""
+def run_phase(fit: FrozenFit, name: str, ready: Sequence[EncodedScene], params: SceneParams) -> None:
+    """Moves params (S scenes) in place through one phase, "latent" or "rgb"."""
+    phase: Stage2Phase = getattr(fit.settings.stage2, name)
     if phase.rays_per_item:
-        fit_rays(shared, name, phase, ready, params, seed, micro_dtype, on_step)
-        return
-    optimiser = _scene_optimiser(phase, params)
+        fit_random_rays(fit, name, phase, ready, params)
+    else:
+        fit_views(fit, name, phase, ready, params)
+
+
+def fit_views(
+    fit: FrozenFit, name: str, phase: Stage2Phase, ready: Sequence[TrainingScene], params: SceneParams
+) -> None:
+    """A whole view of every scene a step. Moves params (S scenes) in place."""
+    shared = fit.shared
     decode = shared.student if phase.through == "student" else None  # without one: the decoder
+    optimiser = SceneOptimiser(params, phase.lr, together=True)
+    rows = torch.arange(len(ready), device=shared.device)
     steps_per_epoch = phase.steps_per_epoch or ready[0].num_views
     total = phase.num_epochs * steps_per_epoch
-    streams = [stream(seed, name, scene.scene_id) for scene in ready]
-    for done, batch in enumerate(_view_batches(shared, phase, ready, streams, total)):
-        for group in optimiser.param_groups:
-            group["lr"] = group["base_lr"] * lr_factor(phase, done // steps_per_epoch, done / total)
-        loss = weighted(item_losses(shared, phase.loss, batch, params, decode), phase.loss).sum()
-        if phase.tv_weight:
-            loss = loss + phase.tv_weight * variation(shared, params)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        optimiser.step()
-        watchdog.beat()
-        if on_step is not None:
-            on_step(name, done, loss.item() / len(ready))
+    for step, batch in enumerate(_view_batches(fit, name, phase, ready, total)):
+
+        def loss_of(now: SceneParams, batch: Batch = batch) -> tuple[Tensor, dict[str, Tensor]]:
+            return scene_loss(shared, phase, batch, now, decode)
+
+        factor = lr_factor(phase, step // steps_per_epoch, step / total)
+        losses, _ = optimiser.step(rows, partial(by_autograd, loss_of=loss_of), factor)
+        fit.stepped(name, step, weighted(losses, phase.loss))
 
 
 def _view_batches(
-    shared: SharedModel,
-    phase: Stage2Phase,
-    ready: Sequence[TrainingScene],
-    streams: Sequence[torch.Generator],
-    steps: int,
+    fit: FrozenFit, name: str, phase: Stage2Phase, ready: Sequence[TrainingScene], steps: int
 ) -> Iterator[Batch]:
-    """A whole view of every scene a step; each goes through its views in an order of its own, again and again."""
-    num_views = ready[0].num_views
+    """Each scene goes through its views in an order of its own, again and again."""
+    num_views, streams = ready[0].num_views, fit.streams(name, ready)
     for step in range(steps):
         if step % num_views == 0:
             orders = [torch.randperm(num_views, generator=generator).tolist() for generator in streams]
         chosen = [order[step % num_views] for order in orders]
-        yield make_batch(shared, phase, [Item(*item) for item in zip(ready, chosen, streams)])
-
-
-def _scene_optimiser(phase: Stage2Phase, params: SceneParams) -> torch.optim.Adam:
-    """Adam acts on each number alone, so one Adam over all scenes is an Adam for each."""
-    groups = []
-    for tensor, rate in ((params.micro_planes, phase.lr.micro_planes), (params.coefs, phase.lr.coefs)):
-        if rate and tensor.numel():
-            groups.append({"params": [tensor.requires_grad_()], "lr": rate, "base_lr": rate})
-        else:
-            tensor.requires_grad_(False)
-    return torch.optim.Adam(groups, betas=BETAS, eps=EPSILON, fused=True)
+        yield make_batch(fit.shared, phase, [Item(*item) for item in zip(ready, chosen, streams)])

@@ -9,8 +9,9 @@ what is lost by rounding is made good.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -19,13 +20,13 @@ from scaling.config import Stage2Phase
 from scaling.models.rounding import LEVELS, best_scale, rounded
 from scaling.models.shared_model import SharedModel
 from scaling.models.triplanes import SceneParams, texels_together
-from scaling.training import watchdog
 from scaling.training.cpu_step import CpuStep
-from scaling.training.losses import item_losses, variation, weighted
-from scaling.training.optim import RowAdam, lr_factor, lr_factors
+from scaling.training.frozen_fit import FrozenFit
+from scaling.training.losses import rendered, weighted
+from scaling.training.optim import lr_factor, lr_factors
 from scaling.training.random_ray_batches import RayTable
-from scaling.training.random_streams import stream
-from scaling.training.training_scene import TrainingScene
+from scaling.training.scene_step import SceneOptimiser, by_autograd, of_rows, scene_loss
+from scaling.training.training_scene import EncodedScene, TrainingScene
 
 HELD_OUT = 2  # training views to look at
 LEAST_VIEWS = 10  # of a scene that can spare them; with fewer it trains on all of them, for all steps
@@ -35,62 +36,37 @@ LOOKS = frozenset(100 << power for power in range(10))  # steps before which cel
 SCALES_AGAIN = 200  # steps after which scales of rounded planes are measured again
 
 
-def fit_rays(
-    shared: SharedModel,
-    name: str,
-    phase: Stage2Phase,
-    ready: Sequence[TrainingScene],
-    params: SceneParams,
-    seed: int,
-    micro_dtype: str,
-    on_step: Callable[[str, int, float], None] | None,
+def fit_random_rays(
+    fit: FrozenFit, name: str, phase: Stage2Phase, ready: Sequence[EncodedScene], params: SceneParams
 ) -> None:
-    """Moves params (S scenes) in place through a phase with rays_per_item. micro_dtype: what planes will be stored as.
-    on_step(name, step, mean loss of those that still move) is called after every step."""
+    """Moves params (S scenes) in place through a phase with rays_per_item."""
+    shared = fit.shared
     epoch_steps = phase.steps_per_epoch or ready[0].num_views
     total = phase.num_epochs * epoch_steps
     ends = Ends(shared, phase, ready, total)
     table = RayTable(shared, ends.trained)
     step_of = (CpuStep if CpuStep.serves(shared, phase) else AutogradStep)(shared, phase, table)
-    given, params = (
-        params,
-        replace(params, micro_planes=texels_together(params.micro_planes.detach()), coefs=params.coefs.detach()),
-    )
-    tables = {"micro_planes": params.micro_planes, "coefs": params.coefs}
-    moves = {
-        key: RowAdam(t, together=not ends.check_every)
-        for key, t in tables.items()
-        if getattr(phase.lr, key) and t.numel()
-    }
-    rounding = Rounding(params, micro_dtype, round(phase.rounded_from * total)) if "micro_planes" in moves else None
+    # Texels side by side, as the compiled loops read them; the caller's planes get the result at the end.
+    moved = replace(params, micro_planes=texels_together(params.micro_planes.detach()), coefs=params.coefs.detach())
+    optimiser = SceneOptimiser(moved, phase.lr, together=not ends.check_every)
+    rounding = Rounding(moved, fit.settings.stage2.micro_dtype, round(phase.rounded_from * total))
+    rounds = "micro_planes" in optimiser.moving
     cells = Cells(shared, ready)
-    draws = table.draws([stream(seed, name, scene.scene_id) for scene in ready], phase.rays_per_item or 0, total)
+    draws = table.draws(fit.streams(name, ready), phase.rays_per_item or 0, total)
     for step, uniforms in enumerate(draws):
-        if step == round(phase.coefs_until * total) and len(moves) > 1:
-            moves.pop("coefs", None)
+        if step == round(phase.coefs_until * total) and len(optimiser.moving) > 1:
+            optimiser.moving.pop("coefs", None)
         rows = ends.moving
-        cells.look(params, rows, step)
-        micro, coefs = (of_rows(t, rows) for t in tables.values())
-        if rounding:  # the gradient there moves what is rounded: it passes straight through
-            micro = rounding.apply(micro, rows, step)
-        losses, gradients = step_of(micro, coefs, rows, of_rows(uniforms, rows), cells.of(rows), set(moves))
-        factors = ends.factors(phase, step // epoch_steps, step)
-        for key, optimiser in moves.items():
-            optimiser.step(rows, gradients[key], getattr(phase.lr, key) * factors)
-        watchdog.beat()
-        if on_step is not None:
-            on_step(name, step, losses.mean().item())
-        ends.look(params, cells, step + 1)
+        cells.look(moved, rows, step)
+        gradients_of = partial(step_of, rows=rows, uniforms=of_rows(uniforms, rows), cells=cells.of(rows))
+        seen_as = partial(rounding.apply, rows=rows, step=step) if rounds else None
+        losses, _ = optimiser.step(rows, gradients_of, ends.factors(phase, step // epoch_steps, step), seen_as)
+        fit.stepped(name, step, losses)
+        ends.look(moved, cells, step + 1)
         if not len(ends.moving):
             break
-    if rounding:
-        rounding.finish()
-    given.micro_planes.data.copy_(params.micro_planes)
-
-
-def of_rows(table: Tensor, rows: Tensor) -> Tensor:
-    """table[rows] for ascending rows [N]: where those are all rows, the table itself, as copies take time."""
-    return table if len(rows) == len(table) else table[rows]
+    rounding.finish()
+    params.micro_planes.data.copy_(moved.micro_planes)
 
 
 class AutogradStep:
@@ -101,20 +77,12 @@ class AutogradStep:
         self.shared, self.phase, self.table = shared, phase, table
 
     def __call__(
-        self, micro: Tensor, coefs: Tensor, rows: Tensor, uniforms: Tensor, cells: Tensor | None, moving: set[str]
+        self, values: SceneParams, moving: Sequence[str], rows: Tensor, uniforms: Tensor, cells: Tensor | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """See `CpuStep`."""
-        leaves = {"micro_planes": micro.detach(), "coefs": coefs.detach()}
-        for key in moving:
-            leaves[key].requires_grad_()
-        now = SceneParams(**leaves)
         batch = self.table.batch(uniforms, rows, cells)
-        losses = weighted(item_losses(self.shared, self.phase.loss, batch, now), self.phase.loss)
-        loss = losses.sum()
-        if self.phase.tv_weight:
-            loss = loss + self.phase.tv_weight * variation(self.shared, now)
-        order = sorted(moving)
-        return losses.detach(), dict(zip(order, torch.autograd.grad(loss, [leaves[key] for key in order])))
+        losses, found = by_autograd(values, moving, lambda now: scene_loss(self.shared, self.phase, batch, now))
+        return weighted(losses, self.phase.loss).detach(), found
 
 
 class Cells:
@@ -135,8 +103,7 @@ class Cells:
         """Where it is time: fills the cells of `rows` [N] from the scenes as they are."""
         if self.table is not None and step in LOOKS:
             found = self.shared.cells_of(replace(params[rows], hull=self.table[rows] > 0))
-            assert found is not None
-            self.table[rows] = found
+            self.table[rows] = self.table[rows] if found is None else found
 
 
 class Rounding:
@@ -165,7 +132,7 @@ class Rounding:
 class Ends:
     """When scenes end. trained: what they train on; moving [N]: rows of those that have not ended."""
 
-    def __init__(self, shared: SharedModel, phase: Stage2Phase, ready: Sequence[TrainingScene], total: int) -> None:
+    def __init__(self, shared: SharedModel, phase: Stage2Phase, ready: Sequence[EncodedScene], total: int) -> None:
         self.shared, self.total = shared, total
         self.check_every, self.decay_steps = phase.check_every, phase.decay_steps
         if self.check_every and total <= self.check_every + self.decay_steps:
@@ -205,9 +172,9 @@ class Ends:
             return
         rows = torch.tensor(at_full_rate, device=self.moving.device)
         batch = self.held_out.every_ray(rows, cells.of(rows))
-        assert batch.rays is not None and batch.latents is not None
-        colours = self.shared.render(params[rows], batch.rays, None, batch.pixels, batch.cells).colours
-        errors = (colours - batch.latents).square().mean(-1) * self.held_out.real(rows)
+        errors = (rendered(self.shared, batch, params[rows]) - batch.latents).square().mean(-1) * self.held_out.real(
+            rows
+        )
         error = errors.sum(1) / self.held_out.counts[rows, 0]  # not a number, so never at its end, of one without any
         stands = error > self.best[rows] * (1 - LEAST_GAIN)
         self.best[rows] = error.minimum(self.best[rows])
@@ -215,7 +182,7 @@ class Ends:
         self.falls = self.falls_there.tolist()
 
 
-def _split(scene: TrainingScene, rays_per_view: int) -> tuple[TrainingScene, TrainingScene]:
+def _split(scene: EncodedScene, rays_per_view: int) -> tuple[EncodedScene, EncodedScene]:
     """The scene without the held-out views' rays, and with them alone; none are held out where that would leave little
     to train on."""
     held = torch.linspace(0, scene.num_views - 1, HELD_OUT + 2)[1:-1].round().long().to(scene.drawn.device)

@@ -16,22 +16,41 @@ from scaling.models.triplanes import SceneParams, fuse_planes, total_variation
 
 
 @dataclass(frozen=True)
-class Batch:
-    """B items: rays of one scene each. Whole views have all h · w rays of a latent image, in order.
+class CameraRays:
+    """What is rendered of B scenes: R rays of each.
 
-    rays [B, R], the cells [B, CELLS³] of their scenes (see `SharedModel.cells`; None where rays are sampled evenly),
-    and pixels [B, R] of their latent image that they go through, None for whole views;
-    uniforms [B, R, U] in [0, 1); latents [B, R, C] cached targets in [−1, 1]; images [B, 3, H, W] in [0, 1] and noise
-    [B, C, h, w] where views are decoded or encoded. None where the losses do not ask for it.
+    rays [B, R]; uniforms [B, R, U] in [0, 1), which place their samples, None: in the middle of each stratum; pixels
+    [B, R]: the pixels of a latent image that they go through, None: all h · w of whole views, in order; cells
+    [B, CELLS³] of their scenes (see `SharedModel.cells`), None where rays are sampled evenly.
     """
 
-    rays: Rays | None = None
-    cells: Tensor | None = None
-    pixels: Tensor | None = None
-    uniforms: Tensor | None = None
-    latents: Tensor | None = None
-    images: Tensor | None = None
+    rays: Rays
+    uniforms: Tensor | None
+    pixels: Tensor | None
+    cells: Tensor | None
+
+
+@dataclass(frozen=True)
+class RayBatch(CameraRays):
+    """Rays, and the encoded latents [B, R, C] in [−1, 1] that they should show."""
+
+    latents: Tensor
+
+
+@dataclass(frozen=True)
+class ViewBatch(CameraRays):
+    """A view of each scene, or a square of it, with all of its rays.
+
+    images [B, 3, H, W] in [0, 1]; noise [B, C, h, w], with which the encoder samples, None where the step does not
+    encode; latents [B, h · w, C] as encoded before, None where the step encodes or no loss asks for them.
+    """
+
+    images: Tensor
     noise: Tensor | None = None
+    latents: Tensor | None = None
+
+
+Batch = RayBatch | ViewBatch
 
 
 def per_item(difference: Tensor) -> Tensor:
@@ -48,7 +67,7 @@ def item_losses(
     shared: SharedModel,
     weights: LossWeights,
     batch: Batch,
-    params: SceneParams | None,
+    params: SceneParams,
     decode: Callable[[Tensor], Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """The unweighted losses that `weights` asks for, each [B]. params: rows of the items' scenes, in their order.
@@ -57,28 +76,29 @@ def item_losses(
     and its rendered latents z̃; each a mean over values; student: see `student_error`. Where views are encoded, `latent`
     moves E too. decode: D of `rgb`, latents [B, C, h, w] → images [B, 3, H, W] in [0, 1]; None: the shared model's.
     """
+    if isinstance(batch, RayBatch):
+        return {"latent": per_item(rendered(shared, batch, params) - batch.latents)}
     losses: dict[str, Tensor] = {}
-    encoded: Tensor | None = None
-    if weights.autoencoder or (weights.latent and batch.latents is None):
-        assert batch.images is not None and batch.noise is not None
+    target = batch.latents
+    if weights.autoencoder or (weights.latent and target is None):
         encoded, losses["kl"] = shared.autoencoder.encode_sample(batch.images, batch.noise)
-    if weights.autoencoder:
-        assert encoded is not None and batch.images is not None
-        losses["autoencoder"] = pixel_error(shared.autoencoder.decode(encoded), batch.images)
+        target = encoded.flatten(2).transpose(1, 2)
+        if weights.autoencoder:
+            losses["autoencoder"] = pixel_error(shared.autoencoder.decode(encoded), batch.images)
     if weights.latent or weights.rgb or weights.student:
-        assert batch.rays is not None and params is not None
-        colours = shared.render(params, batch.rays, batch.uniforms, batch.pixels, batch.cells).colours
-        if weights.latent:
-            target = batch.latents if encoded is None else encoded.flatten(2).transpose(1, 2)
-            assert target is not None
+        colours = rendered(shared, batch, params)
+        if weights.latent and target is not None:
             losses["latent"] = per_item(colours - target)
         if weights.rgb:
-            assert batch.images is not None
             losses["rgb"] = pixel_error((decode or shared.decode)(shared.as_latents(colours)), batch.images)
         if weights.student:
-            assert batch.images is not None
             losses["student"] = student_error(shared, shared.as_latents(colours), batch.images)
     return losses
+
+
+def rendered(shared: SharedModel, rays: CameraRays, params: SceneParams) -> Tensor:
+    """The colours [B, R, C] of a batch's rays through the scenes `params`, in [−1, 1]."""
+    return shared.render(params, rays.rays, rays.uniforms, rays.pixels, rays.cells).colours
 
 
 def student_error(shared: SharedModel, latents: Tensor, images: Tensor) -> Tensor:

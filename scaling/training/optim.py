@@ -44,10 +44,6 @@ class RowAdam:
         self.steps = torch.zeros(len(table), dtype=torch.int64, device=table.device)
         self.together = torch.zeros((), device=table.device) if together else None  # steps of all rows
 
-    def leaf(self, rows: Tensor) -> Tensor:
-        """The rows [N] of the table as a tensor [N, …] of their own that gathers a gradient."""
-        return self.table[rows].requires_grad_()
-
     @torch.no_grad()
     def step(self, rows: Tensor, grad: Tensor, lr: float | Tensor) -> None:
         """Moves `rows` [N] (ascending, no duplicates) along their gradients [N, …]. lr: one for all, or (not `dense`)

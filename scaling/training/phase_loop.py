@@ -15,16 +15,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scaling.config import Phase, Settings
+from scaling.config import Phase, Rates, Settings
 from scaling.models.shared_model import SharedModel
 from scaling.models.triplanes import SceneParams
 from scaling.training import watchdog
-from scaling.training.losses import Batch, item_losses, variation, weighted
-from scaling.training.optim import RowAdam, lr_factor, set_learning_rates, shared_optimiser
+from scaling.training.batches import Item, make_batch
+from scaling.training.losses import Batch
+from scaling.training.optim import lr_factor, set_learning_rates, shared_optimiser
 from scaling.training.process_group import Workers
 from scaling.training.random_streams import stream
 from scaling.training.sampler import Entry, epoch_batches
-from scaling.training.training_scene import Item, TrainingScene, make_batch
+from scaling.training.scene_step import SceneOptimiser, by_autograd, scene_loss
+from scaling.training.training_scene import TrainingScene
 
 NEVER = torch.iinfo(torch.int64).max  # of a scene whose numbers were finite at every step
 
@@ -56,10 +58,7 @@ class PhaseStep(nn.Module):
         """micro_planes [B, P, F_mic, K, K], coefs [B, M] of the items' scenes → the weighted loss summed over items,
         and each unweighted loss, [B]."""
         params = SceneParams(micro_planes, coefs)
-        losses = item_losses(self.shared, self.phase.loss, batch, params)
-        total = weighted(losses, self.phase.loss, self.kl_weight).sum()
-        if self.phase.tv_weight:
-            total = total + self.phase.tv_weight * variation(self.shared, params)
+        total, losses = scene_loss(self.shared, self.phase, batch, params, kl_weight=self.kl_weight)
         return total, {name: loss.detach() for name, loss in losses.items()}
 
 
@@ -96,7 +95,7 @@ class Phases:
     ) -> None:
         self.settings = settings
         self.shared = shared
-        self.scenes = list(scenes)
+        self.scenes: list[TrainingScene] = list(scenes)
         self.row = {scene.scene_id: row for row, scene in enumerate(self.scenes)}
         self.table = table
         self.phases = phases
@@ -107,7 +106,7 @@ class Phases:
         self.phase_index, self.epoch, self.seconds = 0, 0, 0.0
         self.dropped: dict[str, str] = {}
         self.optimiser: torch.optim.Adam | None = None
-        self.row_optimisers: dict[str, RowAdam] = {}
+        self.scene_optimiser = SceneOptimiser(table, Rates())  # of a phase; at first of none
 
     @property
     def at_the_end(self) -> bool:
@@ -144,20 +143,16 @@ class Phases:
     def _with_optimisers(self, step: PhaseStep) -> nn.Module:
         rates = step.phase.lr
         self.optimiser = shared_optimiser(self.shared, rates)
-        tables = {"micro_planes": self.table.micro_planes, "coefs": self.table.coefs}
-        self.row_optimisers = {
-            key: RowAdam(table, self.settings.stage1.dense_adam)
-            for key, table in tables.items()
-            if getattr(rates, key) and table.numel()
-        }
+        self.scene_optimiser = SceneOptimiser(self.table, rates, self.settings.stage1.dense_adam)
         return self.workers.wrap(step) if self.optimiser else step
 
     def _entries(self, phase: Phase) -> dict[int, list[Entry]]:
         owned: dict[int, list[Entry]] = {}
         for scene in self.scenes:
             if scene.scene_id not in self.dropped:
-                views: list[int | None] = [None] if phase.rays_per_item else list(range(scene.num_views))
-                owned.setdefault(self.buckets[scene.scene_id], []).extend((scene.scene_id, view) for view in views)
+                views = 1 if phase.rays_per_item else scene.num_views  # random rays are of all views at once
+                entries = [(scene.scene_id, view) for view in range(views)]
+                owned.setdefault(self.buckets[scene.scene_id], []).extend(entries)
         return owned
 
     def _epoch(self, name: str, phase: Phase, step: nn.Module) -> dict[str, float]:
@@ -214,11 +209,16 @@ class Phases:
             torch.tensor([self.row[item.scene.scene_id] for item in items], device=self.shared.device),
             return_inverse=True,
         )
-        leaves = {key: optimiser.leaf(rows) for key, optimiser in self.row_optimisers.items()}
-        micro = leaves["micro_planes"] if "micro_planes" in leaves else self.table.micro_planes[rows]
-        coefs = leaves["coefs"] if "coefs" in leaves else self.table.coefs[rows]
-        total, losses = step(batch, micro[place], coefs[place])
-        (total * self.workers.size / items_per_step).backward()
+
+        def loss_of(params: SceneParams) -> tuple[Tensor, dict[str, Tensor]]:
+            total, losses = step(batch, params.micro_planes[place], params.coefs[place])
+            return total * self.workers.size / items_per_step, losses
+
+        def gradients_of(params: SceneParams, moving: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+            losses, found = by_autograd(params, moving, loss_of)
+            return losses, {name: gradient / self.workers.size for name, gradient in found.items()}
+
+        losses, gradients = self.scene_optimiser.step(rows, gradients_of, factor)
         set_learning_rates(self.optimiser, factor, ("field",) if self._field_stands(phase) else ())
         if self.optimiser:
             self.optimiser.step()
@@ -226,10 +226,8 @@ class Phases:
         finite = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
         for loss in losses.values():
             finite[place[~loss.isfinite()]] = False
-        for key, leaf in leaves.items():
-            if leaf.grad is not None:
-                finite &= leaf.grad.flatten(1).isfinite().all(1)
-                self.row_optimisers[key].step(rows, leaf.grad / self.workers.size, getattr(phase.lr, key) * factor)
+        for gradient in gradients.values():
+            finite &= gradient.flatten(1).isfinite().all(1)
         return rows, finite, losses
 
     def _field_stands(self, phase: Phase) -> bool:

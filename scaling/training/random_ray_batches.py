@@ -15,29 +15,27 @@ from torch import Tensor
 
 from scaling.cameras import rays_through
 from scaling.models.shared_model import SharedModel
-from scaling.training.losses import Batch
-from scaling.training.training_scene import TrainingScene
+from scaling.training.losses import RayBatch
+from scaling.training.training_scene import EncodedScene
 
 STEPS_PER_DRAW = 64  # steps whose random numbers are drawn, and copied to the device, together
 
 
 class RayTable:
-    """scenes: encoded, of the same number of views. RuntimeError where a scene has no latents."""
+    """scenes: of the same number of views."""
 
-    def __init__(self, shared: SharedModel, scenes: Sequence[TrainingScene]) -> None:
+    def __init__(self, shared: SharedModel, scenes: Sequence[EncodedScene]) -> None:
         self.uniforms_per_ray = shared.renderer.uniforms_per_ray
         self.size = shared.latent_size
         self.counts = torch.tensor([len(scene.drawn) for scene in scenes], device=shared.device)[:, None]
         self.drawn = torch.zeros(len(scenes), int(self.counts.max()), dtype=torch.int64, device=shared.device)
         for row, scene in enumerate(scenes):
-            if scene.latents is None:
-                raise RuntimeError(f"scene {scene.scene_id} was not encoded before its rays were put into a table")
             self.drawn[row, : len(scene.drawn)] = scene.drawn
-        self.latents = torch.stack([scene.latents for scene in scenes if scene.latents is not None])
+        self.latents = torch.stack([scene.latents for scene in scenes])
         self.cam2world = torch.stack([scene.cam2world for scene in scenes])
         self.intrinsics = torch.stack([scene.intrinsics for scene in scenes])
 
-    def batch(self, uniforms: Tensor, rows: Tensor, cells: Tensor | None) -> Batch:
+    def batch(self, uniforms: Tensor, rows: Tensor, cells: Tensor | None) -> RayBatch:
         """A ray for each row of uniforms [N, R, 1 + uniforms_per_ray] in [0, 1), whose first number chooses it, of the
         scenes in `rows` [N], whose cells are [N, CELLS³]."""
         # A number just below 1 times a large count may round up to it.
@@ -45,7 +43,7 @@ class RayTable:
         place = (uniforms[..., 0] * counts).long().minimum(counts - 1)
         return self._look_up(rows[:, None], self.drawn[rows[:, None], place], uniforms[..., 1:], cells)
 
-    def every_ray(self, rows: Tensor, cells: Tensor | None) -> Batch:
+    def every_ray(self, rows: Tensor, cells: Tensor | None) -> RayBatch:
         """All rays of the scenes in `rows` [N], without random numbers. Not all of them are `real`."""
         return self._look_up(rows[:, None], self.drawn[rows], None, cells)
 
@@ -61,9 +59,9 @@ class RayTable:
             drawn = torch.stack([torch.rand(size, generator=stream) for stream in streams], 1)
             yield from drawn.to(self.drawn.device)
 
-    def _look_up(self, rows: Tensor, chosen: Tensor, uniforms: Tensor | None, cells: Tensor | None) -> Batch:
+    def _look_up(self, rows: Tensor, chosen: Tensor, uniforms: Tensor | None, cells: Tensor | None) -> RayBatch:
         view, pixels = chosen // self.size**2, chosen % self.size**2
-        return Batch(
+        return RayBatch(
             rays=rays_through(self.cam2world[rows, view], self.intrinsics[rows, view], pixels, self.size, self.size),
             cells=cells,
             pixels=pixels,

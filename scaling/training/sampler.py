@@ -9,7 +9,7 @@ import torch
 from scaling.config import SettingsError
 from scaling.training.random_streams import stream
 
-Entry = tuple[str, int | None]  # scene id, and the view where items are whole views
+Entry = tuple[str, int]  # scene id, and the view where items are whole views
 
 
 def bucket_of(scene_ids: Sequence[str], num_buckets: int) -> dict[str, int]:

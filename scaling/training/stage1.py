@@ -101,8 +101,7 @@ class Stage1(Phases):
                 torch.manual_seed(stream(self.settings.seed, "student").initial_seed())
                 self.shared.add_student()
         if phase.loss.latent and not phase.encodes_views:
-            for scene in self.scenes:
-                encode_scene(self.shared, scene)
+            self.scenes = [encode_scene(self.shared, scene) for scene in self.scenes]
         return PhaseStep(self.shared, phase, self.settings.autoencoder.kl_weight if name == "autoencoder" else 0.0)
 
     def _derive_scale(self) -> None:

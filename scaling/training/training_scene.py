@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
-from scaling.cameras import Rays, rays_through
-from scaling.config import Phase
+from scaling.cameras import rays_through
 from scaling.data.latents import REMEDY
 from scaling.data.scene_views import SceneError, SceneViews
 from scaling.models.box import CELLS
 from scaling.models.shared_model import SharedModel
-from scaling.training.losses import Batch
 from scaling.training.measure.visual_hull import dilated, pooled, silhouettes, visual_hull
 
 # Views encoded at once: as many as stay in a core's cache, or as keep a GPU busy. With channels last, convolutions at
@@ -40,8 +38,7 @@ class TrainingScene:
     images: uint8 [V, 3, H, W] (a quarter of the memory of floats); cam2world [V, 4, 4]; intrinsics [V, 3, 3]; drawn:
     which of the views' V · h · w latent pixels random rays go through, those at edges several times; hull [CELLS³]:
     see `visual_hull`, None where rays are sampled evenly; cells [CELLS³]: see `SharedModel.cells`, at first the hull's;
-    latents [V · h · w, C] in [−1, 1] once encoded; cached [V, C, h, w]: latents made before, by the encoder as it
-    stands now; warning: see `where_it_is_not`.
+    cached [V, C, h, w]: latents made before, by the encoder as it stands now; warning: see `where_it_is_not`.
     """
 
     scene_id: str
@@ -52,7 +49,6 @@ class TrainingScene:
     warning: str = ""
     hull: Tensor | None = None
     cells: Tensor | None = None
-    latents: Tensor | None = None
     cached: Tensor | None = None
 
     @property
@@ -62,6 +58,13 @@ class TrainingScene:
     def float_images(self, views: Sequence[int] | slice = slice(None)) -> Tensor:
         """[len(views), 3, H, W] in [0, 1]."""
         return self.images[views].float() / 255
+
+
+@dataclass(kw_only=True)
+class EncodedScene(TrainingScene):
+    """With its mean latents [V · h · w, C] in [−1, 1], in the order of the views' latent pixels."""
+
+    latents: Tensor
 
 
 def prepare_scene(shared: SharedModel, views: SceneViews) -> TrainingScene:
@@ -158,11 +161,12 @@ def _of_size(shared: SharedModel, scene_id: str, latents: Tensor) -> Tensor:
     return latents
 
 
-def encode_scene(shared: SharedModel, scene: TrainingScene) -> None:
-    """Sets the scene's mean latents, [V · h · w, C] in [−1, 1]; those that were cached are taken as they are."""
+def encode_scene(shared: SharedModel, scene: TrainingScene) -> EncodedScene:
+    """The scene with its latents, of the encoder as it stands now; those that were cached are taken as they are."""
     cached = scene.cached
     latents = encode_images(shared, scene.images) if cached is None else cached.to(shared.device).float()
-    scene.latents = latents.permute(0, 2, 3, 1).flatten(0, 2)
+    plain = {field.name: getattr(scene, field.name) for field in fields(TrainingScene)}
+    return EncodedScene(**plain, latents=latents.permute(0, 2, 3, 1).flatten(0, 2))
 
 
 @torch.no_grad()
@@ -173,94 +177,3 @@ def encode_images(shared: SharedModel, images: Tensor) -> Tensor:
         pixels = (chunk.float() / 255).contiguous(memory_format=torch.channels_last)
         chunks.append(shared.autoencoder.encode(pixels))
     return torch.cat(chunks)
-
-
-@dataclass(frozen=True)
-class Item:
-    """What a batch takes of a scene: one whole view, or (view None) random rays over all of them."""
-
-    scene: TrainingScene
-    view: int | None
-    generator: torch.Generator
-
-
-def make_batch(shared: SharedModel, phase: Phase, items: Sequence[Item]) -> Batch:
-    """A batch [B, …] of B items with what the phase's losses ask for (see `Batch`); each draws from its own generator.
-
-    RuntimeError where a loss needs the latents of a scene that was not encoded.
-    """
-    loss = phase.loss
-    device = shared.device
-    images = noise = latents = uniforms = rays = pixels = cells = None
-    windows = [_window(item, phase.crop, shared.latent_size) for item in items]
-    if loss.rgb or loss.student or phase.encodes_views:
-        images = torch.stack([_image(item, window, shared.autoencoder.shrink) for item, window in zip(items, windows)])
-    if phase.encodes_views:
-        size = (shared.autoencoder.latent_channels, windows[0].side, windows[0].side)
-        noise = torch.stack([torch.randn(size, generator=item.generator) for item in items]).to(device)
-    if loss.latent or loss.rgb or loss.student:
-        picks = [
-            _pick_rays(item, window, phase.rays_per_item, shared.latent_size) for item, window in zip(items, windows)
-        ]
-        per_item = [_rays(shared, item.scene, pick) for item, pick in zip(items, picks)]
-        rays = Rays(torch.stack([r.origins for r in per_item]), torch.stack([r.directions for r in per_item]))
-        grids = [item.scene.cells for item in items if item.scene.cells is not None]
-        cells = torch.stack(grids) if grids else None
-        numbers = (rays.origins.shape[1], shared.renderer.uniforms_per_ray)
-        uniforms = torch.stack([torch.rand(numbers, generator=item.generator) for item in items]).to(device)
-        if phase.rays_per_item or windows[0].side < shared.latent_size:
-            pixels = torch.stack([pick % shared.latent_size**2 for pick in picks])
-        if loss.latent and not phase.encodes_views:
-            latents = torch.stack([_latents(item.scene)[pick] for item, pick in zip(items, picks)])
-    return Batch(rays, cells, pixels, uniforms, latents, images, noise)
-
-
-def _rays(shared: SharedModel, scene: TrainingScene, pick: Tensor) -> Rays:
-    view, pixel = pick // shared.latent_size**2, pick % shared.latent_size**2
-    return rays_through(scene.cam2world[view], scene.intrinsics[view], pixel, *[shared.latent_size] * 2)
-
-
-def _latents(scene: TrainingScene) -> Tensor:
-    if scene.latents is None:
-        raise RuntimeError(f"scene {scene.scene_id} was not encoded before a phase that needs its latents")
-    return scene.latents
-
-
-@dataclass(frozen=True)
-class Window:
-    """A square of a view's latent pixels: its first row and column, and its side."""
-
-    top: int
-    left: int
-    side: int
-
-
-def _window(item: Item, crop: int | None, size: int) -> Window:
-    """The whole view, or a square of it around a pixel that shows the scene: those at edges, where there is most to
-    learn, are drawn more often."""
-    if crop is None or crop >= size or item.view is None:
-        return Window(0, 0, size)
-    drawn = item.scene.drawn
-    shown = drawn[drawn // size**2 == item.view].cpu() % size**2
-    if not len(shown):
-        shown = torch.arange(size**2)
-    centre = shown[torch.randint(len(shown), (1,), generator=item.generator)].item()
-    top, left = (min(max(place - crop // 2, 0), size - crop) for place in divmod(int(centre), size))
-    return Window(top, left, crop)
-
-
-def _image(item: Item, window: Window, shrink: int) -> Tensor:
-    """The pixels of a window, [3, side · shrink, side · shrink] in [0, 1]."""
-    assert item.view is not None
-    rows, columns = (slice(first * shrink, (first + window.side) * shrink) for first in (window.top, window.left))
-    return item.scene.images[item.view, :, rows, columns].float() / 255
-
-
-def _pick_rays(item: Item, window: Window, rays_per_item: int | None, size: int) -> Tensor:
-    """Numbers of latent pixels, over all of the scene's training views: of a view's window, or random ones."""
-    drawn = item.scene.drawn
-    if item.view is not None:
-        side = torch.arange(window.side, device=drawn.device)
-        return (item.view * size**2 + (window.top + side)[:, None] * size + window.left + side).flatten()
-    choice = torch.randint(len(drawn), (rays_per_item or 0,), generator=item.generator)
-    return drawn[choice.to(drawn.device)]

@@ -102,9 +102,8 @@ def test_stage_2_takes_what_the_encoder_would_make(made, tiny_settings, shared):
     spec = spec_of(made, tiny_settings)
     for views in views_of(spec, [IDS[17], IDS[0], IDS[16]]):
         assert views.latents is not None and views.latents.shape == (5, 4, 8, 8)
-        [cached, encoded] = [prepare_scene(shared, v) for v in (views, replace(views, latents=None))]
-        encode_scene(shared, cached)
-        encode_scene(shared, encoded)
+        both = views, replace(views, latents=None)
+        [cached, encoded] = [encode_scene(shared, prepare_scene(shared, each)) for each in both]
         torch.testing.assert_close(cached.latents, encoded.latents, rtol=0, atol=2.5e-4)
         assert encoded.latents.std() > 0.01
     whole = pq.read_table(part_of(made))

@@ -14,7 +14,7 @@ from scaling.models import cpu_kernels, cpu_ops
 from scaling.models.box import CELLS, Box
 from scaling.models.sampling import samples_in, surface_depths
 from scaling.models.shared_model import SharedModel
-from scaling.models.triplanes import combine_planes, point_features, sample_planes, texels_together
+from scaling.models.triplanes import SceneParams, combine_planes, point_features, sample_planes, texels_together
 from scaling.training.cpu_step import CpuStep
 from scaling.training.fit_random_rays import AutogradStep
 from scaling.training.random_ray_batches import RayTable
@@ -125,9 +125,8 @@ def test_a_step_of_loops_is_a_step_by_autograd(tiny_values, shape):
     values = merge(PIXELS, {"representation": {"base_std": 0.5, "field_activation": "relu", **SHAPES[shape]}})
     shared = SharedModel(make_settings(merge(tiny_values, values))).requires_grad_(False)
     shared.field.head.weight.mul_(5)  # an untrained field shows next to nothing
-    scenes = [prepare_scene(shared, embedded_scene(scene_id, 16, 8)) for scene_id in embedded_ids(3)]
-    for scene in scenes:
-        encode_scene(shared, scene)
+    cars = [embedded_scene(scene_id, 16, 8) for scene_id in embedded_ids(3)]
+    scenes = [encode_scene(shared, prepare_scene(shared, car)) for car in cars]
     phase = Stage2Phase(rays_per_item=20, loss={"latent": 0.7}, lr={"micro_planes": 1e-2, "coefs": 1e-2})
     assert CpuStep.serves(shared, phase)
     table = RayTable(shared, scenes)
@@ -138,16 +137,16 @@ def test_a_step_of_loops_is_a_step_by_autograd(tiny_values, shape):
         cells = torch.stack([scenes[row].cells * 5 for row in rows.tolist()])
         uniforms = torch.rand(len(rows), 20, 1 + shared.renderer.uniforms_per_ray)
         moving = {key for key, t in (("micro_planes", micro), ("coefs", coefs)) if t.numel()}
-        given = (micro, coefs, rows, uniforms, cells)
-        (errors, found), (losses, expected) = loops(*given, moving), reference(*given, moving)
+        params, given = SceneParams(micro, coefs), (rows, uniforms, cells)
+        (errors, found), (losses, expected) = loops(params, moving, *given), reference(params, moving, *given)
         torch.testing.assert_close(errors, losses, rtol=1e-5, atol=1e-6)
         for key in moving:
             assert expected[key].abs().max() > 1e-5
             torch.testing.assert_close(found[key], expected[key], rtol=1e-3, atol=1e-6)
         if len(moving) == 2:  # coefs that moved once more and then stand still
-            given = (micro, coefs + 0.1, *given[2:])
+            params = SceneParams(micro, coefs + 0.1)
             for _ in range(2):
-                alone, wanted = loops(*given, {"micro_planes"})[1], reference(*given, {"micro_planes"})[1]
+                alone, wanted = (step(params, ["micro_planes"], *given)[1] for step in (loops, reference))
                 torch.testing.assert_close(alone, wanted, rtol=1e-3, atol=1e-6)
 
 

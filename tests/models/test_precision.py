@@ -11,6 +11,7 @@ from scaling.config import make_settings, merge
 from scaling.data.embedded.scenes import embedded_ids, embedded_scene
 from scaling.models import precision
 from scaling.models.shared_model import SharedModel
+from scaling.training.batches import Item, make_batch
 from scaling.training.evaluate import evaluate_scene
 from scaling.training.fit_frozen import fit_scenes
 from scaling.training.losses import item_losses
@@ -18,7 +19,7 @@ from scaling.training.metrics.images import psnr
 from scaling.training.process_group import Workers
 from scaling.training.random_streams import stream
 from scaling.training.stage1 import Stage1
-from scaling.training.training_scene import Item, encode_scene, make_batch, prepare_scene
+from scaling.training.training_scene import encode_scene, prepare_scene
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -54,8 +55,7 @@ def test_autoencoder_and_field_agree_and_speak_float32(tiny_values, tiny_scenes)
 def test_gradients_point_the_same_way(tiny_values, tiny_scenes):
     gradients = []
     for model in both(tiny_values):
-        scene = prepare_scene(model, tiny_scenes[0])
-        encode_scene(model, scene)
+        scene = encode_scene(model, prepare_scene(model, tiny_scenes[0]))
         phase = model.settings.stage1.joint
         batch = make_batch(model, phase, [Item(scene, 0, stream("noise"))])
         params = model.random_params([stream("start")])

@@ -11,8 +11,10 @@ from scaling.config import Rates, Stage2Phase, make_settings, merge
 from scaling.data.embedded.scenes import embedded_ids, embedded_scene
 from scaling.models.shared_model import SharedModel
 from scaling.models.triplanes import SceneParams
-from scaling.training.fit_random_rays import HELD_OUT, LEAST_VIEWS, RAYS_LOOKED_AT, Cells, Ends, _split, fit_rays
-from scaling.training.training_scene import TrainingScene, encode_scene, prepare_scene
+from scaling.training.fit_frozen import run_phase
+from scaling.training.fit_random_rays import HELD_OUT, LEAST_VIEWS, RAYS_LOOKED_AT, Cells, Ends, _split
+from scaling.training.frozen_fit import FrozenFit
+from scaling.training.training_scene import EncodedScene, encode_scene, prepare_scene
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -34,12 +36,10 @@ def shared(tiny_values) -> SharedModel:
 
 
 @pytest.fixture(scope="module")
-def scenes(shared) -> list[TrainingScene]:
+def scenes(shared) -> list[EncodedScene]:
     """Three cars of 12 views, one of them a test view."""
-    ready = [prepare_scene(shared, embedded_scene(scene_id, 16, 12)) for scene_id in embedded_ids(3)]
-    for scene in ready:
-        encode_scene(shared, scene)
-    return ready
+    cars = [embedded_scene(scene_id, 16, 12) for scene_id in embedded_ids(3)]
+    return [encode_scene(shared, prepare_scene(shared, car)) for car in cars]
 
 
 def phase(rate: float, steps: int = 60, **over) -> Stage2Phase:
@@ -47,9 +47,12 @@ def phase(rate: float, steps: int = 60, **over) -> Stage2Phase:
     return Stage2Phase(steps_per_epoch=steps, rays_per_item=16, lr={"micro_planes": rate, "coefs": rate}, **values)
 
 
-def fitted(shared: SharedModel, scenes: list[TrainingScene], of: Stage2Phase) -> tuple[SceneParams, list[float]]:
+def fitted(shared: SharedModel, scenes: list[EncodedScene], of: Stage2Phase) -> tuple[SceneParams, list[float]]:
     params, losses = shared.start_params(len(scenes)), []
-    fit_rays(shared, "latent", of, scenes, params, 0, "float32", lambda name, step, loss: losses.append(loss))
+    settings = shared.settings.model_copy(
+        update={"stage2": shared.settings.stage2.model_copy(update={"latent": of, "micro_dtype": "float32"})}
+    )
+    run_phase(FrozenFit(shared, settings, lambda name, step, loss: losses.append(loss)), "latent", scenes, params)
     return params, losses
 
 
@@ -97,8 +100,7 @@ def test_a_scene_does_not_see_the_others(shared, scenes):
 
 
 def test_few_views_are_all_trained_on(shared, tiny_scenes):
-    scene = prepare_scene(shared, tiny_scenes[0])
-    encode_scene(shared, scene)
+    scene = encode_scene(shared, prepare_scene(shared, tiny_scenes[0]))
     assert scene.num_views < LEAST_VIEWS
     ends = Ends(shared, phase(1e-2), [scene], total=60)
     assert len(ends.trained[0].drawn) == len(scene.drawn)
@@ -106,7 +108,7 @@ def test_few_views_are_all_trained_on(shared, tiny_scenes):
 
 
 def test_a_look_at_large_images_is_at_some_of_their_rays(shared):
-    scene = prepare_scene(shared, embedded_scene("car-00000", 16, 12))
+    scene = encode_scene(shared, prepare_scene(shared, embedded_scene("car-00000", 16, 12)))
     scene.drawn = torch.arange(12 * 1000)
     trained, held = _split(scene, rays_per_view=1000)
     assert len(held.drawn) == RAYS_LOOKED_AT and len(trained.drawn) == 10_000

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 import torch
 
 from scaling.cameras import pixel_rays
 from scaling.models.shared_model import SharedModel
 from scaling.training.random_ray_batches import STEPS_PER_DRAW, RayTable
-from scaling.training.training_scene import TrainingScene, encode_scene, prepare_scene
+from scaling.training.training_scene import EncodedScene, encode_scene, prepare_scene
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -22,11 +20,9 @@ def shared(tiny_settings) -> SharedModel:
 
 
 @pytest.fixture(scope="module")
-def scenes(shared, tiny_scenes) -> list[TrainingScene]:
+def scenes(shared, tiny_scenes) -> list[EncodedScene]:
     """Two scenes with different numbers of rays to draw from."""
-    ready = [prepare_scene(shared, views) for views in tiny_scenes[:2]]
-    for scene in ready:
-        encode_scene(shared, scene)
+    ready = [encode_scene(shared, prepare_scene(shared, views)) for views in tiny_scenes[:2]]
     ready[1].drawn = ready[1].drawn[5:25:2]
     return ready
 
@@ -70,9 +66,3 @@ def test_every_ray_of_the_table(shared, scenes):
     assert real.sum(1).tolist() == [10, len(scenes[0].drawn)]
     torch.testing.assert_close(batch.latents[0][real[0]], scenes[1].latents[scenes[1].drawn], rtol=0, atol=0)
     assert batch.pixels[1].tolist() == (scenes[0].drawn % shared.latent_size**2).tolist()
-
-
-def test_a_scene_that_was_not_encoded_is_named(shared, scenes):
-    bare = dataclasses.replace(scenes[0], latents=None)
-    with pytest.raises(RuntimeError, match=f"scene {bare.scene_id} was not encoded"):
-        RayTable(shared, [bare])

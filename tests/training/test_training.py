@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from scaling.library.scene_row import METRICS
 from scaling.models.shared_files import load_shared, save_shared
 from scaling.models.shared_model import SharedModel
 from scaling.models.triplanes import SceneParams
+from scaling.training.batches import Item, make_batch
 from scaling.training.checkpoints.state import read_progress
 from scaling.training.evaluate import evaluate_scene, render_views
 from scaling.training.fit_frozen import fit_scenes
@@ -30,8 +32,9 @@ from scaling.training.phase_loop import EpochReport
 from scaling.training.process_group import Workers
 from scaling.training.random_streams import stream
 from scaling.training.sampler import bucket_of, epoch_batches
+from scaling.training.scene_step import SceneOptimiser, by_autograd
 from scaling.training.stage1 import Stage1, check_workers
-from scaling.training.training_scene import Item, encode_scene, make_batch, prepare_scene
+from scaling.training.training_scene import encode_scene, prepare_scene
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -108,11 +111,20 @@ def test_dense_rows_move_as_under_one_adam():
     assert (table != before).flatten(1).any(1).all(), "rows outside of the batch drift on"
 
 
-def test_a_leaf_is_no_view_of_the_table():
-    ours = RowAdam(torch.ones(3, 2))
-    leaf = ours.leaf(torch.tensor([2, 0]))
-    (leaf * torch.tensor([[1.0], [2.0]])).sum().backward()
-    assert leaf.grad.tolist() == [[1.0, 1.0], [2.0, 2.0]] and not ours.table.requires_grad
+def test_one_step_of_scenes():
+    """Of rows 2 and 0 of 3, by a loss that only coefs are in: Adam's first step is the rate, against the gradient."""
+    table = SceneParams(torch.zeros(3, 1, 1, 2, 2), torch.tensor([[1.0], [1.0], [1.0]]))
+    optimiser = SceneOptimiser(table, Rates(micro_planes=0.5, coefs=0.25))
+
+    def loss_of(params: SceneParams) -> tuple[torch.Tensor, str]:
+        assert params.micro_planes[0, 0, 0, 0, 0] == 7.0, "seen otherwise than they are"
+        return (params.coefs * torch.tensor([[1.0], [-2.0]])).sum(), "told"
+
+    rows = torch.tensor([0, 2])
+    told, gradients = optimiser.step(rows, partial(by_autograd, loss_of=loss_of), 1.0, lambda micro: micro + 7)
+    assert told == "told" and gradients["coefs"].tolist() == [[1.0], [-2.0]]
+    torch.testing.assert_close(table.coefs, torch.tensor([[0.75], [1.0], [1.25]]))
+    assert "micro_planes" not in gradients and not table.micro_planes.any() and not table.coefs.requires_grad
 
 
 def test_ownership_is_exact():
@@ -472,8 +484,7 @@ def test_a_crop_is_that_square_of_its_view(tiny_values):
     what it shows."""
     values = {"autoencoder": {"kind": "super_resolution", "shrink": 2}, "rendering": {"sampled": "hull"}}
     shared = SharedModel(make_settings(merge(tiny_values, values)))
-    scene = prepare_scene(shared, embedded_scene("car-00001", 16, 6))
-    encode_scene(shared, scene)
+    scene = encode_scene(shared, prepare_scene(shared, embedded_scene("car-00001", 16, 6)))
     phase = Stage1Phase(crop=4, loss=LossWeights(rgb=1.0, latent=1.0), lr=Rates(decoder=1e-3))
     items = [Item(scene, view, stream("crop", str(view))) for view in (0, 3, 3, 4)]
     cropped = make_batch(shared, phase, items)
@@ -536,9 +547,11 @@ def test_gradients_of_a_part_of_the_global_batch(tiny_values, tiny_scenes, monke
         run = Stage1(settings, [views.scene_id for views in tiny_scenes], tiny_scenes, Workers(size=size))
         phase = settings.stage1.warmup
         step = run._with_optimisers(run._enter("warmup", phase))
-        items = [Item(scene, None, stream(scene.scene_id)) for scene in run.scenes[:2]]
+        items = [Item(scene, 0, stream(scene.scene_id)) for scene in run.scenes[:2]]
         moved: dict[str, torch.Tensor] = {}
-        monkeypatch.setattr(run.row_optimisers["coefs"], "step", lambda rows, grad, lr: moved.update(coefs=grad))
+        monkeypatch.setattr(
+            run.scene_optimiser.moving["coefs"], "step", lambda rows, grad, lr: moved.update(coefs=grad)
+        )
         monkeypatch.setattr(run.optimiser, "step", lambda: moved.update(base=run.shared.base_planes.grad.clone()))
         run._step(phase, step, items, phase.items_per_step, 1.0)
         return moved["base"], moved["coefs"]

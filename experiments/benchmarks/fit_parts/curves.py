@@ -15,8 +15,9 @@ from scaling.models.shared_model import SharedModel
 from scaling.models.triplanes import SceneParams
 from scaling.training.fit_cohort import Cohort
 from scaling.training.fit_frozen import hulls_of, run_phase, start_params
+from scaling.training.frozen_fit import FrozenFit
 from scaling.training.phase_loop import EpochReport
-from scaling.training.training_scene import TrainingScene, encode_scene, prepare_scene
+from scaling.training.training_scene import EncodedScene, encode_scene, prepare_scene
 
 POINTS = (*range(5, 100, 5), *range(100, 10_001, 50))  # steps at which our 2a is measured
 
@@ -50,12 +51,10 @@ def published_stage2(
 
 def our_2a(
     shared: SharedModel, settings: Settings, scenes: Sequence[SceneViews]
-) -> tuple[Curve, SceneParams, list[TrainingScene], float]:
+) -> tuple[Curve, SceneParams, list[EncodedScene], float]:
     """→ the curve of 2a, the params at its end, the scenes made ready, and the CPU seconds that took (encoding)."""
     clock = Clock()
-    ready = [prepare_scene(shared, views) for views in scenes]
-    for scene in ready:
-        encode_scene(shared, scene)
+    ready = [encode_scene(shared, prepare_scene(shared, views)) for views in scenes]
     encoding = clock.seconds
     params = replace(start_params(shared, settings, [scene.scene_id for scene in ready]), hull=hulls_of(ready))
     curve = Curve([test_point(shared, scenes, params, 0, 0.0)])
@@ -72,9 +71,7 @@ def our_2a(
         taken = step + 1
         every(POINTS, measure)(name, step, loss)
 
-    run_phase(
-        shared, "latent", settings.stage2.latent, ready, params, settings.seed, settings.stage2.micro_dtype, count
-    )
+    run_phase(FrozenFit(shared, settings, count), "latent", ready, params)
     measure(taken)  # scenes end when they no longer improve
     return curve, params, ready, encoding
 
@@ -110,7 +107,7 @@ def our_2b(
     settings: Settings,
     scenes: Sequence[SceneViews],
     params: SceneParams,
-    ready: Sequence[TrainingScene],
+    ready: Sequence[EncodedScene],
     first_seconds: float,
 ) -> Curve:
     """The curve of 2b, params moved in place. Its first point is the reading of 2a by the adapted decoder."""
@@ -124,8 +121,7 @@ def our_2b(
 
     steps = [epoch * ready[0].num_views for epoch in range(1, phase.num_epochs + 1)]
     if steps:
-        dtype = settings.stage2.micro_dtype
-        run_phase(shared, "rgb", phase, ready, params, settings.seed, dtype, every(steps, measure))
+        run_phase(FrozenFit(shared, settings, every(steps, measure)), "rgb", ready, params)
     return curve
 
 

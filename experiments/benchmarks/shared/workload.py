@@ -18,7 +18,7 @@ from scaling.models.shared_model import SharedModel
 from scaling.training.measure.box import set_box
 from scaling.training.process_group import Workers
 from scaling.training.random_streams import stream
-from scaling.training.training_scene import TrainingScene, encode_scene, prepare_scene
+from scaling.training.training_scene import EncodedScene, encode_scene, prepare_scene
 
 SMALL = {"autoencoder": {"pretrained": None}}  # the one from scratch: in preset sd 8 times down, 4 channels
 
@@ -56,9 +56,8 @@ def random_scenes(count: int, settings: Settings, num_views: int | None = None) 
     return [random_scene(f"noise-{number:05d}", settings.data.image_size, views) for number in range(count)]
 
 
-def ready_scenes(shared: SharedModel, count: int, num_views: int | None = None) -> list[TrainingScene]:
+def ready_scenes(shared: SharedModel, count: int, num_views: int | None = None) -> list[EncodedScene]:
     """Scenes ready for a step: one is encoded, the others are copies with memory of their own."""
     views = random_scenes(1, shared.settings, num_views)[0]
-    scene = prepare_scene(shared, views)
-    encode_scene(shared, scene)
+    scene = encode_scene(shared, prepare_scene(shared, views))
     return [copy.deepcopy(scene) for _ in range(count)]

@@ -14,12 +14,14 @@ from scaling.models.renderer import composite, quadrature
 from scaling.models.sampling import samples_in
 from scaling.models.shared_model import SharedModel
 from scaling.models.triplanes import SceneParams, fuse_planes, point_features
+from scaling.training.batches import Item, make_batch
 from scaling.training.fit_frozen import run_phase
 from scaling.training.fit_random_rays import Cells
-from scaling.training.losses import Batch, item_losses, per_item, pixel_error, weighted
+from scaling.training.frozen_fit import FrozenFit
+from scaling.training.losses import RayBatch, ViewBatch, item_losses, per_item, pixel_error, rendered, weighted
 from scaling.training.random_ray_batches import RayTable
 from scaling.training.random_streams import stream
-from scaling.training.training_scene import Item, TrainingScene, make_batch
+from scaling.training.training_scene import EncodedScene
 
 CLOSE = 1e-4  # relative: a step by hand has the loss that `item_losses` finds
 
@@ -32,7 +34,7 @@ def start(shared: SharedModel, num_scenes: int) -> tuple[SceneParams, torch.opti
 
 
 def latent_parts(
-    shared: SharedModel, phase: Stage2Phase, ready: Sequence[TrainingScene], repeats: int
+    shared: SharedModel, phase: Stage2Phase, ready: Sequence[EncodedScene], repeats: int
 ) -> dict[str, float]:
     """ms of the parts of a step of 2a."""
     laps, (params, optimiser) = Laps(shared.device), start(shared, len(ready))
@@ -51,8 +53,7 @@ def latent_parts(
     return laps.medians_ms()
 
 
-def _latent_loss(shared: SharedModel, batch: Batch, params: SceneParams, laps: Laps) -> Tensor:
-    assert batch.rays is not None and batch.uniforms is not None and batch.latents is not None
+def _latent_loss(shared: SharedModel, batch: RayBatch, params: SceneParams, laps: Laps) -> Tensor:
     planes = fuse_planes(params.micro_planes, params.coefs, shared.base_planes)
     laps.lap("fuse planes")
     renderer, rays = shared.renderer, batch.rays
@@ -74,9 +75,7 @@ def _latent_loss(shared: SharedModel, batch: Batch, params: SceneParams, laps: L
     return loss
 
 
-def rgb_parts(
-    shared: SharedModel, phase: Stage2Phase, ready: Sequence[TrainingScene], repeats: int
-) -> dict[str, float]:
+def rgb_parts(shared: SharedModel, phase: Stage2Phase, ready: Sequence[EncodedScene], repeats: int) -> dict[str, float]:
     """ms of the parts of a step of 2b, through what the phase says."""
     laps, (params, optimiser) = Laps(shared.device), start(shared, len(ready))
     decode = shared.student if phase.through == "student" and shared.student else shared.decode
@@ -85,8 +84,8 @@ def rgb_parts(
         items = [Item(scene, step % scene.num_views, stream(0, row)) for row, scene in enumerate(ready)]
         batch = make_batch(shared, phase, items)
         laps.lap("make the batch")
-        assert batch.rays is not None and batch.images is not None
-        colours = shared.render(params, batch.rays, batch.uniforms, batch.pixels, batch.cells).colours
+        assert isinstance(batch, ViewBatch)  # as the phase's loss is of images
+        colours = rendered(shared, batch, params)
         laps.lap("render")
         images = decode(shared.as_latents(colours))
         loss = pixel_error(images, batch.images).sum()
@@ -103,18 +102,20 @@ def _move(optimiser: torch.optim.Adam, loss: Tensor, laps: Laps) -> None:
     laps.lap("Adam")
 
 
-def _check(loss: Tensor, shared: SharedModel, phase: Stage2Phase, batch: Batch, params: SceneParams) -> None:
+def _check(loss: Tensor, shared: SharedModel, phase: Stage2Phase, batch: RayBatch, params: SceneParams) -> None:
     wanted = weighted(item_losses(shared, phase.loss, batch, params), phase.loss).sum()
     if not torch.allclose(loss * phase.loss.latent, wanted, rtol=CLOSE):
         raise RuntimeError(f"the step by hand has loss {loss.item()}, that of stage 2 {wanted.item()}")
 
 
-def whole_step(shared: SharedModel, name: str, phase: Stage2Phase, ready: Sequence[TrainingScene], steps: int) -> float:
+def whole_step(shared: SharedModel, name: str, phase: Stage2Phase, ready: Sequence[EncodedScene], steps: int) -> float:
     """ms a step of a phase of stage 2 as it is, after one that is not counted."""
 
     def run(count: int) -> None:
         once = phase.model_copy(update={"num_epochs": 1, "steps_per_epoch": count})
-        run_phase(shared, name, once, ready, shared.start_params(len(ready)), 0, "float32", None)
+        stage2 = shared.settings.stage2.model_copy(update={name: once, "micro_dtype": "float32"})
+        fit = FrozenFit(shared, shared.settings.model_copy(update={"stage2": stage2}))
+        run_phase(fit, name, ready, shared.start_params(len(ready)))
 
     run(1)
     return 1000 * seconds_of(lambda: run(steps), shared.device) / steps

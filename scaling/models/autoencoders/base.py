@@ -37,10 +37,11 @@ class ImageAutoencoder(nn.Module, ABC):
         """images [B, 3, H, W] in [0, 1] → mean latents [B, C, h, w] in [−1, 1]."""
 
     @abstractmethod
-    def encode_sample(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    def encode_sample(self, images: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
         """images → samples of the latents, and their KL divergence from N(0, 1); 0 where nothing is sampled.
 
-        images [B, 3, H, W], noise [B, C, h, w] (standard normal) → [B, C, h, w], [B] (mean over latent values).
+        images [B, 3, H, W], noise [B, C, h, w] (standard normal; None: the mean latents) → [B, C, h, w], [B] (mean over
+        latent values).
         """
 
     @abstractmethod

@@ -25,11 +25,13 @@ class KLAutoencoder(NormalisedAutoencoder):
             distribution = self.vae.encode(2 * images - 1).latent_dist
         return distribution.mean.float(), distribution.logvar.float()
 
-    def encode_sample(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    def encode_sample(self, images: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
         """images → samples of the latents, normalised, and their KL divergence from N(0, 1).
 
-        images [B, 3, H, W], noise [B, C, h, w] (standard normal) → [B, C, h, w], [B] (mean over latent values).
+        images [B, 3, H, W], noise [B, C, h, w] (standard normal; None: the mean latents) → [B, C, h, w], [B] (mean over
+        latent values).
         """
         mean, log_variance = self.encode_raw(images)
         divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).flatten(1).mean(1)
-        return self.normalise(mean + (0.5 * log_variance).exp() * noise), divergence
+        sample = mean if noise is None else mean + (0.5 * log_variance).exp() * noise
+        return self.normalise(sample), divergence

@@ -78,7 +78,7 @@ class SuperResolutionAutoencoder(ImageAutoencoder):
         [−1, 1]."""
         return 2 * (images if self.shrink == 1 else functional.avg_pool2d(images, self.shrink)) - 1
 
-    def encode_sample(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    def encode_sample(self, images: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
         """As `encode`: nothing is sampled, so the divergence [B] is 0."""
         return self.encode(images), images.new_zeros(len(images))
 

@@ -28,6 +28,6 @@ class TinyAutoencoder(NormalisedAutoencoder):
         with networks(images, self.precision):
             return self.vae.encode(2 * images - 1).latents.float(), None
 
-    def encode_sample(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    def encode_sample(self, images: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
         """As `encode`: nothing is sampled, so the divergence [B] is 0."""
         return self.encode(images), images.new_zeros(len(images))

@@ -1,0 +1,90 @@
+"""One step of scenes' own parameters, as all fits take it: values → losses and gradients → Adam, row by row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TypeVar
+
+from torch import Tensor
+
+from scaling.config import Phase, Rates
+from scaling.models.shared_model import SharedModel
+from scaling.models.triplanes import SceneParams
+from scaling.training.losses import Batch, item_losses, variation, weighted
+from scaling.training.optim import RowAdam
+
+Told = TypeVar("Told")
+# Params of N scenes, and the names of what moves of them → what is told of the losses, and a gradient for each name. A
+# name is left out where the loss does not depend on it.
+Gradients = Callable[[SceneParams, Sequence[str]], tuple[Told, dict[str, Tensor]]]
+
+
+class SceneOptimiser:
+    """Moves micro planes and coefs of S scenes in place; what has a rate of 0, or no numbers, stands still.
+
+    table: of S scenes; dense, together: see `RowAdam`. moving: name → the Adam of each of the two that moves.
+    """
+
+    def __init__(self, table: SceneParams, rates: Rates, dense: bool = False, together: bool = False) -> None:
+        self.table, self.rates = table, rates
+        self.moving = {
+            name: RowAdam(values, dense, together)
+            for name, values in (("micro_planes", table.micro_planes), ("coefs", table.coefs))
+            if getattr(rates, name) and values.numel()
+        }
+
+    def step(
+        self,
+        rows: Tensor,
+        gradients_of: Gradients[Told],
+        factor: float | Tensor,
+        seen_as: Callable[[Tensor], Tensor] | None = None,
+    ) -> tuple[Told, dict[str, Tensor]]:
+        """One step of the scenes in `rows` [N], ascending. → what is told, and the gradients that moved them.
+
+        factor: on the rates, one for all scenes or [N]. seen_as: micro planes [N, …] → what a loss sees of them; the
+        gradient there moves the planes themselves (it passes straight through).
+        """
+        micro, coefs = of_rows(self.table.micro_planes, rows), of_rows(self.table.coefs, rows)
+        seen = SceneParams(micro if seen_as is None else seen_as(micro), coefs)
+        told, gradients = gradients_of(seen, list(self.moving))
+        for name, gradient in gradients.items():
+            self.moving[name].step(rows, gradient, getattr(self.rates, name) * factor)
+        return told, gradients
+
+
+def of_rows(table: Tensor, rows: Tensor) -> Tensor:
+    """table[rows] for ascending rows [N]: where those are all rows, the table itself, as copies take time."""
+    return table if len(rows) == len(table) else table[rows]
+
+
+def by_autograd(
+    values: SceneParams, moving: Sequence[str], loss_of: Callable[[SceneParams], tuple[Tensor, Told]]
+) -> tuple[Told, dict[str, Tensor]]:
+    """`Gradients` of any loss. loss_of: params → the loss [], whose backward pass reaches what else is trainable too,
+    and what to tell of it."""
+    leaves = {"micro_planes": values.micro_planes.detach(), "coefs": values.coefs.detach()}
+    for name in moving:
+        leaves[name].requires_grad_()
+    loss, told = loss_of(replace(values, **leaves))
+    loss.backward()
+    found = {name: leaves[name].grad for name in moving}
+    return told, {name: gradient for name, gradient in found.items() if gradient is not None}
+
+
+def scene_loss(
+    shared: SharedModel,
+    phase: Phase,
+    batch: Batch,
+    params: SceneParams,
+    decode: Callable[[Tensor], Tensor] | None = None,
+    kl_weight: float = 0.0,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The weighted loss of a batch of B items, total variation included, summed over them, and each unweighted loss
+    [B]. params: of the items' scenes; decode: see `item_losses`."""
+    losses = item_losses(shared, phase.loss, batch, params, decode)
+    total = weighted(losses, phase.loss, kl_weight).sum()
+    if phase.tv_weight:
+        total = total + phase.tv_weight * variation(shared, params)
+    return total, losses
