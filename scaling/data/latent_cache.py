@@ -8,21 +8,20 @@ Every part names its shared model and its store, as a store that was prepared an
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pyarrow import fs
 
 from scaling.data.latents import REMEDY
 from scaling.data.scene_store import SceneStore
 from scaling.storage.atomic import read_limited, replace_file
+from scaling.storage.formats import check_format, is_sha256
 from scaling.storage.json_yaml import parse_json
-from scaling.storage.parquet import TableError, open_table, read_columns
+from scaling.storage.parquet import TableError, open_table, read_columns, table_bytes
 from scaling.storage.paths import AnyPath, ObjectPath, file_of
 
 FORMAT_VERSION = 1
@@ -31,19 +30,12 @@ MAX_INFO_BYTES = 1 << 20
 SCHEMA = pa.schema([("scene_id", pa.string()), ("shape", pa.list_(pa.int32())), ("latents", pa.large_binary())])
 ROW_FIELDS = (pa.field("latent_shape", pa.list_(pa.int32())), pa.field("latents", pa.large_binary()))  # of store rows
 
-_HASH = re.compile(r"[0-9a-f]{64}")
-
-
-def is_hash(text: str) -> bool:
-    """Whether it can be the hash of a shared model, which becomes the name of a folder."""
-    return bool(_HASH.fullmatch(text))
-
 
 class LatentCache:
     """The latents of one store under one shared model. ValueError where `shared_hash` is no SHA-256."""
 
     def __init__(self, store: SceneStore, shared_hash: str) -> None:
-        if not is_hash(shared_hash):
+        if not is_sha256(shared_hash):
             raise ValueError(f"{shared_hash!r:.80} is no hash of a shared model")
         local = isinstance(store.filesystem, fs.LocalFileSystem)
         root: AnyPath = Path(store.path) if local else ObjectPath.of(store.uri)
@@ -84,8 +76,7 @@ class LatentCache:
             return None
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{path} is damaged ({error!r:.200}); {REMEDY}") from error
-        if version > FORMAT_VERSION:
-            raise ValueError(f"{path}: format version {version}, this program reads up to {FORMAT_VERSION}: update it")
+        check_format(path, version, FORMAT_VERSION)
         return count if {b"shared": shared.encode(), b"store": store.encode()} == self._marks else None
 
     def whole_parts(self) -> dict[int, int]:
@@ -101,12 +92,11 @@ class LatentCache:
     def write(self, number: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Writes a part whole or not at all; rows of SCHEMA, in the store's order. OSError names the file."""
         table = pa.Table.from_pylist(list(rows), schema=SCHEMA.with_metadata(self._marks))
-        sink = pa.BufferOutputStream()
-        pq.write_table(
-            table, sink, compression="none", use_dictionary=False, write_statistics=["scene_id"],
+        data = table_bytes(
+            table, compression="none", use_dictionary=False, write_statistics=["scene_id"],
             write_page_checksum=True, row_group_size=SCENES_PER_PART,
         )  # fmt: skip
-        replace_file(self.path(number), sink.getvalue().to_pybytes())
+        replace_file(self.path(number), data)
 
     def begin(self) -> None:
         """What latents.json says of a store that was here before no longer holds."""

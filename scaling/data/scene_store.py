@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from pyarrow import fs
 
 from scaling.data.scene_id import check_scene_id, is_scene_id
+from scaling.storage.formats import check_format
 from scaling.storage.json_yaml import parse_json
 from scaling.storage.parquet import TableError, open_table, read_columns
 from scaling.storage.paths import open_uri
@@ -176,10 +177,7 @@ class SceneStore:
             version, self.num_scenes = int(self.info["format_version"]), int(self.info["num_scenes"])
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{self.uri}/store.json is damaged ({error!r}): prepare the store again") from error
-        if version > FORMAT_VERSION:
-            raise ValueError(
-                f"{self.uri} has format version {version}, this program reads up to {FORMAT_VERSION}: update it"
-            )
+        check_format(f"{self.uri}/store.json", version, FORMAT_VERSION)
         self._paths = _part_paths(self.filesystem, self.path)
         self._index: _Index | None = None
 

@@ -9,8 +9,9 @@ from typing import Any, Protocol
 
 from scaling.config import Data
 from scaling.data.embedded.scenes import embedded_car, embedded_ids
-from scaling.data.latent_cache import LatentCache, is_hash
+from scaling.data.latent_cache import LatentCache
 from scaling.data.scene_store import SceneStore
+from scaling.storage.formats import is_sha256
 
 EMBEDDED = "embedded"  # how a run notes that it used no store
 EMBEDDED_COUNT = 100_000  # any number could be made; a list of ids needs an end
@@ -90,7 +91,7 @@ class SourceSpec:
     def with_latents(self, shared_hash: str) -> SourceSpec:
         """The same source; its rows carry latents, if they are cached for this shared model. ValueError where the
         cache is damaged."""
-        if self.store is None or not is_hash(shared_hash):
+        if self.store is None or not is_sha256(shared_hash):
             return self
         cached = LatentCache(SceneStore(self.store), shared_hash).num_scenes()
         return replace(self, latents=shared_hash) if cached else self

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from scaling.data.scene_id import SceneId
 from scaling.models.box import STEPS
 from scaling.storage.atomic import read_limited
+from scaling.storage.formats import check_format
 
 INDEX = "index.json"
 FORMAT_VERSION = 3  # 1: features are summed over planes, one hidden layer, no hulls; 2: softplus in the field
@@ -128,8 +129,5 @@ def read_index(folder: Path) -> PlaneIndex:
         raise ValueError(f"{path}: {where + ': ' if where else ''}{first['msg']}; export the planes again") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}; export the planes again") from None
-    if index.format_version > FORMAT_VERSION:
-        raise ValueError(
-            f"{path}: format version {index.format_version}, this program reads up to {FORMAT_VERSION}: update it"
-        )
+    check_format(path, index.format_version, FORMAT_VERSION)
     return index

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import json
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,17 +17,17 @@ from torch import Tensor
 from scaling.models.shared_model import SharedModel
 from scaling.storage.atomic import read_limited
 from scaling.storage.commit import commit_file
+from scaling.storage.formats import check_format, is_sha256
 from scaling.storage.json_yaml import parse_json
 from scaling.storage.paths import AnyPath
 from scaling.storage.tensors import read_tensors, tensor_kinds, tensors_hash
 
 FORMAT_VERSION = 1
-_HASH = re.compile(r"[0-9a-f]{64}")
 
 
 def cohort_folder(library: AnyPath, cohort_hash: str) -> AnyPath:
     """Where a cohort lies. Raises ValueError where the hash is none, so that no text of a file becomes a path."""
-    if not _HASH.fullmatch(cohort_hash):
+    if not is_sha256(cohort_hash):
         raise ValueError(f"{library}: bad cohort hash {cohort_hash!r:.80}: expected 64 hexadecimal digits")
     return library / "cohorts" / cohort_hash
 
@@ -81,6 +80,5 @@ def _read_config(path: AnyPath) -> dict[str, Any]:
         raise ValueError(f"{path}: cannot be read ({error.strerror}): the cohort is missing or incomplete") from error
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path}: not readable as a cohort's: {error!r}") from error
-    if version > FORMAT_VERSION:
-        raise ValueError(f"{path}: format version {version}, this program reads up to {FORMAT_VERSION}: update it")
+    check_format(path, version, FORMAT_VERSION)
     return config

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from tqdm import tqdm
 
@@ -16,7 +15,7 @@ from scaling.library.run_folder import RunFolder
 from scaling.library.stored_models import StoredModels, chosen_device
 from scaling.library.true_views import TrueViews
 from scaling.storage.atomic import replace_file
-from scaling.storage.parquet import TableError, open_table, read_columns
+from scaling.storage.parquet import TableError, open_table, read_columns, table_bytes
 from scaling.storage.paths import AnyPath, file_of
 from scaling.training.evaluate import render_views
 from scaling.training.metrics.lpips import read_lpips
@@ -101,9 +100,7 @@ def _write(run: RunFolder, measured: LpipsValues) -> None:
     rows = [
         {**dict(zip(FIT, fit)), "weights": measured.weights, "lpips": value} for fit, value in measured.values.items()
     ]
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(rows, SCHEMA), sink)
-    replace_file(run.path / "lpips.parquet", sink.getvalue().to_pybytes())
+    replace_file(run.path / "lpips.parquet", table_bytes(pa.Table.from_pylist(rows, SCHEMA)))
 
 
 def _fit(row: Mapping[str, Any]) -> Fit:

@@ -20,7 +20,8 @@ from scaling.data.scene_id import SceneId
 from scaling.library.checks import check_ids, check_planes
 from scaling.library.scene_row import FORMAT_VERSION, LATER_METRICS, METRICS, SCHEMA
 from scaling.storage.commit import commit_file
-from scaling.storage.parquet import TableError, open_table, read_columns
+from scaling.storage.formats import check_format
+from scaling.storage.parquet import TableError, open_table, read_columns, table_bytes
 from scaling.storage.paths import AnyPath, file_of
 
 _NAME = re.compile(r"part-(?:(\d{6})-(\d{4})-)?[0-9a-f]{20}\.parquet")
@@ -93,13 +94,11 @@ def encode_rows(rows: Sequence[Mapping[str, Any]]) -> bytes:
 def _encode(table: pa.Table, compression: str) -> bytes:
     """Nobody reads statistics, nor the Arrow schema: in a part of 16 scenes they are half of the bytes. Of floats the
     first bytes of all values come first, then the second ones, and so on: so they compress."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(
-        table, sink, compression=compression, use_dictionary=False, use_byte_stream_split=list(FLOATS),
+    return table_bytes(
+        table, compression=compression, use_dictionary=False, use_byte_stream_split=list(FLOATS),
         write_statistics=False, store_schema=False, write_page_checksum=True,
         row_group_size=max(1, ROW_GROUP_BYTES * len(table) // max(table.nbytes, 1)),
     )  # fmt: skip
-    return sink.getvalue().to_pybytes()
 
 
 def describe_part(path: AnyPath) -> Part:
@@ -158,8 +157,7 @@ def _columns(path: AnyPath, file: pq.ParquetFile, columns: Sequence[str], row_gr
     """Checked columns, of one row group or of all. A column that the schema does not have does no harm."""
     version = read_columns(file, pa.schema([SCHEMA.field("format_version")]), row_group=row_group)
     newest = max(version["format_version"].to_pylist(), default=0)
-    if newest > FORMAT_VERSION:
-        raise ValueError(f"{path}: format version {newest}, this program reads up to {FORMAT_VERSION}: update it")
+    check_format(path, newest, FORMAT_VERSION)
     optional = [name for name, since in ADDED.items() if newest < since]
     table = read_columns(file, pa.schema([SCHEMA.field(name) for name in columns]), NULLABLE, row_group, optional)
     told = [name for name in ("scene_id", "stage", "shared", "cohort") if name in columns]

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
+from tabulate import tabulate
 
 from scaling.library.lpips_values import LpipsValues, read_lpips_values
 from scaling.library.manifest import Event
 from scaling.library.run_folder import RunFolder
 from scaling.storage.atomic import replace_file
+from scaling.storage.parquet import table_bytes
 from scaling.training.metrics.images import VIEW_METRICS, why_no_lpips
 from scaling.training.metrics.lpips import NETWORK
 
@@ -27,9 +28,8 @@ def summarise(run: RunFolder) -> dict[str, Any]:
     """
     metrics, table = gather(run)
     replace_file(run.metrics, json.dumps(metrics, indent=1, allow_nan=False).encode() + b"\n")
-    sink = pa.BufferOutputStream()
-    pq.write_table(table.sort_by([("stage", "ascending"), ("scene_id", "ascending")]), sink)
-    replace_file(run.path / "scenes.parquet", sink.getvalue().to_pybytes())
+    in_order = table.sort_by([("stage", "ascending"), ("scene_id", "ascending")])
+    replace_file(run.path / "scenes.parquet", table_bytes(in_order))
     return metrics
 
 
@@ -103,37 +103,43 @@ def mean(rows: pa.Table, key: str) -> float | None:
     return pc.mean(values.filter(pc.is_finite(values))).as_py()
 
 
+# Of the table on the terminal: label, path in metrics.json, how it is written.
+ROWS: tuple[tuple[str, tuple[str, ...], str], ...] = (
+    ("scenes fitted", ("num_scenes",), ",d"),
+    ("test PSNR, dB", ("test", "psnr"), ".2f"),
+    ("test SSIM", ("test", "ssim"), ".3f"),
+    ("test MS-SSIM", ("test", "ms_ssim"), ".3f"),
+    ("test FLIP (lower is better)", ("test", "flip"), ".3f"),
+    ("test LPIPS (lower is better)", ("test", "lpips"), ".3f"),
+    ("train PSNR, dB", ("train", "psnr"), ".2f"),
+    ("autoencoder PSNR, dB", ("autoencoder", "psnr"), ".2f"),
+    ("mean image PSNR, dB (the floor)", ("mean_image", "psnr"), ".2f"),
+    ("device seconds a scene", ("seconds_per_scene",), ".2f"),
+    ("bytes a scene", ("bytes_per_scene",), ",.0f"),
+)
+
+
 def table_text(metrics: dict[str, Any]) -> str:
     """The metrics as a small table for the terminal."""
-    lines = [f"{'':34}{'stage 1':>12}{'stage 2':>12}"]
-    stage1 = metrics["stage1"]
+    rows = [*ROWS]
+    for name in sorted({*metrics["stage1"]["categories"], *metrics["categories"]}):
+        rows.append((f"{name[:16]}: scenes", ("categories", name, "num_scenes"), ",d"))
+        rows.append((f"{name[:16]}: test PSNR, dB", ("categories", name, "test", "psnr"), ".2f"))
+    cells = [
+        (label, *(_cell(stage, path, form) for stage in (metrics["stage1"], metrics))) for label, path, form in rows
+    ]
+    cells.append(("shared model, bytes", f"{metrics['shared_bytes']:,d}", ""))
+    cells.append(("scenes failed", "", f"{metrics['num_failed']:,d}"))
+    return tabulate(
+        cells, ["", "stage 1", "stage 2"], "simple", colalign=("left", "right", "right"), disable_numparse=True
+    )
 
-    def line(label: str, *path: str, form: str = "{:.2f}") -> None:
-        cells = []
-        for stage in (stage1, metrics):
-            value: Any = stage
-            for key in path:
-                value = None if value is None else value.get(key)
-            cells.append("-" if value is None else form.format(value))
-        lines.append(f"{label:34}{cells[0]:>12}{cells[1]:>12}")
 
-    line("scenes fitted", "num_scenes", form="{:d}")
-    line("test PSNR, dB", "test", "psnr")
-    line("test SSIM", "test", "ssim", form="{:.3f}")
-    line("test MS-SSIM", "test", "ms_ssim", form="{:.3f}")
-    line("test FLIP (lower is better)", "test", "flip", form="{:.3f}")
-    line("test LPIPS (lower is better)", "test", "lpips", form="{:.3f}")
-    line("train PSNR, dB", "train", "psnr")
-    line("autoencoder PSNR, dB", "autoencoder", "psnr")
-    line("mean image PSNR, dB (the floor)", "mean_image", "psnr")
-    line("device seconds a scene", "seconds_per_scene")
-    line("bytes a scene", "bytes_per_scene", form="{:,.0f}")
-    for name in sorted({*stage1["categories"], *metrics["categories"]}):
-        line(f"{name[:16]}: scenes", "categories", name, "num_scenes", form="{:d}")
-        line(f"{name[:16]}: test PSNR, dB", "categories", name, "test", "psnr")
-    lines.append(f"{'shared model, bytes':34}{metrics['shared_bytes']:>12,d}")
-    lines.append(f"{'scenes failed':34}{'':>12}{metrics['num_failed']:>12d}")
-    return "\n".join(lines)
+def _cell(values: dict[str, Any] | None, path: Sequence[str], form: str) -> str:
+    found: Any = values
+    for key in path:
+        found = None if found is None else found.get(key)
+    return "-" if found is None else format(found, form)
 
 
 def failed_scenes(run: RunFolder, committed: Collection[str]) -> dict[str, Event]:

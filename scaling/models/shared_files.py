@@ -17,6 +17,7 @@ from scaling.models.autoencoders.load import WEIGHTS, empty_autoencoder
 from scaling.models.shared_model import SharedModel
 from scaling.storage import tensors
 from scaling.storage.atomic import MAX_FILE_BYTES, read_limited, replace_file
+from scaling.storage.formats import check_format
 from scaling.storage.json_yaml import parse_json
 from scaling.storage.paths import AnyPath
 
@@ -95,10 +96,7 @@ def read_config(folder: AnyPath) -> Settings:
     version, values = config.get("format_version"), config.get("settings")
     if not isinstance(version, int) or not isinstance(values, dict):
         raise SharedModelError(f"{path}: not a shared model's: format_version or settings are missing; {RESTORE}")
-    if version > FORMAT_VERSION:
-        raise SharedModelError(
-            f"{path}: format version {version}, this program reads up to {FORMAT_VERSION}: update it"
-        )
+    check_format(path, version, FORMAT_VERSION, SharedModelError)
     try:
         return make_settings(as_noted(values))
     except SettingsError as error:

@@ -72,7 +72,7 @@ def cost_chart(costs: Sequence[Cost], of: str) -> Markup:
             _ticks(axes, "y", list(TIMES), lambda seconds: TIMES[round(seconds)])
         else:
             axes.set_ylabel("bytes in all")
-            _ticks(axes, "y", POWERS, lambda size: re.sub(r"\.0+", "", bytes_text(size)))
+            _ticks(axes, "y", POWERS, bytes_text)
 
     return _chart(draw, f"Total {of} against the number of scenes, shared cost included")
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import humanize
 
 from scaling.config import Settings, flatten
 from scaling.report.figures import Cost, RunFigures
@@ -59,10 +62,7 @@ def seconds_text(seconds: float) -> str:
 
 def bytes_text(num_bytes: float) -> str:
     """A size in the decimal unit that suits it: 840 B, 3.9 kB, 361 MB."""
-    for size, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if num_bytes >= size:
-            return f"{_three(num_bytes / size)} {unit}"
-    return f"{num_bytes:.0f} B"
+    return re.sub(r" Bytes?$", " B", humanize.naturalsize(num_bytes, format="%.3g"))
 
 
 def _three(value: float) -> str:

@@ -31,7 +31,7 @@ def write_report(runs: Sequence[RunFolder], curves: Sequence[Curves], out: AnyPa
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    page = templates.get_template("report.html.jinja").render(
+    page = templates.get_template("page.html.jinja").render(
         title=f"{len(figures)} runs side by side" if several else labels[0],
         legend={label: colour(index) for index, label in enumerate(labels)} if several else {},
         sections=report_sections(figures),

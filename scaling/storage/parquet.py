@@ -43,6 +43,13 @@ def _marks() -> list[bytes]:
 _MARKS = _marks()
 
 
+def table_bytes(table: pa.Table, **options: Any) -> bytes:
+    """The table as a Parquet file; options: of `pyarrow.parquet.write_table`."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, **options)
+    return sink.getvalue().to_pybytes()
+
+
 class TableError(ValueError):
     """A Parquet file that is not read; the message says why, but not which file."""
 

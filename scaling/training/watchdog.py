@@ -1,43 +1,42 @@
-"""The pulse of a computation: long loops beat, and a watchdog can tell a slow process from a hung one."""
+"""Ends a process that hangs: long loops beat, and `faulthandler` ends the process where no beat came for too long."""
 
 from __future__ import annotations
 
 import faulthandler
-import os
 import sys
-import threading
 import time
 
-_last = time.monotonic()
+_seconds: float | None = None  # between two beats at most; None: nobody watches
+_armed = 0.0  # when the timer was started last
 
 
 def beat() -> None:
     """Called once a step of any long loop."""
-    global _last
-    _last = time.monotonic()
+    if _seconds is not None and time.monotonic() - _armed > _seconds / 8:  # to start a timer costs a thread
+        _arm(_seconds)
 
 
 class Watchdog:
-    """A context manager that ends this process where no `beat` came for `seconds`.
+    """A context manager that ends this process, with exit status 1 and the stacks of its threads on standard error,
+    where no `beat` came for `seconds`, or for an eighth less.
 
     A device that hangs cannot be interrupted from Python: the process must go, and somebody else try again.
     """
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
-        self._done = threading.Event()
 
     def __enter__(self) -> Watchdog:
-        beat()
-        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+        _arm(self.seconds)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._done.set()
+        global _seconds
+        _seconds = None
+        faulthandler.cancel_dump_traceback_later()
 
-    def _watch(self) -> None:
-        while not self._done.wait(min(1.0, self.seconds / 4)):
-            if time.monotonic() - _last > self.seconds:
-                print(f"watchdog: no step within {self.seconds:.0f} s; this process ends itself", file=sys.stderr)
-                faulthandler.dump_traceback(all_threads=True)
-                os._exit(1)
+
+def _arm(seconds: float) -> None:
+    global _seconds, _armed
+    _seconds, _armed = seconds, time.monotonic()
+    faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__ or 2)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import base64
 import math
-from collections import OrderedDict
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from cachetools import LRUCache
 from torch import Tensor
 
 from scaling.cameras import pixel_rays
@@ -26,10 +27,10 @@ from scaling.pictures.draw import depth_colours, latent_colours, latent_range, s
 from scaling.training.metrics.images import view_metrics
 from scaling.viewer.camera import Camera, start_camera
 from scaling.viewer.gallery import Gallery
-from scaling.viewer.worker import Cache
 
 MODES = {"rgb": "Colour", "latents": "Latents", "depth": "Depth"}
 DRAFT_SIDE = 64  # rays a side of a draft where latents are images or pixels
+THUMBNAIL_BYTES = 64 << 20  # some 8,000 of 64 pixels a side, 2,000 of 128
 OPENED = 4  # scenes in memory: the two that are shown and those before; each may hold its cohort's own model
 
 
@@ -149,10 +150,11 @@ class ViewedRun:
         run.check_fitted()
         self.run = run
         self.models = StoredModels(run, device)
-        self.thumbnails = Cache()
+        self._thumbnails: LRUCache[str, bytes] = LRUCache(THUMBNAIL_BYTES, getsizeof=len)
+        self._lock = threading.Lock()  # of the thumbnails, which the page asks for while they are drawn
         self.truth = TrueViews(run, store)
-        self._opened: OrderedDict[str, OpenScene] = OrderedDict()
-        self._ranges: dict[str, tuple[Tensor, Tensor]] = {}
+        self._opened: LRUCache[str, OpenScene] = LRUCache(OPENED)
+        self._ranges: LRUCache[str, tuple[Tensor, Tensor]] = LRUCache(OPENED)
         self.start = start_camera()
         first = self.open(run.library.ids()[0])
         self.shared = first.shared
@@ -165,12 +167,10 @@ class ViewedRun:
 
     def open(self, scene_id: str) -> OpenScene:
         """Reads a scene, or takes it from memory. LookupError where there is none, ValueError where it is damaged."""
-        if scene_id not in self._opened:
-            self._opened[scene_id] = self._read(self.run.library.scene(scene_id))
-        self._opened.move_to_end(scene_id)
-        while len(self._opened) > OPENED:
-            self._ranges.pop(self._opened.popitem(last=False)[0], None)
-        return self._opened[scene_id]
+        found = self._opened.get(scene_id)
+        if found is None:
+            found = self._opened[scene_id] = self._read(self.run.library.scene(scene_id))
+        return found
 
     def _read(self, row: dict[str, Any]) -> OpenScene:
         shared, params = self.models.scene(row)
@@ -200,22 +200,29 @@ class ViewedRun:
         whole = shown_range(scene.shared)
         if whole is not None:
             return whole
-        if scene.scene_id not in self._ranges:
+        found = self._ranges.get(scene.scene_id)
+        if found is None:
             around = [self.start.turned(quarter * math.pi / 2, 0.0) for quarter in range(4)]
             views = [render(scene.shared, scene.params, camera, False, False)["latents"] for camera in around]
-            self._ranges[scene.scene_id] = latent_range(torch.cat(views))
-        return self._ranges[scene.scene_id]
+            found = self._ranges[scene.scene_id] = latent_range(torch.cat(views))
+        return found
+
+    def thumbnail(self, scene_id: str) -> bytes | None:
+        """The PNG that `draw_thumbnails` drew, if it is still kept. Any thread may ask."""
+        with self._lock:
+            return self._thumbnails.get(scene_id)
 
     def draw_thumbnails(self, ids: Sequence[str]) -> dict[str, bytes]:
-        """Drafts of the scenes from the side that all are first seen from. → their PNGs, which are kept in
-        `thumbnails`; ids that the library does not hold are left out. Reads the scenes of a cohort together."""
+        """Drafts of the scenes from the side that all are first seen from. → their PNGs, which are kept
+        for a while; ids that the library does not hold are left out. Reads the scenes of a cohort together."""
         rows = sorted(self.run.library.rows(ids), key=lambda row: (row["shared"], row["cohort"] or ""))
         made = {}
         for row in rows:
             shared, params = self.models.scene(row)
             view = render(shared, params, self.start, decoded=True, draft=True)
             made[row["scene_id"]] = encode_png(to_pixels(view["images"])[0])
-            self.thumbnails.put(row["scene_id"], made[row["scene_id"]])
+            with self._lock:
+                self._thumbnails[row["scene_id"]] = made[row["scene_id"]]
         return made
 
     def _try_truth(self, scene: OpenScene) -> str | None:

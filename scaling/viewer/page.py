@@ -112,7 +112,7 @@ class GalleryPane:
     async def _draw(self, ids: Sequence[str]) -> None:
         """A page that was left meanwhile draws no further: its job is replaced by the next page's."""
         cards = dict(self.cards)
-        kept = {scene_id: self.viewed.thumbnails.get(scene_id) for scene_id in ids}
+        kept = {scene_id: self.viewed.thumbnail(scene_id) for scene_id in ids}
         self._set(cards, {scene_id: png for scene_id, png in kept.items() if png is not None})
         missing = [scene_id for scene_id, png in kept.items() if png is None]
         for start in range(0, len(missing), TOGETHER):

@@ -1,4 +1,4 @@
-"""The viewer's work: one render at a time in a thread of its own, stale ones dropped, and a cache with a bound."""
+"""The viewer's work: one render at a time in a thread of its own, stale ones dropped."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
-
-CACHE_BYTES = 64 << 20  # thumbnails: some 8,000 of 64 pixels a side, 2,000 of 128
 
 
 @dataclass
@@ -65,26 +63,3 @@ class Worker:
 def _dismiss(stale: _Asked | None) -> None:
     if stale is not None and stale.answer.set_running_or_notify_cancel():
         stale.answer.set_result(None)
-
-
-class Cache:
-    """Bytes by key, at most `most` of them in all; those that were not used for the longest time go first."""
-
-    def __init__(self, most: int = CACHE_BYTES) -> None:
-        self.most = most
-        self.size = 0
-        self._kept: OrderedDict[str, bytes] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, key: str) -> bytes | None:
-        with self._lock:
-            if key in self._kept:
-                self._kept.move_to_end(key)
-            return self._kept.get(key)
-
-    def put(self, key: str, value: bytes) -> None:
-        with self._lock:
-            self.size += len(value) - len(self._kept.pop(key, b""))
-            self._kept[key] = value
-            while self.size > self.most:
-                self.size -= len(self._kept.popitem(last=False)[1])

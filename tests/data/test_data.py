@@ -214,7 +214,7 @@ def test_stores_that_are_damaged_or_newer(tmp_path: Path) -> None:
     make_store(tmp_path, 2)
     described = json.loads((tmp_path / "store.json").read_text())
     (tmp_path / "store.json").write_text(json.dumps({**described, "format_version": 2}))
-    with pytest.raises(ValueError, match="has format version 2, this program reads up to 1"):
+    with pytest.raises(ValueError, match=r"store\.json: format version 2, this program reads up to 1"):
         SceneStore(tmp_path)
     (tmp_path / "store.json").write_text(json.dumps({**described, "num_scenes": 3}))
     with pytest.raises(ValueError, match=r"holds 2 scenes, its store.json says 3"):

@@ -198,7 +198,7 @@ def test_what_scenes_cost_is_the_shared_part_and_theirs(runs, page):
     [(_, thousand)] = page.rows["cost"]["1,000 scenes"]
     assert thousand == metrics["shared_bytes"] + 1000 * metrics["bytes_per_scene"]
     assert (seconds_text(119), seconds_text(7200), bytes_text(3895), bytes_text(840)) == (
-        "119 s", "2.00 h", "3.90 kB", "840 B",
+        "119 s", "2.00 h", "3.9 kB", "840 B",
     )  # fmt: skip
 
 

@@ -33,7 +33,7 @@ from scaling.viewer.camera import STEEPEST, Camera, start_camera, view_camera
 from scaling.viewer.draw_scenes import Shot, ViewedRun, mix, modes_of, view_png
 from scaling.viewer.gallery import PER_PAGE, Gallery, told
 from scaling.viewer.server import HOST, LocalOnly, is_local, open_port
-from scaling.viewer.worker import Cache, Worker
+from scaling.viewer.worker import Worker
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -169,19 +169,6 @@ def test_of_a_key_only_the_latest_is_done_and_what_is_urgent_goes_first():
     worker.close()
 
 
-def test_a_cache_keeps_what_was_used_last():
-    cache = Cache(most=10)
-    for key in ("a", "b"):
-        cache.put(key, b"1234")
-    assert cache.get("a") == b"1234"
-    cache.put("c", b"5678")
-    assert cache.get("b") is None and cache.get("a") and cache.get("c") and cache.size == 8
-    cache.put("a", b"1")
-    assert cache.size == 5
-    cache.put("d", bytes(99))
-    assert cache.size == 0 and cache.get("d") is None, "larger than the whole cache"
-
-
 # ---------------------------------------------------------------------- what is drawn
 
 
@@ -213,7 +200,7 @@ def test_a_draft_goes_through_the_student(viewed, monkeypatch):
 def test_thumbnails_are_kept(viewed):
     made = viewed.draw_thumbnails(["car-00004", "car-00002", "gone"])
     assert sorted(made) == ["car-00002", "car-00004"]
-    assert viewed.thumbnails.get("car-00002") == made["car-00002"]
+    assert viewed.thumbnail("car-00002") == made["car-00002"]
     assert (
         decode_png(made["car-00002"]) == decode_png(viewed.draw(Shot("car-00002", viewed.start, draft=True)).png)
     ).all()

@@ -8,6 +8,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from tabulate import tabulate
 
 
 def wait_for(device: torch.device) -> None:
@@ -47,9 +48,7 @@ def median_ms(action: Callable[[], Any], device: torch.device | str = "cpu", rep
 
 def table_text(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """Rows as a Markdown table; floats with three significant digits at least, None as a dash."""
-    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
-    lines += ["| " + " | ".join(map(_cell, row)) + " |" for row in rows]
-    return "\n".join(lines)
+    return tabulate([list(map(_cell, row)) for row in rows], columns, "github", disable_numparse=True)
 
 
 def _cell(value: Any) -> str:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tabulate import tabulate
+
 from scaling.distributed.sweep.pareto import fronts, plot_fronts
 from scaling.storage.atomic import read_limited, replace_file
 from scaling.storage.json_yaml import parse_json
@@ -73,7 +75,7 @@ def in_order(records: Sequence[dict[str, Any]], metric: str) -> list[dict[str, A
 def sweep_table(result: dict[str, Any]) -> str:
     """The trials as a Markdown table, the best first; * marks those on a Pareto front."""
     starred = {trial for front in result["pareto"].values() for trial in front}
-    lines = ["| trial | test PSNR, dB | SSIM | s/scene | bytes/scene | stage 1, s | |", "|---" * 7 + "|"]
+    rows = []
     for record in result["trials"]:
         if record["status"] == FINISHED:
             stage1 = "-" if record["stage1_seconds"] is None else f"{record['stage1_seconds']:.0f}"
@@ -84,5 +86,6 @@ def sweep_table(result: dict[str, Any]) -> str:
         else:
             psnr = "-" if record.get("psnr") is None else f"{record['psnr']:.2f} at {record['progress']:.0f} %"
             cells = [psnr, "-", "-", "-", "-", f"{record['status']}: {record.get('error', 'behind the others')}"[:80]]
-        lines.append(f"| {record['trial']} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        rows.append([record["trial"], *cells])
+    columns = ["trial", "test PSNR, dB", "SSIM", "s/scene", "bytes/scene", "stage 1, s", ""]
+    return tabulate(rows, columns, "github", disable_numparse=True)

@@ -1,0 +1,18 @@
+"""What all formats on disk share: a version, and names that are SHA-256 hashes."""
+
+from __future__ import annotations
+
+import re
+
+SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def is_sha256(text: str) -> bool:
+    """Whether a text from a file can be a hash, and so become the name of a folder."""
+    return bool(SHA256.fullmatch(text))
+
+
+def check_format(where: object, version: int, newest: int, error: type[ValueError] = ValueError) -> None:
+    """Raises `error` where a file is of a newer format than this program reads. where: names the file."""
+    if version > newest:
+        raise error(f"{where}: format version {version}, this program reads up to {newest}: update it")
