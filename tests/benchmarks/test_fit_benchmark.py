@@ -26,7 +26,7 @@ PIXELS = {
 @pytest.fixture
 def frontier(monkeypatch) -> Any:
     monkeypatch.syspath_prepend(FOLDER)
-    return importlib.import_module("fit_frontier")
+    return importlib.import_module("fit_parts.frontier")
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def tiny(tiny_values, frontier) -> dict[str, Settings]:
 def run_fit(tmp_path, monkeypatch, capsys, one_thread, frontier, tiny) -> Any:
     """run_fit(flags) → figures and what was printed, of 4 cars in stage 1 and 2 others, in this process."""
     fit, paper, stage1, figures = (
-        importlib.import_module(name) for name in ("fit", "fit_paper", "fit_stage1", "fit_figures")
+        importlib.import_module(name) for name in ("fit", "fit_parts.paper", "fit_parts.stage1", "fit_parts.figures")
     )
     monkeypatch.setattr(frontier, "method_settings", tiny.__getitem__)
     monkeypatch.setattr(frontier, "PACE_STEPS", 3)
