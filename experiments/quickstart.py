@@ -19,8 +19,9 @@ def main() -> int:
     from scaling.data.choose_scenes import choose_ids
     from scaling.data.stores import SourceSpec
     from scaling.distributed.cluster import connect
+    from scaling.distributed.job import Job
     from scaling.distributed.stage1.driver import train_stage1
-    from scaling.distributed.stage2.driver import fit_stage2
+    from scaling.distributed.stage2.driver import Stage2Job, fit_stage2
     from scaling.distributed.tracking import ui_command
     from scaling.library.run_folder import RunFolder
     from scaling.library.summary import table_text
@@ -31,8 +32,8 @@ def main() -> int:
     cluster = connect(arguments.address)
     first = choose_ids(spec.open(), None, count=arguments.stage1_scenes)
     rest = choose_ids(spec.open(), None, leave_out=first, count=arguments.stage2_scenes)
-    train_stage1(run, settings, spec, first, cluster, workers=None, preset=arguments.preset)
-    metrics = fit_stage2(run, run.shared, settings, spec, rest, cluster, num_actors=None, preset=arguments.preset)
+    train_stage1(Job(run, settings, spec, first, cluster, arguments.preset))
+    metrics = fit_stage2(Stage2Job(run, settings, spec, rest, cluster, arguments.preset, shared_folder=run.shared))
     pictures = render_stored_scenes(run, [scene_id for scene_id in rest if scene_id in run.library.ids(2)][:1])
     print(table_text(metrics))
     print("pictures:")

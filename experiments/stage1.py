@@ -13,6 +13,7 @@ def main() -> int:
     from scaling.data.choose_scenes import choose_ids
     from scaling.data.stores import SourceSpec
     from scaling.distributed.cluster import connect
+    from scaling.distributed.job import Job
     from scaling.distributed.stage1.driver import train_stage1
     from scaling.library.run_folder import RunFolder
     from scaling.library.summary import table_text
@@ -23,7 +24,7 @@ def main() -> int:
         print(f"warning: {len(ids)} scenes are all there are; --num-scenes asked for {arguments.num_scenes}")
     run = RunFolder(arguments.run)
     cluster = connect(arguments.address, arguments.gpus)
-    metrics = train_stage1(run, settings, spec, ids, cluster, arguments.num_workers, arguments.preset)
+    metrics = train_stage1(Job(run, settings, spec, ids, cluster, arguments.preset), arguments.num_workers)
     print(table_text(metrics))
     print(f"shared model: {run.shared}   pictures: {run.pictures}")
     return 0

@@ -28,7 +28,7 @@ def main() -> int:
     from scaling.data.choose_scenes import choose_ids
     from scaling.data.stores import SourceSpec
     from scaling.distributed.cluster import connect
-    from scaling.distributed.stage2.driver import fit_stage2
+    from scaling.distributed.stage2.driver import Stage2Job, fit_stage2
     from scaling.library.run_folder import RunFolder
     from scaling.library.summary import failures_text, table_text
     from scaling.models.shared_files import read_scene_ids, settings_on
@@ -42,10 +42,11 @@ def main() -> int:
     if len(ids) < arguments.num_scenes:
         print(f"warning: {len(ids)} scenes are left to fit; --num-scenes asked for {arguments.num_scenes}")
     cluster = connect(arguments.address, arguments.gpus)
-    metrics = fit_stage2(
-        run, shared, settings, spec, ids, cluster, arguments.num_actors, arguments.retry_failed,
-        preset=arguments.preset, lpips_weights=arguments.lpips_weights,
+    job = Stage2Job(
+        run, settings, spec, ids, cluster, arguments.preset, shared_folder=shared, num_actors=arguments.num_actors,
+        retry_failed=arguments.retry_failed, lpips_weights=arguments.lpips_weights,
     )  # fmt: skip
+    metrics = fit_stage2(job)
     print(table_text(metrics))
     if metrics["num_failed"]:
         print(failures_text(run))

@@ -38,7 +38,7 @@ def main() -> int:
     from scaling.data.scene_store import StoreWriter
     from scaling.data.stores import SourceSpec
     from scaling.distributed.cluster import connect
-    from scaling.distributed.stage2.driver import fit_stage2
+    from scaling.distributed.stage2.driver import Stage2Job, fit_stage2
     from scaling.library.run_folder import RunFolder
     from scaling.models.shared_model import SharedModel
 
@@ -60,7 +60,10 @@ def main() -> int:
             for old in times.iterdir():
                 old.unlink()
             run = RunFolder(out / f"run-{turn}-{actors}")
-            fit_stage2(run, out / "shared", chosen, spec, ids, cluster, actors, fitter=TimedFitter)
+            job = Stage2Job(
+                run, chosen, spec, ids, cluster, shared_folder=out / "shared", num_actors=actors, fitter=TimedFitter
+            )
+            fit_stage2(job)
             found = read_times(times)
             seconds[actors].append(max(end for _, end, _ in found) - min(start for start, _, _ in found))
             print(f"{actors} actors: {seconds[actors][-1]:.1f} s", flush=True)

@@ -212,7 +212,7 @@ def drive(address: str, out: Path) -> int:
     from scaling.data.choose_scenes import choose_ids
     from scaling.data.stores import SourceSpec
     from scaling.distributed.cluster import connect
-    from scaling.distributed.stage2.driver import fit_stage2
+    from scaling.distributed.stage2.driver import Stage2Job, fit_stage2
     from scaling.library.run_folder import RunFolder
     from scaling.models.shared_files import read_scene_ids
 
@@ -222,7 +222,10 @@ def drive(address: str, out: Path) -> int:
     cluster = connect(address)
     run = RunFolder(out / "run")
     # Parts stay apart: the report compares batches with those of the undisturbed library.
-    fit_stage2(run, shared, chosen, spec, ids, cluster, num_actors=2, fitter=FaultyFitter, join_parts=False)
+    job = Stage2Job(
+        run, chosen, spec, ids, cluster, shared_folder=shared, num_actors=2, fitter=FaultyFitter, join_parts=False
+    )
+    fit_stage2(job)
     return 0
 
 

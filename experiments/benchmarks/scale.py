@@ -71,7 +71,7 @@ def drive(out: Path, num_scenes: int, figures: Path) -> int:
     """The driver: stage 2 of the first scenes of the store. Its own figures go to a file."""
     from scaling.data.stores import SourceSpec
     from scaling.distributed.cluster import connect
-    from scaling.distributed.stage2.driver import fit_stage2
+    from scaling.distributed.stage2.driver import Stage2Job, fit_stage2
     from scaling.library.run_folder import RunFolder
 
     spec = SourceSpec.of(str(out / "store"), settings().data)
@@ -86,7 +86,11 @@ def drive(out: Path, num_scenes: int, figures: Path) -> int:
     sampler = threading.Thread(target=sample)
     sampler.start()
     try:
-        fit_stage2(RunFolder(out / "run"), out / "shared", settings(), spec, ids, cluster, ACTORS, fitter=MinimalFitter)
+        run = RunFolder(out / "run")
+        made = Stage2Job(
+            run, settings(), spec, ids, cluster, shared_folder=out / "shared", num_actors=ACTORS, fitter=MinimalFitter
+        )
+        fit_stage2(made)
     finally:
         done.set()
         sampler.join()

@@ -1,23 +1,22 @@
 """Caches the encoder's mean latents of every view of a store, once, so that stage 2 need not encode them.
 
-Ray actors hold the shared model and make one part of the cache after another. A part is written whole or not at all,
-and is the same whoever makes it: one whose actor died is simply made again.
+Ray actors hold the shared model and make one part of the cache after another; stage 2's dispatcher hands them out. A
+part is written whole or not at all, and is the same whoever makes it: one whose actor died is made again.
 """
 
 from __future__ import annotations
 
 import os
-from collections import Counter, deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import astuple, dataclass, field
 from typing import Any
 
+import pyarrow as pa
 import ray
 import torch
-from ray.exceptions import RayError, RayTaskError
-from tqdm import tqdm
 
 from scaling.config import Settings, SettingsError
 from scaling.data.latent_cache import LatentCache
@@ -27,6 +26,11 @@ from scaling.data.scene_views import SceneError, SceneViews, views_from_row
 from scaling.data.stores import SourceSpec
 from scaling.distributed.cluster import Resources, share_for_actors
 from scaling.distributed.prepare import read_rows
+from scaling.distributed.stage2.dispatcher import Dispatcher
+from scaling.distributed.stage2.messages import FITTED, Fitted, Outcome
+from scaling.library.failures import RETRY
+from scaling.library.manifest import Event
+from scaling.library.parts import Part
 from scaling.models.shared_files import load_shared, read_config, read_hash
 from scaling.storage.paths import AnyPath, to_path, uri_of
 from scaling.training import watchdog
@@ -83,6 +87,13 @@ class Encoder:
             self.cache.write(number, rows)
             done.num_scenes = len(rows)
             return done
+
+    def fit(self, batch: pa.Table, attempt: int) -> Fitted:
+        """As the dispatcher calls it: the part that the batch names, with an outcome for each of its scenes."""
+        ids, number = batch["scene_id"].to_pylist(), batch["part"][0].as_py()
+        left_out = self.encode(number).left_out
+        kinds = {scene_id: "bad input" if scene_id in left_out else FITTED for scene_id in ids}
+        return Fitted([Outcome(scene_id, kind, left_out.get(scene_id, "")) for scene_id, kind in kinds.items()], None)
 
     def _row(self, views: SceneViews) -> dict[str, Any]:
         try:
@@ -141,17 +152,26 @@ def cache_latents(store: str, shared_folder: AnyPath, resources: Resources) -> E
         return Encoded(complete)
     cache.begin()
     whole = cache.whole_parts()
-    numbers = [number for number in range(cache.num_parts) if number not in whole]
-    total, behind = Encoded(sum(whole.values())), sum(len(cache.ids(number)) for number in whole)
-    with (
-        tqdm(total=len(cache.store), initial=behind, unit="scene", desc="latents") as progress,
-        closing(_encode(uri_of(shared_folder), spec, numbers, resources)) as parts,
-    ):
-        for part in parts:
-            total.num_scenes += part.num_scenes
-            total.left_out |= part.left_out
-            progress.update(part.num_scenes + len(part.left_out))
-            progress.set_postfix(left_out=len(total.left_out))
+    parts = {number: cache.ids(number) for number in range(cache.num_parts) if number not in whole}
+    total, settings = Encoded(sum(whole.values())), read_config(shared_folder)
+    each = share_for_actors(resources, None, len(parts))
+    actor = ray.remote(Encoder).options(
+        num_cpus=each.cpus, num_gpus=each.gpus, scheduling_strategy="SPREAD", max_restarts=0, max_task_retries=0
+    )
+    job = EncodeJob(uri_of(shared_folder), astuple(spec), each.threads)
+    dispatcher = Dispatcher(
+        make_actor=lambda: actor.remote(job),
+        wanted=lambda: min(each.workers, len(parts)),
+        max_attempts=TRIES,
+        deadline=settings.stage2.deadline_seconds,
+        accounts=_Parts(total.left_out),
+        cohorts=_Whole(),
+        title="latents",
+    )
+    batches = (pa.table({"scene_id": ids, "part": [number] * len(ids)}) for number, ids in parts.items())
+    with closing(dispatcher.run(batches, sum(map(len, parts.values())))) as progress:
+        for counts in progress:
+            total.num_scenes = sum(whole.values()) + counts.done
     if not total.num_scenes:
         why = next(iter(total.left_out.values()), f"remove {cache.folder} to try them again")
         raise ValueError(f"{store}: no scene could be read, so no latents are cached; {why}")
@@ -162,56 +182,38 @@ def cache_latents(store: str, shared_folder: AnyPath, resources: Resources) -> E
     return total
 
 
-def _encode(shared: str, spec: SourceSpec, numbers: Sequence[int], resources: Resources) -> Generator[Encoded]:
-    """Makes parts on as many actors as stage 2 would have, one part in flight on each; an actor that dies is replaced.
+class _Whole:
+    """A part is made by one actor, and has no epochs."""
 
-    A part waits for an actor that is up: one that the cluster has no room for holds up nobody.
-    """
-    each = share_for_actors(resources, None, len(numbers))
-    actor = ray.remote(Encoder).options(
-        num_cpus=each.cpus, num_gpus=each.gpus, scheduling_strategy="SPREAD", max_restarts=0, max_task_retries=0
-    )
-    job = EncodeJob(shared, astuple(spec), each.threads)
-    todo, left, deaths = deque(numbers), len(numbers), Counter[int | None]()
-    calls: dict[Any, tuple[Any, int | None]] = {}  # in flight: the actor, and its part (None while it starts)
+    def text(self) -> str:
+        return ""
 
-    def start() -> None:
-        made: Any = actor.remote(job)
-        calls[made.ready.remote()] = (made, None)
-
-    try:
-        for _ in range(min(each.workers, len(numbers))):
-            start()
-        while left:
-            [done], _ = ray.wait(list(calls), num_returns=1)
-            free, number = calls.pop(done)
-            try:
-                part = ray.get(done)
-            except RayError as error:
-                ray.kill(free)
-                deaths[number] += 1
-                _check_passing(error, deaths[number])
-                todo.extend([] if number is None else [number])
-                start()
-                continue
-            if part is not None:
-                left -= 1
-                yield part
-            if todo:
-                number = todo.popleft()
-                calls[free.encode.remote(number)] = (free, number)
-            else:
-                ray.kill(free)
-    finally:
-        for busy, _ in calls.values():
-            ray.kill(busy)
+    def epochs(self, ids: list[str]) -> int:
+        """None: an actor that died had done nothing of its part."""
+        return 0
 
 
-def _check_passing(error: RayError, times: int) -> None:
-    """Raises what an actor raised, without Ray's pages about it, or RuntimeError where actors died TRIES times over the
-    same part, or before they had started."""
-    if isinstance(error, RayTaskError) and not isinstance(error.cause, RayError):
-        raise error.cause from error
-    if times == TRIES:
-        why = next(iter(str(error).splitlines()), type(error).__name__)
-        raise RuntimeError(f"an actor that encodes died {times} times ({why}); the same command goes on") from error
+class _Parts:
+    """The dispatcher's accounts: parts lie in their place already when they come back. left_out: see `Encoded`."""
+
+    def __init__(self, left_out: dict[str, str]) -> None:
+        self.left_out = left_out
+
+    def check(self) -> None:
+        """No other job is shut out: who makes a part writes the same."""
+
+    def find(self, attempt: int, batch: list[str]) -> None:
+        """Nothing: a part whose actor died is made again."""
+
+    def add(self, part: Part) -> None:
+        """Nothing: the cache is found by its names."""
+
+    def record(self, events: list[Event]) -> None:
+        """Scenes that could not be read. RuntimeError where a part was given up."""
+        for event in events:
+            if event.kind == "bad input":
+                self.left_out[event.scene_id] = event.message
+            elif event.kind != RETRY:
+                raise RuntimeError(
+                    f"an actor that encodes died {TRIES} times ({event.message}); the same command goes on"
+                )

@@ -102,9 +102,8 @@ def test_work_of_what_is_compiled_is_counted(run):
 
 
 def test_gpu_fit_needs_neither_ray_nor_mlflow():
-    imports = (
-        "import sys; sys.modules['ray'] = sys.modules['mlflow'] = None; import gpu_fit, shared.counted, shared.workload, shared.sd_size"
-    )
+    without = "import sys; sys.modules['ray'] = sys.modules['mlflow'] = None"
+    imports = f"{without}; import gpu_fit, shared.counted, shared.workload, shared.sd_size"
     done = subprocess.run([sys.executable, "-c", imports], cwd=FOLDER, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
 

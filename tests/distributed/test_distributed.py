@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -23,9 +24,10 @@ from scaling.data.scene_views import views_from_row
 from scaling.data.stores import SourceSpec
 from scaling.distributed.cache_latents import cache_latents
 from scaling.distributed.cluster import Resources, share
+from scaling.distributed.job import Job
 from scaling.distributed.prepare import prepare
 from scaling.distributed.stage1.driver import train_stage1
-from scaling.distributed.stage2.driver import fit_stage2
+from scaling.distributed.stage2.driver import Stage2Job, fit_stage2
 from scaling.distributed.tracking import tracking_uri
 from scaling.library.run_folder import RunFolder
 from scaling.library.stored_models import StoredModels
@@ -112,7 +114,7 @@ def test_both_stages_end_to_end(ray_6_cpus_4_gpus, tmp_path, tiny_values):
     log = tmp_path / "log"
     with log.open("w") as file, redirect_stdout(file):
         threading.Thread(target=kill_a_train_worker, args=(log,), daemon=True).start()
-        metrics = train_stage1(run, settings, spec, first, ray_6_cpus_4_gpus, workers=2)
+        metrics = train_stage1(Job(run, settings, spec, first, ray_6_cpus_4_gpus), num_workers=2)
     told = log.read_text()
     assert "removed checkpoint 00001-autoencoder-torn, which is not whole: it has no seal" in told
     assert re.search(r"worker \d: its process or node is gone; goes on from the last checkpoint\n", told)
@@ -133,7 +135,8 @@ def test_both_stages_end_to_end(ray_6_cpus_4_gpus, tmp_path, tiny_values):
     assert cached.num_scenes == 7 and list(cached.left_out) == ["car-00006"]
     rest = choose_ids(spec.open(), None, leave_out=first)
     with log.open("w") as file, redirect_stdout(file):
-        metrics = fit_stage2(run, run.shared, settings, spec, rest, ray_6_cpus_4_gpus, num_actors=2)
+        job = Stage2Job(run, settings, spec, rest, ray_6_cpus_4_gpus, shared_folder=run.shared, num_actors=2)
+        metrics = fit_stage2(job)
     assert f"cached latents are used ({tmp_path}/store/latents/{content_hash[:12]}" in log.read_text()
     assert (metrics["num_scenes"], metrics["num_failed"]) == (3, 1)
     assert list(run.given_up()) == ["car-00006"]
@@ -142,12 +145,12 @@ def test_both_stages_end_to_end(ray_6_cpus_4_gpus, tmp_path, tiny_values):
     assert (run.pictures / "stage2-scenes.png").is_file()
 
     parts = {path: path.stat().st_mtime_ns for path in run.library.parts()}
-    again = fit_stage2(run, run.shared, settings, spec, rest, ray_6_cpus_4_gpus, num_actors=2)
+    again = fit_stage2(job)
     assert again == metrics and {p: p.stat().st_mtime_ns for p in run.library.parts()} == parts
-    train_stage1(run, settings, spec, first, ray_6_cpus_4_gpus, workers=2)
+    train_stage1(Job(run, settings, spec, first, ray_6_cpus_4_gpus), num_workers=2)
     with pytest.raises(SettingsError, match=r"representation.box_side = 2.0 \(was None\)"):
         other = make_settings(merge(tiny_values, {"representation": {"box_side": 2.0}}))
-        train_stage1(run, other, spec, first, ray_6_cpus_4_gpus, workers=2)
+        train_stage1(Job(run, other, spec, first, ray_6_cpus_4_gpus), num_workers=2)
 
     client = MlflowClient(tracking_uri(run))
     experiment = client.get_experiment_by_name("tiny")
@@ -176,7 +179,8 @@ def test_cohorts_end_to_end_in_an_object_store(ray_6_cpus_4_gpus, s3_server, tmp
                 row["views"][2] = row["views"][2][:50]
             writer.add(row)
     spec = SourceSpec.of(str(tmp_path / "store"), settings.data)
-    metrics = fit_stage2(run, run.shared, settings, spec, ids[4:], ray_6_cpus_4_gpus, num_actors=2)
+    job = Stage2Job(run, settings, spec, ids[4:], ray_6_cpus_4_gpus, shared_folder=run.shared, num_actors=2)
+    metrics = fit_stage2(job)
     assert (metrics["num_scenes"], metrics["num_failed"]) == (5, 1)
     assert run.given_up()[ids[5]].kind == "bad input"
     rows = list(run.library.scenes())
@@ -199,5 +203,5 @@ def test_cohorts_end_to_end_in_an_object_store(ray_6_cpus_4_gpus, s3_server, tmp
     assert row["shared"] == content_hash
 
     # The damaged one is tried again, alone, and is still damaged.
-    again = fit_stage2(run, run.shared, settings, spec, ids[4:], ray_6_cpus_4_gpus, num_actors=1, retry_failed=True)
+    again = fit_stage2(dataclasses.replace(job, num_actors=1, retry_failed=True))
     assert again == metrics

@@ -180,7 +180,9 @@ def test_a_seed_that_no_generator_takes_is_refused(command, tmp_path):
 def test_more_workers_than_the_cluster_can_hold(run, tiny_settings):
     before = sorted(run.path.rglob("*"))
     with pytest.raises(SettingsError, match=r"5 workers need a GPU each, but the cluster has 2: lower --num-workers"):
-        driver.fit_stage2(run, run.shared, tiny_settings, None, ["car-00004"], Resources(6, 2), num_actors=5)
+        cluster = Resources(6, 2)
+        job = driver.Stage2Job(run, tiny_settings, None, ["car-00004"], cluster, shared_folder=run.shared, num_actors=5)
+        driver.fit_stage2(job)
     assert sorted(run.path.rglob("*")) == before, "nothing is written before"
     with pytest.raises(SettingsError, match="9 workers need a CPU each, but the cluster has 8"):
         share(Resources(8, 0), 9, reserve_cpu=False)

@@ -215,7 +215,7 @@ def test_a_fit_depends_on_its_scene_and_seed_alone(whole, tiny_scenes):
 def test_stage2_does_not_depend_on_actors_or_order(ray_6_cpus_4_gpus, whole, tiny_values, tmp_path):
     """1, 2 and 4 actors on the same batches: equal planes. Another order, so other batches: the same PSNR."""
     from scaling.data.stores import SourceSpec
-    from scaling.distributed.stage2.driver import fit_stage2
+    from scaling.distributed.stage2.driver import Stage2Job, fit_stage2
     from scaling.library.run_folder import RunFolder
 
     settings = make_settings(tiny_values)
@@ -226,7 +226,9 @@ def test_stage2_does_not_depend_on_actors_or_order(ray_6_cpus_4_gpus, whole, tin
 
     def fit(name: str, scene_ids: list[str], num_actors: int) -> dict[str, dict[str, Any]]:
         run = RunFolder(tmp_path / "runs" / name)
-        fit_stage2(run, shared, settings, SourceSpec.of(None, settings.data), scene_ids, ray_6_cpus_4_gpus, num_actors)
+        spec = SourceSpec.of(None, settings.data)
+        job = Stage2Job(run, settings, spec, scene_ids, ray_6_cpus_4_gpus, shared_folder=shared, num_actors=num_actors)
+        fit_stage2(job)
         return {row["scene_id"]: row for row in run.library.scenes()}
 
     first = fit("one", ids, 1)

@@ -12,7 +12,7 @@ import os
 import time
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +27,15 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 from ray.util.queue import Queue
 
 from scaling.config import Settings, make_settings, merge
-from scaling.data.stores import EMBEDDED, SourceSpec
+from scaling.data.stores import EMBEDDED
 from scaling.distributed.cluster import Resources, Share, share
+from scaling.distributed.job import Job
 from scaling.distributed.stage1.events import Reports, Story, drain, open_queue
 from scaling.distributed.stage1.finish import finish_stage1
 from scaling.distributed.stage1.worker import train_worker
 from scaling.distributed.tracking import Tracker, tracking_uri
 from scaling.library.ledger import Ledger, open_ledger
-from scaling.library.run_folder import RunFolder, ids_hash
+from scaling.library.run_folder import ids_hash
 from scaling.library.summary import summarise
 from scaling.models.shared_model import SharedModel
 from scaling.storage.atomic import replace_file
@@ -47,40 +48,32 @@ RAYS_LIST = "checkpoint_manager_snapshot.json"
 RESERVATION = "reservation.txt"
 
 
-def train_stage1(
-    run: RunFolder,
-    settings: Settings,
-    spec: SourceSpec,
-    scene_ids: list[str],
-    resources: Resources,
-    workers: int | None,
-    preset: str = "",
-) -> dict[str, Any]:
-    """Trains the shared model on `scene_ids`, or goes on where a killed run stopped. → the run's metrics.
+def train_stage1(job: Job, num_workers: int | None = None) -> dict[str, Any]:
+    """Trains the shared model on the job's scenes, or goes on where a killed run stopped. → the run's metrics.
 
-    preset: whose settings these are, for people who compare runs.
-    Raises SettingsError where workers outnumber the scene buckets or the run folder belongs to another job,
-    LeaseHeld where another driver works on the run, NoWholeCheckpoint where it should go on and cannot, RuntimeError
-    where training failed for good.
+    num_workers: None: one per GPU. Raises SettingsError where workers outnumber the scene buckets or the run folder
+    belongs to another job, LeaseHeld where another driver works on the run, NoWholeCheckpoint where it should go on and
+    cannot, RuntimeError where training failed for good.
     """
+    job = replace(job, settings=with_absolute_folder(job.settings))
+    run, settings, ids = job.run, job.settings, job.scene_ids
     with open_ledger(run) as ledger:
-        settings = with_absolute_folder(settings)
-        job = {"num_scenes": len(scene_ids), "scenes_hash": ids_hash(scene_ids), "store": spec.store or EMBEDDED}
-        run.check_same_job("stage1", settings, job, ignore={"stage2"})
+        noted = {"num_scenes": len(ids), "scenes_hash": ids_hash(ids), "store": job.spec.store or EMBEDDED}
+        run.check_same_job("stage1", settings, noted, ignore={"stage2"})
         trained = (run.shared / "hash.txt").is_file()
         if not trained:
-            parts = share(resources, workers or _default_workers(settings, resources), reserve_cpu=False)
+            parts = share(job.resources, num_workers or _default_workers(settings, job.resources), reserve_cpu=False)
             check_workers(settings, parts.workers)
-            bucket_of(scene_ids, settings.stage1.num_buckets)
+            bucket_of(ids, settings.stage1.num_buckets)
             SharedModel(settings)  # an autoencoder that cannot be loaded is told here, not by every worker
-            run.write_config("stage1", settings, job)
-        tracker = Tracker(run, "stage1", tags={"preset": preset})
+            run.write_config("stage1", settings, noted)
+        tracker = Tracker(run, "stage1", tags={"preset": job.preset})
         try:
             if trained:
                 print(f"{run.shared}: the shared model is there already")
             else:
-                tracker.log_settings(settings, {**job, "num_workers": parts.workers})
-                _train(ledger, settings, spec, scene_ids, parts, tracker)
+                tracker.log_settings(settings, {**noted, "num_workers": parts.workers})
+                _train(job, ledger, parts, tracker)
             metrics = summarise(run)
         except BaseException as error:
             tracker.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
@@ -106,11 +99,9 @@ def _default_workers(settings: Settings, resources: Resources) -> int:
     return workers
 
 
-def _train(
-    ledger: Ledger, settings: Settings, spec: SourceSpec, ids: list[str], parts: Share, tracker: Tracker
-) -> None:
-    run, queue = ledger.run, open_queue()
-    trainer = _trainer(run, settings, spec, ids, parts, queue)
+def _train(job: Job, ledger: Ledger, parts: Share, tracker: Tracker) -> None:
+    run, queue = job.run, open_queue()
+    trainer = _trainer(job, parts, queue)
     _clear_checkpoints(trainer)
     _free_reservation(trainer)
     for old in run.checkpoints.glob("stage1-*"):  # logs of killed runs
@@ -119,21 +110,19 @@ def _train(
     _clear_checkpoints(trainer)  # Ray keeps two itself, but does not know of those that were there before
     assert result.checkpoint is not None
     with result.checkpoint.as_directory() as folder:
-        finish_stage1(ledger, Path(folder), settings, spec, tracker.log_image)
+        finish_stage1(ledger, Path(folder), job.settings, job.spec, tracker.log_image)
 
 
-def _trainer(
-    run: RunFolder, settings: Settings, spec: SourceSpec, ids: list[str], parts: Share, queue: Queue
-) -> TorchTrainer:
-    gpu = parts.gpus > 0
+def _trainer(job: Job, parts: Share, queue: Queue) -> TorchTrainer:
+    run, gpu = job.run, parts.gpus > 0
     # Ray may choose a size that a lost node had a part in, and waits this long for it (60 s if not told).
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "30")
     return TorchTrainer(
         train_worker,
         train_loop_config={
-            "settings": settings.model_dump(),
-            "spec": astuple(spec),
-            "scene_ids": ids,
+            "settings": job.settings.model_dump(),
+            "spec": astuple(job.spec),
+            "scene_ids": job.scene_ids,
             "threads": parts.threads,
             "wanted": parts.workers,
             "queue": queue,

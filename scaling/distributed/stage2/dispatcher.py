@@ -1,8 +1,18 @@
 """Hands batches of scenes to actors, one in flight per actor, and accounts for every scene.
 
-At least once: what an actor that died had in hand is tried again, in halves, so that a scene that kills its actor is
-soon alone; a scene that has cost `max_attempts` actors alone is given up. A node's death is not its scenes' fault, up
-to MAX_LOSSES. Commits are idempotent, so results are effectively once. A cohort stays whole.
+The states of a piece, which is a batch or what is left of one; at the end each of its scenes is in the library or in
+the failures:
+
+    batches ─► waiting ─► in flight ─► came back ─► settled: fitted, or failed with a reason
+                  ▲           │
+                  │           ├─► its write failed, its node died (at most MAX_LOSSES times) ──► waiting, as it is
+                  │           └─► its actor died or hung ─► its part was committed? settled
+                  │                     ├─► several scenes ──────────────────────────────► waiting, in halves
+                  │                     ├─► one scene (or a cohort), < max_attempts deaths ► waiting, as it is
+                  └─────────────────────┴─► one scene, max_attempts deaths ──────────────► settled: given up
+
+So a scene that kills its actor is soon alone. Every scene is fitted at least once; commits are idempotent, so it is in
+the library once. A cohort stays whole.
 """
 
 from __future__ import annotations
@@ -46,13 +56,15 @@ class Dispatcher:
         deadline: float,
         accounts: Accounts,
         cohorts: Cohorts | None = None,
+        title: str = "stage 2",
     ) -> None:
         self.make_actor = make_actor
         self.wanted = wanted
         self.max_attempts = max_attempts
         self.deadline = deadline
         self.accounts = accounts
-        self.cohorts = cohorts  # given where batches are cohorts, which cannot be cut
+        self.cohorts = cohorts  # given where batches cannot be cut
+        self.title = title
         self.in_flight: dict[Any, Flight] = {}  # by the future of the call
         self.waiting: deque[Piece] = deque()  # what is left of batches that were lost
         self.exhausted = False
@@ -73,7 +85,7 @@ class Dispatcher:
         if not total:
             return
         counts = Counts(total)
-        progress = tqdm(total=total, unit="scene", desc="stage 2")
+        progress = tqdm(total=total, unit="scene", desc=self.title)
         try:
             with Interrupts() as interrupts:
                 stop_at = float("inf")
@@ -111,7 +123,7 @@ class Dispatcher:
             f"failed={counts.failed}",
             f"left={counts.left}",
             f"actors={at_work}/{len(self.in_flight)}",
-            "-" if counts.mean_psnr is None else f"{counts.mean_psnr:.2f} dB",
+            "" if counts.mean_psnr is None else f"{counts.mean_psnr:.2f} dB",
             self.cohorts.text() if self.cohorts else "",
         ]
         return ", ".join(word for word in words if word)

@@ -10,9 +10,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -20,7 +20,8 @@ import ray
 
 from scaling.config import Settings
 from scaling.data.stores import EMBEDDED, SourceSpec
-from scaling.distributed.cluster import Resources, gpus_now, share, share_for_actors
+from scaling.distributed.cluster import gpus_now, share, share_for_actors
+from scaling.distributed.job import Job
 from scaling.distributed.prepare import batches_of, bound_reading, scene_dataset
 from scaling.distributed.stage2.actors import CohortFitter, FitJob, Fitter, SceneFitter, cohort_checkpoints
 from scaling.distributed.stage2.dispatcher import Dispatcher
@@ -44,100 +45,121 @@ PICTURED_SCENES = 8
 FITTERS: dict[str, type[Fitter]] = {"frozen": SceneFitter, "cohort": CohortFitter}
 
 
-def fit_stage2(
-    run: RunFolder,
-    shared_folder: AnyPath,
-    settings: Settings,
-    spec: SourceSpec,
-    scene_ids: list[str],
-    resources: Resources,
-    num_actors: int | None,
-    retry_failed: bool = False,
-    fitter: type[Fitter] | None = None,
-    join_parts: bool = True,
-    preset: str = "",
-    lpips_weights: AnyPath | None = None,
-) -> dict[str, Any]:
-    """Fits `scene_ids`, or those of them that are not fitted yet. → the run's metrics.
+@dataclass(frozen=True)
+class Stage2Job(Job):
+    """shared_folder: the shared model; num_actors: None: as many as the cluster can hold; retry_failed: whether scenes
+    that were given up are tried again; fitter: what an actor runs, None: the one of the mode; join_parts: whether many
+    small parts of the library become few large ones at the end; lpips_weights: the file with which this process
+    measures LPIPS at the end."""
 
-    fitter: what an actor runs, by default the one of the mode; join_parts: whether many small parts of the library
-    become few large ones at the end; preset: whose settings these are, for people who compare runs; lpips_weights: the
-    file with which this process measures LPIPS at the end. Raises SettingsError where more actors are asked for than
-    there are GPUs, LeaseHeld where another driver works on the run, ValueError for wrong weights.
-    Failed scenes raise nothing: they are in the metrics.
+    shared_folder: AnyPath = field(kw_only=True)
+    num_actors: int | None = None
+    retry_failed: bool = False
+    fitter: type[Fitter] | None = None
+    join_parts: bool = True
+    lpips_weights: AnyPath | None = None
+
+    @property
+    def batch_size(self) -> int:
+        """Scenes that an actor is given at once: mode cohort's belong together."""
+        stage2 = self.settings.stage2
+        if stage2.mode == "cohort":
+            return stage2.cohort_size or len(self.scene_ids)
+        return stage2.scenes_per_batch
+
+    @property
+    def noted(self) -> dict[str, Any]:
+        """What config.yaml and MLflow say of the job beside its settings."""
+        store, shared = self.spec.store or EMBEDDED, uri_of(self.shared_folder)
+        return {"num_scenes": len(self.scene_ids), "store": store, "shared": shared}
+
+
+def fit_stage2(job: Stage2Job) -> dict[str, Any]:
+    """Fits the job's scenes, or those of them that are not fitted yet. → the run's metrics.
+
+    Raises SettingsError where more actors are asked for than there are GPUs, LeaseHeld where another driver works on
+    the run, ValueError for wrong weights of LPIPS. Failed scenes raise nothing: they are in the metrics.
     """
-    if num_actors:
-        share(resources, num_actors, reserve_cpu=True)  # wrong use is told before anything is written
-    if lpips_weights:
-        read_lpips(lpips_weights)
-    with open_ledger(run) as ledger:
-        shared_hash = read_hash(shared_folder)  # whether the tensors are of it is what every actor looks at
+    if job.num_actors:
+        share(job.resources, job.num_actors, reserve_cpu=True)  # wrong use is told before anything is written
+    if job.lpips_weights:
+        read_lpips(job.lpips_weights)
+    with open_ledger(job.run) as ledger:
+        shared_hash = read_hash(job.shared_folder)  # whether the tensors are of it is what every actor looks at
         ledger.check_shared(shared_hash)
-        settled = set(run.library.ids())
-        if not retry_failed:
-            settled |= set(run.given_up())
-        todo = [scene_id for scene_id in scene_ids if scene_id not in settled]
-        size = _batch_size(settings, len(scene_ids))
-        staff = _staff(resources, num_actors, -(-len(todo) // size))
-        folder = uri_of(shared_folder)
-        job = {"num_scenes": len(scene_ids), "store": spec.store or EMBEDDED, "shared": folder}
-        if ledger.other_settings(settings_hash(settings)):
-            print(f"warning: {run.path} holds scenes fitted with other stage-2 settings; they stay as they are")
-        run.write_config("stage2", settings, job)
-        print(f"stage 2: {len(todo)} scenes to fit, {len(scene_ids) - len(todo)} already done or given up", flush=True)
-        rows = spec.with_latents(shared_hash)
-        if rows.latents:
-            print(f"stage 2: cached latents are used ({spec.store}/latents/{shared_hash[:12]}…)", flush=True)
-        fit_job = FitJob(uri_of(run.path), folder, settings.model_dump(), astuple(rows), ledger.epoch)
-        runs = fitter or FITTERS[settings.stage2.mode]
-        dispatcher = _dispatcher(ledger, fit_job, runs, staff, shared_hash, settings)
-        batches = _batches(settings, rows, scene_ids, settled, size)
-        start, already = time.time(), len(run.library.ids(stage=2))
-        with closing(batches), closing(dispatcher.run(batches, len(todo))) as progress:
-            next(progress, None)  # the actors start meanwhile, for seconds
-            with _tracked(run, settings, job, preset) as tracker:
-                for counts in progress:
-                    _track(tracker, counts, time.time() - start, already)
-                ledger.publish()
-                if join_parts:
-                    compact_after_job(ledger)
-                if lpips_weights:
-                    measure_lpips(run, lpips_weights)
-                metrics = summarise(run)
-                tracker.log_summary(metrics)
-                for path in (run.metrics, run.path / "scenes.parquet"):
-                    tracker.log_file(path)
-                _pictures(run, spec, scene_ids, tracker)
-        if join_parts:
+        settled = _settled(job)
+        if ledger.other_settings(settings_hash(job.settings)):
+            print(f"warning: {job.run.path} holds scenes fitted with other stage-2 settings; they stay as they are")
+        job.run.write_config("stage2", job.settings, job.noted)
+        metrics = _fit(job, ledger, shared_hash, settled)
+        if job.join_parts:
             forget_after_job(ledger)
         return metrics
 
 
-@dataclass(frozen=True)
-class _Staff:
-    """resources: of one actor; wanted: how many the cluster can hold now."""
-
-    resources: dict[str, Any]
-    wanted: Callable[[], int]
-
-
-def _staff(resources: Resources, num_actors: int | None, num_batches: int) -> _Staff:
-    """On GPUs as many as there are at the moment."""
-    parts = share_for_actors(resources, num_actors, num_batches)
-    asked = {"num_cpus": parts.cpus, "num_gpus": parts.gpus, "scheduling_strategy": "SPREAD"}
-    if not parts.gpus:
-        return _Staff(asked, lambda: parts.workers)
-    return _Staff(asked, lambda: num_actors or max(resources.gpus_asked, gpus_now()))
+def _settled(job: Stage2Job) -> set[str]:
+    """The scenes that need no fit: those that are in the library, and those that were given up."""
+    settled = set(job.run.library.ids())
+    if not job.retry_failed:
+        settled |= set(job.run.given_up())
+    left = sum(scene_id not in settled for scene_id in job.scene_ids)
+    print(f"stage 2: {left} scenes to fit, {len(job.scene_ids) - left} already done or given up", flush=True)
+    return settled
 
 
-def _dispatcher(
-    ledger: Ledger, job: FitJob, fitter: type[Fitter], staff: _Staff, shared_hash: str, settings: Settings
-) -> Dispatcher:
-    actor = ray.remote(fitter).options(**staff.resources, max_restarts=0, max_task_retries=0)
+def _fit(job: Stage2Job, ledger: Ledger, shared_hash: str, settled: Collection[str]) -> dict[str, Any]:
+    """Batches of what is left to actors, until all are accounted for; then what a job leaves. → the run's metrics."""
+    rows = job.spec.with_latents(shared_hash)
+    if rows.latents:
+        print(f"stage 2: cached latents are used ({job.spec.store}/latents/{shared_hash[:12]}…)", flush=True)
+    todo = [scene_id for scene_id in job.scene_ids if scene_id not in settled]
+    dispatcher = _dispatcher(job, ledger, rows, shared_hash, num_batches=-(-len(todo) // job.batch_size))
+    batches = _cohorts(job, settled) if job.settings.stage2.mode == "cohort" else _rows(job, rows, todo)
+    start, already = time.time(), len(job.run.library.ids(stage=2))
+    with closing(batches), closing(dispatcher.run(batches, len(todo))) as progress:
+        next(progress, None)  # the actors start meanwhile, for seconds
+        with _tracked(job) as tracker:
+            for counts in progress:
+                _track(tracker, counts, time.time() - start, already)
+            ledger.publish()
+            return _finish(job, ledger, tracker)
+
+
+def _finish(job: Stage2Job, ledger: Ledger, tracker: Tracker) -> dict[str, Any]:
+    """Joins parts, measures, draws. → the run's metrics."""
+    if job.join_parts:
+        compact_after_job(ledger)
+    if job.lpips_weights:
+        measure_lpips(job.run, job.lpips_weights)
+    metrics = summarise(job.run)
+    tracker.log_summary(metrics)
+    for path in (job.run.metrics, job.run.path / "scenes.parquet"):
+        tracker.log_file(path)
+    fitted = set(job.run.library.ids(stage=2))
+    shown = [scene_id for scene_id in job.scene_ids if scene_id in fitted][:PICTURED_SCENES]
+    log_scene_pictures(job.run, job.spec.open(), shown, "stage2", tracker.log_image, StoredModels(job.run))
+    return metrics
+
+
+def _dispatcher(job: Stage2Job, ledger: Ledger, rows: SourceSpec, shared_hash: str, num_batches: int) -> Dispatcher:
+    """Actors that fit, as many as the cluster can hold: on GPUs as many as there are at the moment."""
+    settings, parts = job.settings, share_for_actors(job.resources, job.num_actors, num_batches)
+    fit_job = FitJob(
+        uri_of(job.run.path), uri_of(job.shared_folder), settings.model_dump(), astuple(rows), ledger.epoch
+    )
+    actor = ray.remote(job.fitter or FITTERS[settings.stage2.mode]).options(
+        num_cpus=parts.cpus, num_gpus=parts.gpus, scheduling_strategy="SPREAD", max_restarts=0, max_task_retries=0
+    )
+
+    def wanted() -> int:
+        if not parts.gpus:
+            return parts.workers
+        return job.num_actors or max(job.resources.gpus_asked, gpus_now())
+
     cohort = settings.stage2.mode == "cohort"
     return Dispatcher(
-        make_actor=lambda: actor.remote(job),
-        wanted=staff.wanted,
+        make_actor=lambda: actor.remote(fit_job),
+        wanted=wanted,
         max_attempts=settings.stage2.max_attempts,
         deadline=settings.stage2.deadline_seconds,
         accounts=ledger,
@@ -145,31 +167,22 @@ def _dispatcher(
     )
 
 
-def _batch_size(settings: Settings, num_scenes: int) -> int:
-    if settings.stage2.mode == "cohort":
-        return settings.stage2.cohort_size or num_scenes
-    return settings.stage2.scenes_per_batch
-
-
-def _batches(
-    settings: Settings, spec: SourceSpec, ids: list[str], settled: Collection[str], size: int
-) -> Generator[pa.Table]:
-    """Mode frozen: rows of the scenes that are left, read as they are needed; mode cohort: ids of the members."""
-    if settings.stage2.mode == "cohort":
-        yield from _cohorts(ids, size, settled)
-        return
+def _rows(job: Stage2Job, rows: SourceSpec, todo: list[str]) -> Generator[pa.Table]:
+    """Mode frozen: rows of the scenes that are left, read as they are needed."""
     bound_reading()
-    dataset = scene_dataset(spec, [scene_id for scene_id in ids if scene_id not in settled], rows_per_block=size)
-    with closing(batches_of(dataset, size)) as batches:
+    dataset = scene_dataset(rows, todo, rows_per_block=job.batch_size)
+    with closing(batches_of(dataset, job.batch_size)) as batches:
         yield from batches
 
 
-def _cohorts(ids: Sequence[str], size: int, settled: Collection[str]) -> Iterator[pa.Table]:
-    """Fixed chunks of all ids, each without the scenes that are done or given up: going on never mixes cohorts."""
-    for start in range(0, len(ids), size):
-        members = [scene_id for scene_id in ids[start : start + size] if scene_id not in settled]
-        if members:
-            yield pa.table({"scene_id": members})
+def _cohorts(job: Stage2Job, settled: Collection[str]) -> Generator[pa.Table]:
+    """Mode cohort: ids of the members. Fixed chunks of all ids, each without the scenes that are settled, so that going
+    on never mixes cohorts."""
+    for start in range(0, len(job.scene_ids), job.batch_size):
+        members = job.scene_ids[start : start + job.batch_size]
+        left = [scene_id for scene_id in members if scene_id not in settled]
+        if left:
+            yield pa.table({"scene_id": left})
 
 
 class _CohortEpochs:
@@ -193,12 +206,12 @@ class _CohortEpochs:
 
 
 @contextmanager
-def _tracked(run: RunFolder, settings: Settings, job: dict[str, Any], preset: str) -> Iterator[Tracker]:
+def _tracked(job: Stage2Job) -> Iterator[Tracker]:
     """The MLflow run of stage 2, which ends as the block does."""
     from scaling.distributed.tracking import Tracker  # more than a second, which the actors need not wait for
 
-    tracker = Tracker(run, "stage2", tags={"preset": preset})
-    tracker.log_settings(settings, job)
+    tracker = Tracker(job.run, "stage2", tags={"preset": job.preset})
+    tracker.log_settings(job.settings, job.noted)
     try:
         yield tracker
     except BaseException as error:
@@ -210,9 +223,3 @@ def _tracked(run: RunFolder, settings: Settings, job: dict[str, Any], preset: st
 def _track(tracker: Tracker, counts: Counts, seconds: float, already: int) -> None:
     values = {"stage2/scenes_per_hour": 3600 * counts.done / seconds, "stage2/failed": float(counts.failed)}
     tracker.log_metrics({**values, "stage2/psnr": counts.mean_psnr}, step=already + counts.done)
-
-
-def _pictures(run: RunFolder, spec: SourceSpec, ids: list[str], tracker: Tracker) -> None:
-    fitted = set(run.library.ids(stage=2))
-    chosen = [scene_id for scene_id in ids if scene_id in fitted][:PICTURED_SCENES]
-    log_scene_pictures(run, spec.open(), chosen, "stage2", tracker.log_image, StoredModels(run))
