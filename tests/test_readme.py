@@ -1,4 +1,4 @@
-"""The README holds: its Python runs, its commands parse, its files exist; and the code documents itself."""
+"""The READMEs hold: their Python runs, their commands parse, their links lead somewhere; the code documents itself."""
 
 from __future__ import annotations
 
@@ -20,17 +20,22 @@ from scaling.export.planes import export_planes
 from scaling.pictures.draw import to_pixels
 
 ROOT = Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text()
+READMES = sorted(
+    path for path in ROOT.rglob("README.md") if not any(part.startswith(".") for part in path.relative_to(ROOT).parts)
+)
+TEXTS = {str(path.relative_to(ROOT)): path.read_text() for path in READMES}
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.S | re.M)
 
 
-def blocks(language: str) -> list[str]:
-    """The fenced blocks of a language, in order; "" for those that name none."""
-    return [text for found, text in re.findall(r"^```(\w*)\n(.*?)^```$", README, re.S | re.M) if found == language]
+def blocks(language: str, name: str | None = None) -> list[str]:
+    """The fenced blocks of a language, of one README or of all, in order; "" for those that name none."""
+    texts = TEXTS.values() if name is None else [TEXTS[name]]
+    return [body for text in texts for found, body in FENCE.findall(text) if found == language]
 
 
 def inline_code() -> list[str]:
     """What stands between single backticks, fenced blocks left out."""
-    return re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```$", "", README, flags=re.S | re.M))
+    return [code for text in TEXTS.values() for code in re.findall(r"`([^`\n]+)`", FENCE.sub("", text))]
 
 
 # ---------------------------------------------------------------------- Python
@@ -46,10 +51,10 @@ def test_the_examples_run(tiny_settings, tiny_scenes, tmp_path, monkeypatch, one
     cameras = {"intrinsics": intrinsics, "cam2world": tiny_scenes[0].cam2world.tolist()}
     (tmp_path / "my-car" / "cameras.json").write_text(json.dumps(cameras))
     monkeypatch.chdir(tmp_path)
-    examples = blocks("python")
+    examples = blocks("python", "scaling/README.md")
     names: dict[str, object] = {}
     for number, example in enumerate(examples, 1):
-        exec(compile(example, f"README.md, Python example {number}", "exec"), names)
+        exec(compile(example, f"scaling/README.md, Python example {number}", "exec"), names)
     assert len(examples) == 6
     assert "2 scenes, among them ['car-00002', 'car-00003']" in capsys.readouterr().out
     assert (tmp_path / "car.png").is_file()
@@ -72,7 +77,16 @@ def test_a_command_parses(script, arguments):
 
 
 def test_the_commands_were_found():
-    assert {"quickstart", "prepare", "stage1", "stage2", "evaluate", "render"} <= {Path(s).stem for s, _ in FENCED}
+    assert len(READMES) == 6
+    scripts = {Path(script).stem for script, _ in FENCED}
+    assert {"quickstart", "prepare", "stage1", "stage2", "evaluate", "render", "fit", "bytes"} <= scripts
+
+
+def test_the_root_readme_is_short_and_begins_with_the_two_commands():
+    assert len(TEXTS["README.md"].splitlines()) <= 200
+    first, second = FENCE.findall(TEXTS["README.md"])[:2]
+    assert first[0] == second[0] == "bash"
+    assert "experiments/quickstart.py" in first[1] and "pytest" in second[1]
 
 
 def test_flags_in_the_text_exist():
@@ -105,16 +119,22 @@ def test_a_wrong_command_is_found(line, message):
 # ---------------------------------------------------------------------- files
 
 
-def test_every_link_leads_somewhere():
-    links = [link for link in re.findall(r"\]\(([^)\s]+)\)", README) if "://" not in link]
-    assert links
-    missing = [link for link in links if not (ROOT / link.split("#")[0]).exists()]
-    assert not missing, missing
+@pytest.mark.parametrize("name", TEXTS)
+def test_every_link_leads_somewhere(name):
+    for link in re.findall(r"\]\(([^)\s]+)\)", TEXTS[name]):
+        if "://" in link:
+            continue
+        file, _, heading = link.partition("#")
+        target = (ROOT / name).parent / file if file else ROOT / name
+        assert target.exists(), link
+        if heading:
+            headings = re.findall(r"^#+ (.*)$", target.read_text(), re.M)
+            assert heading in {re.sub(r"[^\w\- ]", "", line.lower()).replace(" ", "-") for line in headings}, link
 
 
 def test_every_preset_is_named():
     missing = {path.stem for path in PRESETS.glob("*.yaml")} - set(inline_code())
-    assert not missing, f"README.md names no preset {sorted(missing)}"
+    assert not missing, f"no README names preset {sorted(missing)}"
 
 
 # ---------------------------------------------------------------------- docstrings
