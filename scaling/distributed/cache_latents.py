@@ -43,7 +43,7 @@ TRIES = 5  # at a part, when its actor's process or node dies
 
 @dataclass(frozen=True)
 class EncodeJob:
-    """What an actor needs to know, in plain values; shared: as `storage.uri_of` gives it."""
+    """What an actor needs to know, in plain values; shared: as `paths.uri_of` gives it."""
 
     shared: str
     spec: tuple[str | None, int, int, str | None]

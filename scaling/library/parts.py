@@ -32,7 +32,9 @@ ADDED = {
     **dict.fromkeys(LATER_METRICS, 4),
 }  # columns that older formats do not have: the format version that brought them
 ROW_GROUP_BYTES = 1 << 20  # before compression: what is read to get one scene
-MOST_GAIN = 16  # by compression; planes gain less, and readers refuse a file that unpacks to very much (`arrow_files`)
+MOST_GAIN = (
+    16  # by compression; planes gain less, and readers refuse a file that unpacks to very much (`storage.parquet`)
+)
 FLOATS = (*METRICS, "seconds", "coefs.list.element")
 
 

@@ -24,7 +24,7 @@ class SceneParams:
     """What belongs to S scenes: their micro planes [S, P, F_mic, K, K], their coefs [S, M] over the base planes, and
     their visual hulls [S, CELLS³] (bool): the box's cells that their views do not carve away. None: they have none.
 
-    Everything else is shared. SharedModel.start_params and random_params make them; library/fitted_scenes.py packs
+    Everything else is shared. SharedModel.start_params and random_params make them; library/scene_row.py packs
     them.
     """
 

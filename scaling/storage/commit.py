@@ -13,7 +13,7 @@ def commit_file(path: AnyPath, data: bytes) -> bool:
     """Writes a new file: temporary file, fsync, link to the final name, fsync the folder. OSError names `path`.
 
     → False where the name exists already: somebody committed it before; nothing is changed then. An object store has
-    no exclusive write, so there names must differ between writers that could meet (see `fitted_scenes.part_name`).
+    no exclusive write, so there names must differ between writers that could meet (see `library.parts.part_name`).
     """
     if not isinstance(path, Path):
         if path.is_file():

@@ -39,7 +39,7 @@ from scaling.training.training_scene import prepare_scene
 
 @dataclass(frozen=True)
 class FitJob:
-    """What an actor needs to know, in plain values. run, shared: as `storage.uri_of` gives them; epoch: of the driver's
+    """What an actor needs to know, in plain values. run, shared: as `paths.uri_of` gives them; epoch: of the driver's
     lease."""
 
     run: str
