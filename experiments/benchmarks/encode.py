@@ -77,10 +77,10 @@ def encode_rate(size: str, variant: tuple[int, bool, str, bool], least_seconds: 
 
     batch, channels_last, precision, compiled = variant
     small = preset_settings("sd").autoencoder
-    autoencoder = sd_size_autoencoder() if size == "sd" else build_autoencoder(small, IMAGE_SIZE)
+    sd = size == "sd"
+    autoencoder = sd_size_autoencoder(precision) if sd else build_autoencoder(small, IMAGE_SIZE, precision)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     autoencoder = autoencoder.to(device=device, memory_format=layout).requires_grad_(False).eval()
-    autoencoder.precision = precision
     set_precision(precision)
     images = torch.rand(batch, 3, IMAGE_SIZE, IMAGE_SIZE, device=device).contiguous(memory_format=layout)
     torch.compiler.reset()  # or the variants before this one count against how often the method may be compiled

@@ -178,7 +178,7 @@ def measure_row(
     from shared.workload import untrained_model
 
     device, settings = arguments.device, row_settings(precision, arguments)
-    autoencoder = sd_size_autoencoder() if arguments.autoencoder == "sd" else None
+    autoencoder = sd_size_autoencoder(precision) if arguments.autoencoder == "sd" else None
     shared = untrained_model(settings, autoencoder, device)
     VARIANTS[variant](shared)
     few = {"stage2": {name: {"num_epochs": 1, "steps_per_epoch": 2} for name in ("latent", "rgb")}}

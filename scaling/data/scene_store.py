@@ -75,8 +75,8 @@ class StoreWriter:
         return self
 
     def add(self, row: Mapping[str, Any], bounds: Sequence[Sequence[float]] | None = None) -> bool:
-        """Adds a row made by `scene_views.make_row`. bounds: low and high corner of where the scene is, as far as its views
-        say. False where it is rejected: its id is bad or already in the store."""
+        """Adds a row made by `scene_views.make_row`. bounds: low and high corner of where the scene is, as far as its
+        views say. False where it is rejected: its id is bad or already in the store."""
         scene_id = row["scene_id"]
         try:
             check_scene_id(scene_id)

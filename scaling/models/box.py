@@ -1,8 +1,8 @@
 """The part of space that planes span: a cuboid, split into cells; and which cells a ray goes through.
 
 A scene says for each cell what rays find there: 0 where there is nothing (its views carve it away, see
-training/measure/visual_hull.py), else 1 + its density, as far as that is known (see `SharedModel.cells`). Rays are sampled in
-cells above 0.
+training/measure/visual_hull.py), else 1 + its density, as far as that is known (see `SharedModel.cells`). Rays are
+sampled in cells above 0.
 """
 
 from __future__ import annotations

@@ -21,9 +21,10 @@ class Field(nn.Module):
         num_colours: int,
         num_layers: int = 1,
         activation: Literal["relu", "softplus"] = "softplus",
+        precision: str = "float32",
     ) -> None:
         super().__init__()
-        self.precision = "float32"  # the shared model sets it from its settings
+        self.precision = precision
         self.activation = getattr(functional, activation)
         self.hidden = nn.Linear(num_features, width)
         self.more = nn.ModuleList(nn.Linear(width, width) for _ in range(num_layers - 1))

@@ -130,7 +130,7 @@ def _read(folder: AnyPath, settings: Settings) -> SharedModel:
 def _described(folder: AnyPath, settings: Settings) -> SharedModel:
     autoencoder = None
     if settings.autoencoder.has_decoder:
-        autoencoder = described_autoencoder(folder / "autoencoder", settings.autoencoder)
+        autoencoder = described_autoencoder(folder / "autoencoder", settings.autoencoder, settings.precision)
     try:
         model = SharedModel(settings, autoencoder)
     except (SettingsError, RuntimeError, TypeError) as error:  # torch's own say where in C++ they come from
@@ -176,12 +176,12 @@ def read_json(path: AnyPath) -> dict[str, Any]:
     return values
 
 
-def described_autoencoder(folder: AnyPath, settings: AutoencoderSettings) -> ImageAutoencoder:
+def described_autoencoder(folder: AnyPath, settings: AutoencoderSettings, precision: str) -> ImageAutoencoder:
     """An autoencoder as folder/config.json describes it, its weights not read yet."""
     path = folder / "config.json"
     config = read_json(path)
     try:
-        return empty_autoencoder(settings, config)
+        return empty_autoencoder(settings, config, precision)
     except Exception as error:  # diffusers checks little of it: any error can come of any value
         raise SharedModelError(f"{path}: no autoencoder can be made of it ({error}); {RESTORE}") from error
 

@@ -26,7 +26,8 @@ from scaling.storage.tensors import tensors_hash
 
 
 class SharedModel(nn.Module):
-    """settings: those of stage 1; representation, rendering, autoencoder and image size are read from them."""
+    """settings: those of stage 1; representation, rendering, autoencoder, image size and precision are read from them.
+    autoencoder: one that was built for them; None: it is built."""
 
     background: Tensor
     coefs_mean: Tensor
@@ -40,9 +41,8 @@ class SharedModel(nn.Module):
         self.settings = settings
         shape = settings.representation
         if autoencoder is None:
-            autoencoder = build_autoencoder(settings.autoencoder, settings.data.image_size)
+            autoencoder = build_autoencoder(settings.autoencoder, settings.data.image_size, settings.precision)
         self.autoencoder = autoencoder
-        autoencoder.precision = settings.precision
         if settings.data.image_size % autoencoder.shrink:
             raise SettingsError(
                 f"data.image_size ({settings.data.image_size}) must be a multiple of {autoencoder.shrink}, "
@@ -72,9 +72,8 @@ class SharedModel(nn.Module):
         """A field of this model's sizes with random weights."""
         shape = self.settings.representation
         features, colours = shape.micro_features + shape.macro_features, self.autoencoder.latent_channels
-        field = Field(features, shape.field_width, colours, shape.field_layers, shape.field_activation)
-        field.precision = self.settings.precision
-        return field
+        sizes = features, shape.field_width, colours, shape.field_layers
+        return Field(*sizes, shape.field_activation, self.settings.precision)
 
     @property
     def latent_size(self) -> int:

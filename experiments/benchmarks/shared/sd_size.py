@@ -15,7 +15,7 @@ from scaling.models.autoencoders.kl import KLAutoencoder
 CHANNELS = (128, 256, 512, 512)
 
 
-def sd_size_autoencoder() -> KLAutoencoder:
+def sd_size_autoencoder(precision: str = "float32") -> KLAutoencoder:
     """Stable Diffusion's shape, 84 M parameters, random weights."""
     from diffusers import AutoencoderKL
 
@@ -23,7 +23,7 @@ def sd_size_autoencoder() -> KLAutoencoder:
         block_out_channels=CHANNELS, layers_per_block=2, latent_channels=4, norm_num_groups=32,
         down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
     )  # fmt: skip
-    return KLAutoencoder(vae, None)
+    return KLAutoencoder(vae, None, precision)
 
 
 def sd_seconds_per_view(image_size: int = 128, views: int = 2) -> dict[str, float]:

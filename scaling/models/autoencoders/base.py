@@ -17,7 +17,13 @@ class ImageAutoencoder(nn.Module, ABC):
     """
 
     def __init__(
-        self, latent_channels: int, shrink: int, latent_std: float, has_encoder: bool, has_decoder: bool
+        self,
+        latent_channels: int,
+        shrink: int,
+        latent_std: float,
+        has_encoder: bool,
+        has_decoder: bool,
+        precision: str = "float32",
     ) -> None:
         super().__init__()
         self.latent_channels = latent_channels
@@ -25,7 +31,7 @@ class ImageAutoencoder(nn.Module, ABC):
         self.latent_std = latent_std
         self.has_encoder = has_encoder
         self.has_decoder = has_decoder
-        self.precision = "float32"  # the shared model sets it from its settings
+        self.precision = precision
 
     @property
     def is_identity(self) -> bool:

@@ -16,8 +16,8 @@ if TYPE_CHECKING:  # two seconds of imports, for those who make one
 class KLAutoencoder(NormalisedAutoencoder):
     """AutoencoderKL with normalised latents; its encoder gives a distribution."""
 
-    def __init__(self, vae: AutoencoderKL, latent_scale: float | None) -> None:
-        super().__init__(vae, 2 ** (len(vae.config.block_out_channels) - 1), latent_scale)
+    def __init__(self, vae: AutoencoderKL, latent_scale: float | None, precision: str = "float32") -> None:
+        super().__init__(vae, 2 ** (len(vae.config.block_out_channels) - 1), latent_scale, precision)
 
     def encode_raw(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """images [B, 3, H, W] → mean and log-variance of the raw latents, each [B, C, h, w]."""

@@ -22,15 +22,15 @@ from scaling.storage.tensors import read_tensors
 WEIGHTS = "diffusion_pytorch_model.safetensors"  # beside config.json, as diffusers names it
 
 
-def build_autoencoder(settings: AutoencoderSettings, image_size: int) -> ImageAutoencoder:
+def build_autoencoder(settings: AutoencoderSettings, image_size: int, precision: str = "float32") -> ImageAutoencoder:
     """A pre-trained autoencoder by hub name or folder, or a new one of the settings' sizes.
 
     Raises ValueError that names the folder or hub name where it cannot be loaded.
     """
     if settings.pretrained is not None:
-        return load_pretrained(settings)
+        return load_pretrained(settings, precision)
     if settings.kind == "super_resolution":
-        return SuperResolutionAutoencoder(settings.shrink, settings.decoder_width, settings.decoder_blocks)
+        return SuperResolutionAutoencoder(*_sizes(settings), precision)
     from diffusers import AutoencoderKL
 
     depth = len(settings.block_out_channels)
@@ -44,21 +44,27 @@ def build_autoencoder(settings: AutoencoderSettings, image_size: int) -> ImageAu
         norm_num_groups=settings.norm_num_groups,
         mid_block_add_attention=False,
     )
-    return KLAutoencoder(vae, settings.latent_scale)
+    return KLAutoencoder(vae, settings.latent_scale, precision)
 
 
-def empty_autoencoder(settings: AutoencoderSettings, config: Mapping[str, Any]) -> ImageAutoencoder:
+def _sizes(settings: AutoencoderSettings) -> tuple[int, int, int]:
+    return settings.shrink, settings.decoder_width, settings.decoder_blocks
+
+
+def empty_autoencoder(
+    settings: AutoencoderSettings, config: Mapping[str, Any], precision: str = "float32"
+) -> ImageAutoencoder:
     """One as config.json describes it, its weights not read yet. ValueError where it is none of the settings' kind."""
     check_config(config, settings.kind)
     if settings.kind == "super_resolution":
         for name in ("shrink", "decoder_width", "decoder_blocks"):
             if config[name] != getattr(settings, name):
                 raise ValueError(f"{name} is {config[name]}, autoencoder.{name} is {getattr(settings, name)}")
-        return SuperResolutionAutoencoder(settings.shrink, settings.decoder_width, settings.decoder_blocks)
-    return _of_diffusers(settings, _diffusers_class(settings.kind).from_config(config))
+        return SuperResolutionAutoencoder(*_sizes(settings), precision)
+    return _of_diffusers(settings, _diffusers_class(settings.kind).from_config(config), precision)
 
 
-def load_pretrained(settings: AutoencoderSettings) -> ImageAutoencoder:
+def load_pretrained(settings: AutoencoderSettings, precision: str = "float32") -> ImageAutoencoder:
     """By local folder or hub name: safetensors only, and of the hub a pinned revision.
 
     Raises ValueError that names it where it cannot be loaded.
@@ -72,7 +78,7 @@ def load_pretrained(settings: AutoencoderSettings) -> ImageAutoencoder:
             folder = Path(source, "" if inside else settings.subfolder or "")
             config = parse_json(read_limited(folder / "config.json"))
             if settings.kind == "super_resolution":
-                return _load_super_resolution(settings, folder, config)
+                return _load_super_resolution(settings, folder, config, precision)
         elif settings.kind == "super_resolution":
             raise ValueError("no such folder, and the hub is not asked for this kind")
         elif settings.revision is None:
@@ -81,7 +87,8 @@ def load_pretrained(settings: AutoencoderSettings) -> ImageAutoencoder:
             config = _diffusers_class(settings.kind).load_config(source, **where)
         check_config(config, settings.kind)
         options = {"use_safetensors": True, "low_cpu_mem_usage": False}
-        return _of_diffusers(settings, _diffusers_class(settings.kind).from_pretrained(source, **options, **where))
+        vae = _diffusers_class(settings.kind).from_pretrained(source, **options, **where)
+        return _of_diffusers(settings, vae, precision)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         name = KINDS[settings.kind][0]
         remedy = f"Name a local folder with the config.json and safetensors of a {name}"
@@ -100,13 +107,15 @@ def _diffusers_class(kind: str) -> Any:
     return getattr(diffusers, KINDS[kind][0])
 
 
-def _of_diffusers(settings: AutoencoderSettings, vae: Any) -> ImageAutoencoder:
-    return (KLAutoencoder if settings.kind == "kl" else TinyAutoencoder)(vae, settings.latent_scale)
+def _of_diffusers(settings: AutoencoderSettings, vae: Any, precision: str) -> ImageAutoencoder:
+    return (KLAutoencoder if settings.kind == "kl" else TinyAutoencoder)(vae, settings.latent_scale, precision)
 
 
-def _load_super_resolution(settings: AutoencoderSettings, folder: Path, config: Mapping[str, Any]) -> ImageAutoencoder:
+def _load_super_resolution(
+    settings: AutoencoderSettings, folder: Path, config: Mapping[str, Any], precision: str
+) -> ImageAutoencoder:
     with torch.device("meta"):  # sizes are compared before memory is taken
-        autoencoder = empty_autoencoder(settings, config)
+        autoencoder = empty_autoencoder(settings, config, precision)
     decoder = autoencoder.get_submodule("decoder")
     tensors = read_tensors(folder / WEIGHTS, decoder.state_dict())
     decoder.to_empty(device="cpu").load_state_dict(tensors)

@@ -54,8 +54,8 @@ class NormalisedAutoencoder(ImageAutoencoder):
 
     latent_scale: Tensor
 
-    def __init__(self, vae: Any, shrink: int, latent_scale: float | None) -> None:
-        super().__init__(vae.config.latent_channels, shrink, TARGET_STD, has_encoder=True, has_decoder=True)
+    def __init__(self, vae: Any, shrink: int, latent_scale: float | None, precision: str = "float32") -> None:
+        super().__init__(vae.config.latent_channels, shrink, TARGET_STD, True, True, precision)
         self.vae = vae
         self.shift = float(vae.config.get("shift_factor") or 0.0)
         self.register_buffer("latent_scale", torch.tensor(latent_scale or TARGET_STD))

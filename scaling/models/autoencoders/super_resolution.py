@@ -68,8 +68,8 @@ class SuperResolution(nn.Module):
 class SuperResolutionAutoencoder(ImageAutoencoder):
     """shrink: pixels a side of one latent; decoder_width, decoder_blocks: of the decoder (see `SuperResolution`)."""
 
-    def __init__(self, shrink: int, decoder_width: int, decoder_blocks: int) -> None:
-        super().__init__(3, shrink, latent_std=1.0, has_encoder=False, has_decoder=decoder_blocks > 0)
+    def __init__(self, shrink: int, decoder_width: int, decoder_blocks: int, precision: str = "float32") -> None:
+        super().__init__(3, shrink, 1.0, has_encoder=False, has_decoder=decoder_blocks > 0, precision=precision)
         self.sizes = {"shrink": shrink, "decoder_width": decoder_width, "decoder_blocks": decoder_blocks}
         self.decoder = SuperResolution(shrink, decoder_width, decoder_blocks)
 

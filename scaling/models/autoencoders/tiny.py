@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 class TinyAutoencoder(NormalisedAutoencoder):
     """AutoencoderTiny with normalised latents; nothing is sampled."""
 
-    def __init__(self, vae: AutoencoderTiny, latent_scale: float | None) -> None:
-        super().__init__(vae, 2 ** (len(vae.config.num_encoder_blocks) - 1), latent_scale)
+    def __init__(self, vae: AutoencoderTiny, latent_scale: float | None, precision: str = "float32") -> None:
+        super().__init__(vae, 2 ** (len(vae.config.num_encoder_blocks) - 1), latent_scale, precision)
 
     def encode_raw(self, images: Tensor) -> tuple[Tensor, None]:
         """images [B, 3, H, W] → the raw latents [B, C, h, w]."""
