@@ -2,6 +2,15 @@
 
 The shared model's parts move by one Adam under data-parallel averaging; each scene's micro planes and coefs are rows of
 a table that move by an Adam of their own, on the worker that owns the scene.
+
+    start ─► enter(phase): readies the model, makes the optimisers ◄──────────────────────────┐
+                │        (of a checkpoint: loads their states, once)                          │
+                ▼                                                                             │
+    ┌──► epoch: fill cells from densities ─► steps: batch ─► PhaseStep ─► Adams ─► finite?    │
+    │           │                                                            └─ no ─► Diverged│
+    │           ▼                                                                             │
+    └── on_epoch(report): the caller saves a checkpoint ─► last epoch ─► next phase ──────────┘
+                                                                    └─► no phase is left: at_the_end
 """
 
 from __future__ import annotations
