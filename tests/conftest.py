@@ -60,6 +60,12 @@ TINY: dict[str, Any] = {
 }
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "ray_6_cpus_4_gpus" in getattr(item, "fixturenames", ()):
+            item.add_marker("ray")
+
+
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """Tensors are so small here that threads wait for one another more than they compute."""

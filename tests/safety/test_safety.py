@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import pickle
 import random
+import signal
 import struct
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +176,13 @@ def deep_schema() -> bytes:
     length = bytes([count & 127 | 128, count >> 7 & 127 | 128, count >> 14])
     footer = b"\x15\x04\x19\xfc" + length + one * count + b"\x16\x00\x19\x0c\x00"
     return b"PAR1" + footer + struct.pack("<I", len(footer)) + b"PAR1"
+
+
+def test_pyarrow_alone_dies_of_a_deep_schema(tmp_path: Path) -> None:
+    """So there is a footer reader of ours. Once pyarrow raises an error here, `storage/parquet_footer.py` can go."""
+    (tmp_path / "deep.parquet").write_bytes(deep_schema())
+    program = f"import pyarrow.parquet; pyarrow.parquet.ParquetFile({str(tmp_path / 'deep.parquet')!r})"
+    assert subprocess.run([sys.executable, "-c", program], stderr=subprocess.DEVNULL).returncode == -signal.SIGSEGV
 
 
 @pytest.mark.parametrize(
