@@ -1,4 +1,4 @@
-"""Joins the many small parts of a run's library into few large ones: python experiments/compact.py --run RUN"""
+"""Join the many small parts of a run's library into a few large ones: python experiments/compact.py --run RUN"""
 
 import argparse
 import sys
@@ -10,7 +10,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = command_parser(__doc__, "run")
     parser.add_argument(
         "--grace", type=float, default=600.0, metavar="SECONDS",
-        help="replaced parts go after so long; 0: at once, where nobody reads the library (default: 600)",
+        help="how long replaced parts are kept for readers; 0 only if nobody reads the library (default: 600)",
     )  # fmt: skip
     return parser
 

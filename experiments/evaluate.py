@@ -1,4 +1,4 @@
-"""Gathers a run's metrics: python experiments/evaluate.py --run RUN writes RUN/metrics.json and RUN/scenes.parquet."""
+"""Gather a run's metrics into RUN/metrics.json and RUN/scenes.parquet: python experiments/evaluate.py --run RUN"""
 
 import sys
 
@@ -9,7 +9,7 @@ def main() -> int:
     parser = command_parser(__doc__, "run")
     parser.add_argument(
         "--lpips-weights", type=location, metavar="FILE",
-        help="safetensors of LPIPS over VGG16: renders all test views and measures it, without a download",
+        help="safetensors of LPIPS over VGG16: render all test views and measure LPIPS, without a download",
     )  # fmt: skip
     parser.add_argument("--store", help="scene store of the true views for LPIPS (default: what config.yaml names)")
     arguments = parse_without_settings(parser)

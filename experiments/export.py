@@ -1,8 +1,8 @@
-"""Exports fitted scenes: python experiments/export.py --run RUN --what planes|mesh|views --out DIR
+"""Export fitted scenes: python experiments/export.py --run RUN --what planes|mesh|views --out DIR
 
-planes: tri-planes as a data set to train generative models on, 2 * 3 * F * K * K bytes a scene (float16; 53 kB with
-preset default, 0.8 MB with paper). mesh: a coloured surface of each scene, some 2 MB. views: images and cameras in
-nerfstudio's layout. The same command again goes on where one was stopped.
+planes: tri-planes as a data set to train generative models on, 2 * 3 * F * K * K bytes a scene (float16; 256 kB with
+preset default, 786 kB with paper). mesh: a coloured surface of each scene, 1 to 2 MB. views: images and cameras in
+nerfstudio's layout. The same command again continues an export that was stopped.
 """
 
 import argparse
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from scaling.cli import command_parser, disk_folder, parse_without_settings, positive_int, run_command
 
-FLAGS = {"num_views": "views", "path": "views", "format": "mesh", "points": "mesh"}  # which export a flag shapes
+FLAGS = {"num_views": "views", "path": "views", "format": "mesh", "points": "mesh"}  # flag → the export it is for
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -19,17 +19,17 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--what", choices=("planes", "mesh", "views"), required=True, help="what to export")
     parser.add_argument("--out", type=disk_folder, required=True, metavar="DIR", help="folder to write to, on a disk")
     parser.add_argument("--scenes", type=Path, metavar="FILE", help="file with one scene id a line (default: all)")
-    parser.add_argument("--num-views", type=positive_int, metavar="N", help="views: of each scene (default: 48)")
+    parser.add_argument("--num-views", type=positive_int, metavar="N", help="views: number per scene (default: 48)")
     parser.add_argument(
         "--path", choices=("sphere", "ring"),
-        help="views: spread over all elevations that scenes were seen from, or one turn (default: sphere)",
+        help="views: sphere: over all elevations that scenes were seen from; ring: one turn (default: sphere)",
     )  # fmt: skip
     parser.add_argument(
         "--format", choices=("glb", "ply"), help="mesh: GLB for viewers, y up, or PLY, z up (default: glb)"
     )
     parser.add_argument(
         "--points", type=positive_int, metavar="N",
-        help="mesh: densities along the longest side of the box; memory and time go with the cube (default: 128)",
+        help="mesh: densities along the longest side of the box; memory and time grow with its cube (default: 128)",
     )  # fmt: skip
     return parser
 
@@ -50,7 +50,7 @@ def main() -> int:
         index = export_planes(run, out, scenes)
         print(f"{out}: {index.num_scenes} scenes in {len(index.shards)} shards")
         if len(index.models) > 1:
-            print(f"{len(index.models)} different fields read them, index.json says which: train on those of one")
+            print(f"the planes belong to {len(index.models)} different fields (see index.json): train on those of one")
     elif arguments.what == "mesh":
         from scaling.export.meshes import NUM_POINTS, export_meshes
 

@@ -1,7 +1,7 @@
-"""Reads posed images into a scene store: python experiments/prepare.py --source DIR --store STORE
+"""Read posed images into a scene store: python experiments/prepare.py --source DIR --store STORE
 
-With --latents --shared DIR it also caches what the shared model's encoder makes of them, which stage 2 then takes;
-without --source it does so for a store that exists.
+--latents --shared DIR also caches the latents that the shared model's encoder makes of all views; stage 2 then reads
+them. Without --source, latents are cached for a store that exists.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def main() -> int:
 
     store = arguments.store
     if arguments.latents:
-        check_encodes(arguments.shared)  # before the source is read
+        check_encodes(arguments.shared)  # now, because reading the source takes long
     resources = connect(arguments.address)
     if arguments.latents and arguments.source and holds(store, arguments.source):
         print(f"{store} holds a scene store of {arguments.source} already; it stays as it is")

@@ -1,4 +1,4 @@
-"""The whole path on the embedded cars: stage 1, stage 2, metrics, pictures. Minutes on two CPU cores."""
+"""Run the whole path on embedded cars: stage 1, stage 2, metrics, pictures. It takes minutes on two CPU cores."""
 
 import sys
 import time
@@ -34,6 +34,7 @@ def main() -> int:
     rest = choose_ids(spec.open(), None, leave_out=first, count=arguments.stage2_scenes)
     train_stage1(Job(run, settings, spec, first, cluster, arguments.preset))
     metrics = fit_stage2(Stage2Job(run, settings, spec, rest, cluster, arguments.preset, shared_folder=run.shared))
+    # The first scene that was fitted: one that failed has nothing to render.
     pictures = render_stored_scenes(run, [scene_id for scene_id in rest if scene_id in run.library.ids(2)][:1])
     print(table_text(metrics))
     print("pictures:")

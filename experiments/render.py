@@ -1,4 +1,4 @@
-"""Renders a fitted scene: python experiments/render.py --run RUN --scene ID writes turntables and a contact sheet."""
+"""Render turntables and a contact sheet of a fitted scene: python experiments/render.py --run RUN --scene ID"""
 
 import sys
 

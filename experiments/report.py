@@ -1,4 +1,4 @@
-"""Reports on runs in one HTML file that opens offline: python experiments/report.py --run RUN --run RUN --out FILE"""
+"""Report on runs in one HTML file that opens offline: python experiments/report.py --run RUN --run RUN --out FILE"""
 
 import sys
 
@@ -7,7 +7,7 @@ from scaling.cli import command_parser, location, parse_without_settings, run_co
 
 def main() -> int:
     parser = command_parser(__doc__, "runs")
-    parser.add_argument("--out", type=location, required=True, help="HTML file to write; one that is there is replaced")
+    parser.add_argument("--out", type=location, required=True, help="HTML file to write; an older one is replaced")
     arguments = parse_without_settings(parser)
 
     from scaling.distributed.tracking import log_report, read_curves

@@ -1,4 +1,4 @@
-"""Trains the shared model on the first scenes: python experiments/stage1.py --store STORE --num-scenes 500"""
+"""Train the shared model on the first scenes: python experiments/stage1.py --store STORE --num-scenes 500"""
 
 import sys
 
@@ -21,7 +21,7 @@ def main() -> int:
     spec = SourceSpec.of(arguments.store, settings.data)
     ids = choose_ids(spec.open(), arguments.scenes, count=arguments.num_scenes, balanced=True)
     if len(ids) < arguments.num_scenes:
-        print(f"warning: {len(ids)} scenes are all there are; --num-scenes asked for {arguments.num_scenes}")
+        print(f"warning: there are only {len(ids)} scenes; --num-scenes asked for {arguments.num_scenes}")
     run = RunFolder(arguments.run)
     cluster = connect(arguments.address, arguments.gpus)
     metrics = train_stage1(Job(run, settings, spec, ids, cluster, arguments.preset), arguments.num_workers)

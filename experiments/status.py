@@ -1,4 +1,4 @@
-"""Says how a run stands, from its files alone: python experiments/status.py --run RUN"""
+"""Show how a run stands, from its files alone: python experiments/status.py --run RUN"""
 
 import sys
 

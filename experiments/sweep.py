@@ -1,8 +1,8 @@
-"""Runs the trials of a space, several at a time: python experiments/sweep.py --space FILE --run RUN [--store STORE]
+"""Run the trials of a space, several at a time: python experiments/sweep.py --space FILE --run RUN [--store STORE]
 
-Ends with a table and the Pareto front of PSNR against seconds and bytes a scene: RUN/sweep.json and
-RUN/pictures/pareto.png. The same command again goes on with a stopped sweep; trials that are done are not run again.
-Ready spaces are in experiments/sweeps/. Flags go over a space's settings; what it varies cannot be a flag.
+The sweep ends with a table and the Pareto fronts of PSNR against seconds and bytes a scene: RUN/sweep.json and
+RUN/pictures/pareto.png. The same command again continues a stopped sweep; trials that are done are not run again.
+experiments/sweeps/ has ready-made spaces. Flags override a space's settings; a key that it varies cannot be a flag.
 """
 
 import argparse
@@ -15,13 +15,14 @@ from scaling.cli import command_parser, parse_settings, run_command
 def add_flags() -> argparse.ArgumentParser:
     parser = command_parser(__doc__, "run", "store", "address", "gpus")
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--space", type=Path, required=True, help="YAML file: what the trials vary, and how")
+    parser.add_argument("--space", type=Path, required=True, help="YAML file that says what the trials vary, and how")
     parser.add_argument("--retry-failed", action="store_true", help="run trials again that failed")
     return parser
 
 
 def named_space() -> Path | None:
-    """The space of the command line, which brings a preset and names the default run folder."""
+    """The file that --space names, read before the other flags: their defaults for preset and run folder depend on
+    it."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--space", type=Path)
     return first.parse_known_args()[0].space

@@ -1,4 +1,4 @@
-"""Shows a run's fitted scenes in a browser, on this machine only: python experiments/view.py --run RUN"""
+"""Show a run's fitted scenes in a browser, on this machine only: python experiments/view.py --run RUN"""
 
 import sys
 

@@ -14,8 +14,8 @@ __all__ = ["fit_scene", "load_library"]
 
 
 def __getattr__(name: str) -> Any:
-    # Every `import scaling.x` runs this file first. The API needs torch, which takes seconds to import and which --help
-    # and the settings do without, so it is imported where it is first asked for.
+    # Every `import scaling.x` runs this file first. The API needs torch, whose import takes seconds; --help and the
+    # settings need neither. So the API is imported at its first use.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from scaling.api import scenes

@@ -1,7 +1,7 @@
 """Cameras and rays: OpenCV axes (x right, y down, z forward), camera-to-world, world z up.
 
-Intrinsics are normalised by the image size: focal lengths and principal point are fractions of the
-image's width and height, so resizing an image leaves them as they are.
+Intrinsics are normalised by the image size: focal lengths and principal point are fractions of the image's width and
+height, so they stay the same when an image is resized.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Rays:
-    """Straight lines p(t) = origin + t · direction; t is a distance, as directions have length 1.
+    """Straight lines p(t) = origin + t · direction. t is a distance in world units.
 
-    origins, directions: [..., R, 3], world coordinates.
+    origins, directions: [..., R, 3], in world coordinates, where directions have length 1, or in a box's (`Box.into`).
     """
 
     origins: Tensor
@@ -32,10 +32,14 @@ class Rays:
 
 
 def pixel_rays(cam2world: Tensor, intrinsics: Tensor, height: int, width: int) -> Rays:
-    """Rays through the centres of the pixels of an image, row by row.
+    """Rays through the centres of all pixels of an image, row by row.
 
     cam2world [..., 4, 4], intrinsics [..., 3, 3] (normalised) → Rays [..., height · width, 3].
-    Pixel (row i, column j) has its centre at ((j + ½) / width, (i + ½) / height). ValueError for other shapes.
+    Pixel (row i, column j) has its centre at ((j + ½) / width, (i + ½) / height). Raises ValueError for other shapes.
+
+    >>> rays = pixel_rays(torch.eye(4), normalised_intrinsics(focal=1 / 3), height=1, width=2)
+    >>> rays.directions[1]  # through (¾, ½): x = (¾ − ½) / focal = ¾, y = 0, z = 1; divided by its length 1.25
+    tensor([0.6000, 0.0000, 0.8000])
     """
     if cam2world.shape[-2:] != (4, 4) or intrinsics.shape[-2:] != (3, 3):
         raise ValueError(f"expected [..., 4, 4] and [..., 3, 3], got {cam2world.shape} and {intrinsics.shape}")
@@ -44,10 +48,10 @@ def pixel_rays(cam2world: Tensor, intrinsics: Tensor, height: int, width: int) -
 
 
 def rays_through(cam2world: Tensor, intrinsics: Tensor, pixels: Tensor, height: int, width: int) -> Rays:
-    """One ray for each pixel, through its centre, each with a camera of its own.
+    """One ray through the centre of each pixel; each pixel can have its own camera.
 
-    cam2world [..., 4, 4], intrinsics [..., 3, 3] (normalised), pixels [...]: row · width + column; their leading axes
-    broadcast → Rays [..., 3].
+    cam2world [..., 4, 4], intrinsics [..., 3, 3] (normalised), pixels [...]: row · width + column; the leading axes of
+    the three broadcast → Rays [..., 3].
     """
     u = (pixels % width + 0.5) / width
     v = (pixels // width + 0.5) / height
@@ -60,9 +64,9 @@ def rays_through(cam2world: Tensor, intrinsics: Tensor, pixels: Tensor, height: 
 
 
 def look_at_origin(azimuth: Tensor, elevation: Tensor, radius: Tensor) -> Tensor:
-    """Cameras on a sphere that look at the origin with the world's z up.
+    """Cameras on a sphere that look at the origin, with the world's z up.
 
-    azimuth, elevation (radians), radius: [V] → cam2world [V, 4, 4].
+    azimuth, elevation (radians, not straight up or down), radius (world units): [V] → cam2world [V, 4, 4].
     """
     position = radius[:, None] * torch.stack(
         [elevation.cos() * azimuth.cos(), elevation.cos() * azimuth.sin(), elevation.sin()], dim=-1
@@ -79,13 +83,21 @@ def look_at_origin(azimuth: Tensor, elevation: Tensor, radius: Tensor) -> Tensor
 
 
 def orbit(num_views: int, radius: float, elevation: float = math.radians(25.0)) -> Tensor:
-    """num_views cameras [V, 4, 4] at equal steps once around the origin, for turntables."""
+    """Cameras [V, 4, 4] at num_views equal steps around the origin, for turntables. radius: world units; elevation:
+    radians.
+
+    >>> orbit(4, radius=2.0, elevation=0.0)[0, :3, 3]  # the first camera is on the x axis, the second on the y axis
+    tensor([2., 0., 0.])
+    """
     azimuth = torch.arange(num_views) * (2 * math.pi / num_views)
     return look_at_origin(azimuth, torch.full_like(azimuth, elevation), torch.full_like(azimuth, radius))
 
 
 def zone(num_views: int, radius: float, lowest: float, highest: float) -> Tensor:
-    """num_views cameras [V, 4, 4] spread evenly over a sphere between two elevations (radians), by the golden angle."""
+    """Cameras [V, 4, 4] at num_views places spread evenly, by the golden angle, over a sphere between two elevations.
+
+    radius: world units; lowest, highest: elevations in radians.
+    """
     steps = torch.arange(num_views)
     azimuth = steps * (math.pi * (3 - math.sqrt(5)))
     low, high = math.sin(lowest), math.sin(highest)
@@ -94,5 +106,11 @@ def zone(num_views: int, radius: float, lowest: float, highest: float) -> Tensor
 
 
 def normalised_intrinsics(focal: float) -> Tensor:
-    """Intrinsics [3, 3] with one focal length (fraction of the image size) and a centred principal point."""
+    """Intrinsics [3, 3] with one focal length (fraction of the image size) and a centred principal point.
+
+    >>> normalised_intrinsics(96 / 128)  # 96 pixels, in an image of 128 × 128
+    tensor([[0.7500, 0.0000, 0.5000],
+            [0.0000, 0.7500, 0.5000],
+            [0.0000, 0.0000, 1.0000]])
+    """
     return torch.tensor([[focal, 0.0, 0.5], [0.0, focal, 0.5], [0.0, 0.0, 1.0]])

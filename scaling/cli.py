@@ -1,4 +1,4 @@
-"""Command lines: settings from `--preset`, `--config` and `--section.key`, and the flags all commands share."""
+"""Command lines: settings from `--preset`, `--config` and `--section.key`, and the flags that commands share."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from scaling.storage.json_yaml import MAX_YAML_BYTES, parse_yaml
 if TYPE_CHECKING:
     from scaling.storage.paths import AnyPath
 
-JOB_COPY = "working_dir_files"  # in the path of the folder that `ray job submit --working-dir` runs a driver in
+JOB_COPY = "working_dir_files"  # part of the path of the folder where `ray job submit --working-dir` runs a driver
 PRESETS = Path(__file__).resolve().parent.parent / "experiments" / "presets"
 
 
 def positive_int(text: str) -> int:
-    """argparse type of counts that must be at least 1; ArgumentTypeError says what else was given."""
+    """argparse type for counts of at least 1. Raises ArgumentTypeError, which says what was given instead."""
     return _at_least(1, text)
 
 
 def count(text: str) -> int:
-    """argparse type of counts that may be 0."""
+    """argparse type for counts that may be 0."""
     return _at_least(0, text)
 
 
 def port_number(text: str) -> int:
-    """argparse type of a port to listen on; 0 stands for any free one."""
+    """argparse type for a port to listen on; 0 stands for any free port."""
     port = count(text)
     if port > 65535:
         raise argparse.ArgumentTypeError(f"ports go up to 65535, not {port}")
@@ -42,7 +42,7 @@ def port_number(text: str) -> int:
 
 
 def location(text: str) -> AnyPath:
-    """argparse type of a folder on a disk, or a URI of one in an object store."""
+    """argparse type for a folder on a disk, or the URI of a folder in an object store."""
     from scaling.storage.paths import to_path  # imports pyarrow, which takes longer than parsing
 
     try:
@@ -52,7 +52,7 @@ def location(text: str) -> AnyPath:
 
 
 def disk_folder(text: str) -> Path:
-    """argparse type of a folder on a disk, for what other programs read."""
+    """argparse type for a folder on a disk, for output that other programs read."""
     if "://" in text:
         raise argparse.ArgumentTypeError(f"{text}: must be a folder on a disk; copy it to the store afterwards")
     return Path(text)
@@ -77,8 +77,8 @@ def _documented_keys(section: type[BaseModel], prefix: str = "") -> Iterator[tup
 
 
 def command_parser(description: str | None, *flags: str) -> argparse.ArgumentParser:
-    """A parser with the settings flags and the named shared ones of "run", "runs", "store", "address", "gpus",
-    "num-scenes". "runs": `--run` may be repeated, and the namespace's `runs` is the list.
+    """A parser with `--preset`, `--config`, and those shared flags that `flags` names: "run", "runs", "store",
+    "address", "gpus", "num-scenes". "runs": `--run` may be repeated, and the namespace's `runs` is the list.
 
     `parse_settings` adds every `--section.key`.
     """
@@ -92,19 +92,19 @@ def command_parser(description: str | None, *flags: str) -> argparse.ArgumentPar
     if "runs" in flags:
         parser.add_argument(
             "--run", dest="runs", action="append", type=location,
-            help="run folder or file-system URI; several are compared (default: runs/<preset>)",
+            help="run folder or file-system URI; repeat it to compare runs (default: runs/<preset>)",
         )  # fmt: skip
     if "store" in flags:
         parser.add_argument("--store", help="scene store: folder or file-system URI (default: the embedded cars)")
     if "num-scenes" in flags:
-        parser.add_argument("--num-scenes", type=positive_int, required=True, help="scenes to take")
+        parser.add_argument("--num-scenes", type=positive_int, required=True, help="number of scenes to take")
         parser.add_argument("--scenes", type=Path, help="file with one scene id a line, instead of store order")
     if "address" in flags:
         parser.add_argument("--address", help="Ray cluster to join (default: RAY_ADDRESS, else a local one)")
     if "gpus" in flags:
         parser.add_argument(
             "--gpus", type=positive_int, default=0, metavar="N",
-            help="ask the cluster's autoscaler for N GPUs, and count on them (default: those that are there)",
+            help="ask the cluster's autoscaler for N GPUs, and plan with them (default: the GPUs present)",
         )  # fmt: skip
     return parser
 
@@ -112,10 +112,11 @@ def command_parser(description: str | None, *flags: str) -> argparse.ArgumentPar
 def parse_settings(
     parser: argparse.ArgumentParser, argv: Sequence[str] | None = None
 ) -> tuple[argparse.Namespace, Settings]:
-    """Reads the command line; ends the program with status 2 and a message where it is wrong.
+    """Read the command line; where it is wrong, end the program with status 2 and a message.
 
-    The namespace gains `given`: the dotted settings that flags or --config named.
+    The namespace gains `given`: the settings that flags or --config named, by dotted key.
     """
+    # --preset and --config are read first: the values that --help shows depend on them.
     argv = list(sys.argv[1:] if argv is None else argv)
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--preset", default=parser.get_default("preset"))
@@ -129,12 +130,14 @@ def parse_settings(
         namespace, unknown = parser.parse_known_args(argv)
         if unknown:
             parser.error(_explain_unknown(unknown[0], list(shown)))
+        # Flags win over the file, and the file over the preset.
         flags = {key: _flag_value(key, text) for key, text in vars(namespace).items() if key in shown}
         over = merge(from_file, unflatten(flags))
         settings = make_settings(merge(values, over))
     except SettingsError as error:
         parser.error(str(error))
     namespace.given = flatten(over)
+    # The default run folder is named after the preset, which is known only now.
     if getattr(namespace, "run", False) is None:
         namespace.run = Path("runs") / namespace.preset
     if getattr(namespace, "runs", False) is None:
@@ -145,13 +148,14 @@ def parse_settings(
 
 
 def _refuse_relative(parser: argparse.ArgumentParser, namespace: argparse.Namespace) -> None:
+    # Ray deletes a job's copy of the code, and with it whatever lies at a relative path.
     named = {name: getattr(namespace, name, None) for name in ("run", "store", "shared", "out")}
     for name, value in [*named.items(), *(("run", run) for run in getattr(namespace, "runs", []))]:
         value = str(value or "/")
         if "://" not in value and not Path(value).is_absolute():
             parser.error(
-                f"--{name}: {value} would lie in the job's own copy of the code and go with it; give the URI of an "
-                "object store, or the absolute path of a folder that all nodes share"
+                f"--{name}: {value} would lie in the job's own copy of the code and be deleted with it; give the URI "
+                "of an object store, or the absolute path of a folder that all nodes share"
             )
 
 
@@ -163,7 +167,8 @@ def _flag_value(key: str, text: str) -> Any:
 
 
 def parse_without_settings(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """For commands that settings do not shape: `--preset` only names the default run folder; any key is an error."""
+    """Read the command line of a command that uses no settings: `--preset` only names the default run folder, and any
+    settings key is an error."""
     namespace, _ = parse_settings(parser, argv)
     if namespace.given:
         parser.error(f"settings do not change what this command does; leave out {', '.join(namespace.given)}")
@@ -189,8 +194,11 @@ def _add_settings(parser: argparse.ArgumentParser, shown: dict[str, Any]) -> Non
 
 
 def run_command(main: Callable[[], int]) -> int:
-    """Runs a command. What its user can mend becomes one line and status 1 (or 2 for settings); no traceback. SIGTERM,
-    with which schedulers and spot machines end a job, is taken as Ctrl-C is."""
+    """Run a command and return its exit status.
+
+    An error that the user can correct becomes one line without a traceback: status 2 for settings, else 1. SIGTERM, by
+    which schedulers and spot machines end a job, is treated like Ctrl-C: status 130.
+    """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -222,7 +230,7 @@ def unflatten(flat: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A settings file as nested values. Raises SettingsError where it is missing, malformed or no mapping."""
+    """Read a settings file as nested values. Raises SettingsError where it is missing, malformed or no mapping."""
     try:
         values = parse_yaml(atomic.read_limited(path, MAX_YAML_BYTES)) or {}
     except FileNotFoundError:
@@ -237,7 +245,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def read_preset(name: str) -> dict[str, Any]:
-    """Values of a preset. Raises SettingsError that lists the presets where there is none of that name."""
+    """Read the values of a preset. Raises SettingsError, which lists the presets, where none has this name."""
     known = sorted(path.stem for path in PRESETS.glob("*.yaml"))
     if name not in known:
         raise SettingsError(f"--preset: no preset {name!r}; there are {', '.join(known)}")

@@ -96,3 +96,39 @@ def test_everything_below_distributed_imports_without_ray_and_mlflow():
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+# ---------------------------------------------------------------------- sizes
+
+
+def test_rooms_and_files_stay_small():
+    """At most 20 files a folder, 350 lines a file, 60 lines a function; no loose modules at the root."""
+    package = ROOT / "scaling"
+    assert {path.name for path in package.glob("*.py")} == {"__init__.py", "cameras.py", "cli.py"}
+    for folder in {path.parent for path in package.rglob("*.py")}:
+        files = [path for path in folder.iterdir() if path.is_file()]
+        assert len(files) <= 20, f"{folder}: {len(files)} files"
+    for path in package.rglob("*.py"):
+        text = path.read_text()
+        assert len(text.splitlines()) <= 350, path
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno - node.lineno < 60, f"{path}: {node.name}"
+
+
+def test_no_module_imports_itself_through_others():
+    graph = {module_name(path): set(on_import(ast.parse(path.read_text()).body)) for path in modules()}
+    graph = {name: {needed for needed in graph if needed in used} for name, used in graph.items()}
+    while leaves := {name for name, used in graph.items() if not used}:
+        graph = {name: used - leaves for name, used in graph.items() if name not in leaves}
+    assert not graph, f"circles among {sorted(graph)}"
+
+
+def on_import(body: list[ast.stmt]) -> Iterator[str]:
+    """Modules, and names in them, that a module imports as it is imported: not in functions, nor for type checkers."""
+    for node in body:
+        if isinstance(node, ast.ImportFrom):
+            yield str(node.module)
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)

@@ -2,9 +2,10 @@
 
 python experiments/benchmarks/actors.py --scenes 32 --json FILE
 
-The same scenes of a store are fitted with preset `quick` (fewer steps) by one and by two actors, in turn, twice.
-efficiency: seconds of one actor over twice the seconds of two, from the first batch's start to the last one's commit;
-starting actors is not in it, nor is drawing the cars: a store is read, as in a job. Run it on two idle cores.
+One and two actors fit the same scenes of a store with preset `quick` (fewer steps), in turn, --rounds times each.
+efficiency: seconds of one actor over twice the seconds of two. Time counts from the start of the first batch to the
+commit of the last one. It leaves out the start of actors and the drawing of cars: as in a job, scenes are read from a
+store. Run this on two idle cores.
 """
 
 import argparse
@@ -26,7 +27,7 @@ STEPS = {"latent": {"steps_per_epoch": 150}}
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenes", type=positive_int, default=32, help="scenes of each run; batches hold four")
-    parser.add_argument("--rounds", type=positive_int, default=2, help="times that each number of actors has its turn")
+    parser.add_argument("--rounds", type=positive_int, default=2, help="how often each number of actors has its turn")
     parser.add_argument("--out", type=Path, default=Path("runs/actors"), help="folder of the runs; replaced")
     parser.add_argument("--json", type=Path, required=True, help="where the figures go")
     return parser
@@ -47,6 +48,7 @@ def main() -> int:
     times = out / "times"
     times.mkdir(parents=True)
     os.environ["SCALING_TIMES"] = str(times)  # before Ray starts: its workers inherit it
+    # An untrained model will do, because only time is measured.
     save_shared(SharedModel(chosen), out / "shared", ["none-of-them"])
     ids = embedded_ids(arguments.scenes)
     with StoreWriter(out / "store", "embedded cars") as writer:
@@ -54,6 +56,7 @@ def main() -> int:
             writer.add(embedded_car(scene_id, chosen.data.image_size, chosen.data.embedded_views))
     spec = SourceSpec.of(str(out / "store"), chosen.data)
     cluster = connect()
+    # One and two actors take turns, so that what else the machine does meets both.
     seconds: dict[int, list[float]] = {1: [], 2: []}
     for turn in range(arguments.rounds):
         for actors in (1, 2):

@@ -1,12 +1,12 @@
-"""What a fitted scene takes on disk: python experiments/benchmarks/bytes.py --json FILE
+"""How many bytes a fitted scene takes on disk: python experiments/benchmarks/bytes.py --json FILE
 
-Libraries of random scenes, committed in parts of 16 as stage 2's actors do, then joined as stage 2 does at its end.
-Bytes are those of all files of the library's folder: parts, manifests, lease. Ids are 32 random hexadecimal digits, as
-ShapeNet's are; metrics and coefs are random float32. Micro planes have a spectrum of 1/f, as smooth fields do, with a
-tenth of Laplacian noise.
+Libraries of random scenes are committed in parts of 16, then joined as stage 2 joins parts at its end. Bytes count all
+files in the library's folder: parts, manifests, lease. Ids are 32 random hexadecimal digits, like those of ShapeNet;
+metrics and coefs are random float32. Micro planes have a spectrum of 1/f, like smooth fields, plus Laplacian noise of
+scale 0.1.
 
 1. `ulw`: no micro planes, 50 coefs;
-2. F_mic = 4, of --resolution: float16, int8, int4; with the signal-to-noise ratio of what is read back.
+2. F_mic = 4, K = --resolution, stored as float16, int8, int4, with the signal-to-noise ratio of the planes read back.
 """
 
 import argparse
@@ -46,7 +46,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def planes(features: int, resolution: int) -> Tensor:
-    """[3, features, K, K], of standard deviation 1 but for the noise."""
+    """Random micro planes [3, features, K, K], of standard deviation 1 before the noise is added."""
     shape = (3, features, resolution, resolution)
     if not features:
         return torch.zeros(shape)
@@ -59,7 +59,7 @@ def planes(features: int, resolution: int) -> Tensor:
 
 
 def scenes(number: int, features: int, resolution: int) -> Iterator[SceneParams]:
-    """The same ones at each call: coefs vary about a mean, as those of a class do."""
+    """Random scenes, the same at each call. Coefs vary about a mean, as those of a category do."""
     torch.manual_seed(0)
     mean = 0.3 * torch.randn(COEFS)
     for _ in range(number):
@@ -67,7 +67,7 @@ def scenes(number: int, features: int, resolution: int) -> Iterator[SceneParams]
 
 
 def random_row(index: int, params: SceneParams, dtype: str) -> dict[str, Any]:
-    """A row as an actor makes it."""
+    """A library row as an actor makes it, with random metrics."""
     metrics = {name: None if name == "lpips" else 20 + torch.randn(()).item() for name in METRICS}
     return {
         **vars(pack_scene(params, dtype)), **metrics, "scene_id": hashlib.md5(str(index).encode()).hexdigest(),
@@ -77,7 +77,8 @@ def random_row(index: int, params: SceneParams, dtype: str) -> dict[str, Any]:
 
 
 def measure(folder: Path, number: int, features: int, resolution: int, dtype: str) -> dict[str, float]:
-    """Commits a library and joins its parts. → bytes a scene before and after, and seconds of joining."""
+    """Commit a library and join its parts. → bytes a scene before ("apart") and after ("joined"), "seconds" of
+    joining."""
     shutil.rmtree(folder, ignore_errors=True)
     run = RunFolder(folder)
     library = run.library.folder
@@ -103,7 +104,7 @@ def folder_bytes(folder: Path) -> int:
 
 
 def snr(dtype: str, resolution: int, number: int = 64) -> float:
-    """Of the planes that are read back, in dB; those of float32 are the truth."""
+    """The signal-to-noise ratio in dB of planes that are stored as `dtype` and read back, against float32."""
     signal, noise = 0.0, 0.0
     for params in scenes(number, FEATURES, resolution):
         back = unpack_scene(vars(pack_scene(params, dtype))).micro_planes

@@ -2,9 +2,10 @@
 
 python experiments/benchmarks/classes.py --store STORE --json FILE [--preset quick] [--train 16] [--fit 8]
 
-One shared model is trained on the first --train scenes of each category, with the preset's steps, and one on all of
-these scenes together, which sees each of them less often. All fit the next --fit scenes of every category they know,
-frozen. One CPU thread each, two shared models at a time; those that are done are kept under --out.
+For each category one shared model is trained on its first --train scenes, with the preset's steps. One more is trained
+on all of these scenes together, with the same number of steps, so it sees each scene less often. Every model then fits
+the next --fit scenes of each category it knows, in mode frozen. Two models are made at a time, each by one CPU thread;
+finished ones are kept under --out.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ from scaling.cli import positive_int, read_preset, run_command
 from scaling.config import Settings, make_settings
 from scaling.storage.json_yaml import parse_json
 
-ALL = "all"  # the set that all categories share
+ALL = "all"  # name of the set that all categories share
 
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--store", required=True, help="scene store with at least two categories")
-    parser.add_argument("--preset", default="quick", help="of experiments/presets [quick]")
+    parser.add_argument("--preset", default="quick", help="name of a preset in experiments/presets [quick]")
     parser.add_argument("--train", type=positive_int, default=16, help="scenes of stage 1 in each category [16]")
     parser.add_argument("--fit", type=positive_int, default=8, help="scenes fitted in each category [8]")
     parser.add_argument("--out", type=Path, default=Path("runs/classes"), help="shared models")
@@ -38,7 +39,8 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def split(source: Any, train: int, fit: int) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-    """The first `train` and the next `fit` ids of each category. ValueError where there are too few."""
+    """The first `train` and the next `fit` ids of each category. Raises ValueError where the store has one category
+    only, or too few scenes of one."""
     from scaling.data.choose_scenes import ids_by_category
 
     of_category = ids_by_category(source)
@@ -54,7 +56,10 @@ def split(source: Any, train: int, fit: int) -> tuple[dict[str, list[str]], dict
 def measure_set(
     job: tuple[str, list[str]], fit_ids: dict[str, list[str]], settings: Settings, spec: Any, out: Path
 ) -> dict[str, Any]:
-    """Stage 1 of one set, then its frozen fits. → the figures of each category that it knows."""
+    """Run stage 1 of one set, then its frozen fits. job: name of the set and ids of its scenes in stage 1.
+
+    → the figures of each category that the set knows, by category, and those of stage 1.
+    """
     import torch
     from variants import settings_key, train
 
@@ -69,6 +74,7 @@ def measure_set(
     train(settings, spec, ids, folder)
     shared, _ = load_shared(folder)
     rows: dict[str, Any] = {"stage1_cpu_seconds": parse_json((folder / "seconds.json").read_bytes()), "scenes": ids}
+    # A set of one category is not asked to fit another one.
     for category, wanted in fit_ids.items():
         if name not in (category, ALL):
             continue

@@ -1,9 +1,9 @@
-"""Views a second that are encoded, by an autoencoder of each size, and that are decoded from PNG before that.
+"""How many views a second are encoded, by autoencoders of two sizes, and decoded from PNG before that.
 
 python experiments/benchmarks/encode.py --json FILE
 
-small: preset sd's sizes from scratch; sd: Stable Diffusion's size; both of random weights, on views of
-128². One thread on a CPU. png_percent: the share that PNG decoding by one CPU thread has in both together.
+small: preset sd's sizes from scratch; sd: Stable Diffusion's size. Both have random weights; views are 128². A CPU uses
+one thread. png_percent: the share of PNG decoding, by one CPU thread, in the time of decoding and encoding together.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def rate(action: Callable[[], Any], views: int, least_seconds: float, device: Any) -> float:
-    """Views a second of an action that takes so many, after one time that is not counted."""
+    """Views a second of an action that handles `views` of them. It is called once without counting, then until the
+    calls have taken `least_seconds`."""
     from shared.stopwatch import seconds_of
 
     action()
@@ -45,7 +46,7 @@ def rate(action: Callable[[], Any], views: int, least_seconds: float, device: An
 
 
 def png_rates(least_seconds: float) -> dict[str, float]:
-    """Views of an embedded car: bytes → pixels, and bytes → the tensors that a fit takes."""
+    """Views of an embedded car a second, from PNG to pixels, and from PNG to the tensors that a fit takes."""
     from scaling.data.embedded.scenes import embedded_car
     from scaling.data.png import decode_png
     from scaling.data.scene_views import views_from_row
@@ -59,7 +60,8 @@ def png_rates(least_seconds: float) -> dict[str, float]:
 
 
 def variants(batches: list[int], device: Any) -> Iterator[tuple[int, bool, str, bool]]:
-    """Batch, channels-last, precision, compiled; of the last two a CPU has one each."""
+    """Combinations (batch, channels-last, precision, compiled). On a CPU, precision is float32 and nothing is
+    compiled."""
     gpu = device.type == "cuda"
     yield from product(
         batches, (False, True), ("float32", "bfloat16") if gpu else ("float32",), (False, True) if gpu else (False,)
@@ -67,7 +69,7 @@ def variants(batches: list[int], device: Any) -> Iterator[tuple[int, bool, str, 
 
 
 def encode_rate(size: str, variant: tuple[int, bool, str, bool], least_seconds: float, device: Any) -> float:
-    """Views a second of one variant."""
+    """Views a second that one variant encodes."""
     import torch
     from shared.sd_size import sd_size_autoencoder
     from shared.workload import preset_settings
@@ -83,7 +85,7 @@ def encode_rate(size: str, variant: tuple[int, bool, str, bool], least_seconds: 
     autoencoder = autoencoder.to(device=device, memory_format=layout).requires_grad_(False).eval()
     set_precision(precision)
     images = torch.rand(batch, 3, IMAGE_SIZE, IMAGE_SIZE, device=device).contiguous(memory_format=layout)
-    torch.compiler.reset()  # or the variants before this one count against how often the method may be compiled
+    torch.compiler.reset()  # else earlier variants count towards the limit on how often a method is compiled
     encode = torch.compile(autoencoder.encode, dynamic=False) if compiled else autoencoder.encode
     with torch.no_grad():
         return rate(lambda: encode(images), batch, least_seconds, device)
@@ -104,11 +106,11 @@ def main() -> int:
         names = dict(zip(("batch", "channels_last", "precision", "compiled"), variant))
         share = 100 / png["views_from_row"] / (1 / png["views_from_row"] + 1 / views)
         rows.append({"autoencoder": size, **names, "views_per_second": views, "png_percent": share})
-        arguments.json.write_text(json.dumps(figures, indent=1) + "\n")  # after each, as the last ones take minutes
+        arguments.json.write_text(json.dumps(figures, indent=1) + "\n")  # after each row: the last ones take minutes
     print(table_text(list(rows[0]), [list(row.values()) for row in rows]))
     print("\nPNG, views a second: " + ", ".join(f"{name} {value:,.0f}" for name, value in png.items()))
     if device.type != "cuda":
-        print("bfloat16 and torch.compile are left out: they are for GPUs, and this is a CPU")
+        print("bfloat16 and torch.compile are left out on a CPU: they are for GPUs")
     return 0
 
 

@@ -1,16 +1,16 @@
-"""A campaign of faults against stage 2: nothing lost, nothing twice, nothing different.
+"""A campaign of faults against stage 2: nothing may be lost, stored twice or different.
 
 python experiments/benchmarks/faults.py --scenes 200 --faults 100 --seed 0 --json FILE
 
-1. a store of embedded cars, some of them damaged; a shared model of preset `quick` with few steps;
-2. all scenes fitted once, in this process, undisturbed;
-3. the same job on a Ray cluster of three nodes, two of which have a GPU that exists in Ray's books only, while actors
-   are killed and frozen, nodes vanish and return, fits hang, writes are torn and fail, the driver is killed, stopped,
-   paused, and some scenes crash, raise or diverge whenever they are fitted;
-4. the library is compared with the undisturbed one.
+1. makes a store of embedded cars, some of them damaged, and a shared model of preset `quick` with few steps;
+2. fits all scenes once, in this process, undisturbed;
+3. runs the same job on a Ray cluster of three nodes, two of which have a GPU that exists only in Ray's books. Meanwhile
+   actors are killed and frozen, nodes vanish and return, fits hang, writes are torn and fail, the driver is killed,
+   stopped and paused, and some scenes crash, raise or diverge whenever they are fitted;
+4. compares the library with the undisturbed one.
 
-Faults come at random moments, spread over the run by what is settled so far. A killed driver is started again with the
-same command, until it says that the job is done.
+Faults come at random moments. They are spread over the run by the number of scenes that are settled. A driver that ends
+is started again with the same command, until one reports that the job is done.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from scaling.cli import positive_int, read_preset, run_command
 from scaling.config import Settings, make_settings, merge
 
 POISON = ("crash", "raise", "diverge")
-TIMED = {  # kind: how often, relative to others
+TIMED = {  # kind of fault → how often, relative to the others
     "actor killed": 5, "actor frozen": 1, "node removed": 3, "driver killed": 2, "driver stopped": 1,
     **dict.fromkeys(AT_FIT, 1), **dict.fromkeys(AT_COMMIT, 1), "driver paused": 0.3,
 }  # fmt: skip
@@ -56,7 +56,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="of what is damaged, and of kinds and moments of faults")
     parser.add_argument("--out", type=Path, default=Path("runs/faults"), help="folder of the campaign; replaced")
     parser.add_argument("--json", type=Path, required=True, help="where the figures go")
-    parser.add_argument("--drive", help=argparse.SUPPRESS)  # this script as the driver: the cluster's address
+    parser.add_argument("--drive", help=argparse.SUPPRESS)  # run as the driver, on the cluster at this address
     return parser
 
 
@@ -65,20 +65,26 @@ def settings() -> Settings:
 
 
 class Campaign:
-    """The folder and the plan of a campaign. planned: faults over time, by kind; poison: scenes by what they do."""
+    """The folder and the plan of a campaign.
+
+    injected: faults so far, by kind; num_timed: faults that come over time; fixed: faults that are scenes. After
+    `prepare`: ids: the scenes of stage 2; poison: what a scene does when it is fitted → the scenes that do so; corrupt:
+    scenes whose row in the store is damaged.
+    """
 
     def __init__(self, out: Path, num_scenes: int, num_faults: int, seed: int) -> None:
         self.out = out
         self.random = random.Random(seed)
         self.num_scenes = num_scenes
         self.injected: Counter[str] = Counter()
-        self.drivers: list[int] = []  # how each of them ended
-        fixed = max(4, min(num_faults, num_scenes) // 8)  # that many faults are scenes
+        self.drivers: list[int] = []  # exit status of each
+        fixed = max(4, min(num_faults, num_scenes) // 8)  # faults that are scenes: at least one of each kind
         self.num_timed = max(0, num_faults - fixed)
         self.fixed = fixed
 
     def prepare(self) -> None:
-        """Store, shared model and plan; the source is damaged where the plan says so."""
+        """Make the plan, the store, with rows damaged as planned, and the shared model. The campaign's folder is
+        replaced."""
         from scaling.data.embedded.scenes import embedded_car, embedded_ids
         from scaling.data.scene_store import StoreWriter
         from scaling.data.scene_views import views_from_row
@@ -91,6 +97,7 @@ class Campaign:
             (self.out / "faults" / name).mkdir(parents=True)
         chosen, ids = settings(), embedded_ids(TRAIN_SCENES + self.num_scenes)
         train, self.ids = ids[:TRAIN_SCENES], ids[TRAIN_SCENES:]
+        # Bad scenes are dealt out evenly: a quarter to each kind of POISON, and a quarter gets a damaged row.
         bad = self.random.sample(self.ids, self.fixed)
         self.poison = {kind: bad[index::4] for index, kind in enumerate(POISON)}
         self.corrupt = bad[3::4]
@@ -101,7 +108,7 @@ class Campaign:
         with StoreWriter(self.out / "store", "embedded cars") as writer:
             for scene_id in ids:
                 row = embedded_car(scene_id, size, num_views)
-                if scene_id in self.corrupt:
+                if scene_id in self.corrupt:  # half of a PNG is missing
                     row["views"][3] = row["views"][3][: len(row["views"][3]) // 2]
                 writer.add(row)
         self.spec = SourceSpec.of(str(self.out / "store"), chosen.data)
@@ -111,7 +118,7 @@ class Campaign:
         save_shared(stage1.shared, self.out / "shared", train)
 
     def fit_undisturbed(self) -> None:
-        """Every scene in batches of their order, by one fitter, into OUT/reference."""
+        """Fit every scene by one fitter, in batches of their order, into OUT/reference."""
         import pyarrow as pa
 
         from scaling.data.scene_store import SCHEMA
@@ -125,12 +132,13 @@ class Campaign:
             fitter.fit(pa.Table.from_pylist(rows, schema=schema), attempt=1)
 
     def run(self) -> float:
-        """The disturbed job, from its first driver to the one that says that it is done. → seconds."""
+        """Run the disturbed job, from its first driver to the one that ends with status 0. → seconds."""
         from fault_parts.fake_nodes import FakeNodes
 
         start, nodes = time.time(), FakeNodes(2)
         try:
             driver = self.start_driver(nodes.address)
+            # A fault is due when so many scenes are settled; the last ones leave time for what they cause.
             moments = sorted(self.random.uniform(0, 0.95 * self.num_scenes) for _ in range(self.num_timed))
             while driver.poll() != 0:
                 time.sleep(self.random.uniform(0.5, 2.5))
@@ -147,26 +155,26 @@ class Campaign:
         return time.time() - start
 
     def start_driver(self, address: str) -> subprocess.Popen:
-        """The command that a user would give again."""
+        """Start a driver by the command that a user would give again. Its output goes to OUT/driver.log."""
         command = [sys.executable, __file__, "--drive", address, "--out", str(self.out), "--json", os.devnull]
         with (self.out / "driver.log").open("a") as log:
             print(f"== driver {len(self.drivers) + 1}", file=log, flush=True)
             return subprocess.Popen(command, stdout=log, stderr=log)
 
     def settled(self) -> int:
-        """Scenes that are fitted or given up."""
+        """The number of scenes that are fitted or given up."""
         from scaling.library.run_folder import RunFolder
 
         run = RunFolder(self.out / "run")
         return len(set(run.library.ids()) | set(run.given_up()))
 
     def at_work(self) -> list[int]:
-        """Process ids of the fitters that live."""
+        """Process ids of the fitters that are alive."""
         alive = [int(path.name) for path in (self.out / "faults" / "pids").iterdir() if _lives(int(path.name))]
         return sorted(alive)
 
     def inject(self, nodes: Any, driver: subprocess.Popen) -> subprocess.Popen:
-        """One fault of a random kind. → the driver that is in charge after it."""
+        """Inject one fault of a random kind. → the driver that is in charge after it."""
         kind = self.random.choices(list(TIMED), list(TIMED.values()))[0]
         self.injected[kind] += 1
         print(f"  {sum(self.injected.values())}: {kind}  ({self.settled()} scenes settled)", flush=True)
@@ -183,15 +191,15 @@ class Campaign:
             driver.terminate()
         elif kind == "driver paused":
             return self.pause(nodes, driver)
-        else:
+        else:  # a fitter takes the token, and does what it says
             (self.out / "faults" / "tokens" / f"{kind}-{self.injected[kind]}").touch()
         return driver
 
     def pause(self, nodes: Any, driver: subprocess.Popen) -> subprocess.Popen:
-        """The driver sleeps until a second one has taken its run over; then it wakes up, and must go."""
+        """Pause the driver until a second one has taken over its run; on waking it must end. → the second one."""
         driver.send_signal(signal.SIGSTOP)
         second = self.start_driver(nodes.address)
-        time.sleep(45)
+        time.sleep(45)  # a lease is taken over after 30 s without a renewal
         driver.send_signal(signal.SIGCONT)
         self.drivers.append(driver.wait())
         print(f"  the paused driver ended with {driver.returncode}", flush=True)
@@ -206,7 +214,7 @@ def _lives(pid: int) -> bool:
 
 
 def drive(address: str, out: Path) -> int:
-    """What the driver runs: stage 2 as experiments/stage2.py has it, with a fitter that fails on demand."""
+    """What the driver runs: stage 2 as in experiments/stage2.py, with a fitter that fails on demand."""
     from fault_parts.faulty import FaultyFitter
 
     from scaling.data.choose_scenes import choose_ids
@@ -221,7 +229,7 @@ def drive(address: str, out: Path) -> int:
     ids = choose_ids(spec.open(), None, leave_out=read_scene_ids(shared))
     cluster = connect(address)
     run = RunFolder(out / "run")
-    # Parts stay apart: the report compares batches with those of the undisturbed library.
+    # Parts are not joined, because the report compares batches with those of the undisturbed library.
     job = Stage2Job(
         run, chosen, spec, ids, cluster, shared_folder=shared, num_actors=2, fitter=FaultyFitter, join_parts=False
     )

@@ -2,12 +2,15 @@
 
 python experiments/benchmarks/fit.py --json FILE [--store STORE --train-scenes FILE --fit-scenes FILE]
 
-Presets are run as they are in experiments/presets/. `same_field_triplanes` is no preset: plain tri-planes of pixels
-with all else of `sharp`, and its CPU time a scene; `rgb_triplanes` takes that of `default`. PSNR and SSIM are those of
-test views, of planes as they are stored. Seconds a scene go from decoded views to stored planes. Fits run one after the
-other: let nothing run beside them. Stage 1s that are done are kept under --out, so a killed call goes on.
+Presets are run as they are in experiments/presets/, except that tri-planes are stored as int8 and get as many steps as
+take the CPU time of another preset: `rgb_triplanes` that of `default`, `same_field_triplanes` that of `sharp`. The
+latter is no preset: plain tri-planes of pixels, with everything else as in `sharp`. PSNR and SSIM are of test views,
+rendered from planes as they are stored. Seconds a scene count from decoded views to packed planes. Fits run one after
+another; let nothing run beside them. Finished stage 1s are kept under --out, so the same command continues a call that
+was killed.
 
---with-paper also compares the published method with preset `sd`, whose shape it has (see fit_paper.py and fit.yaml).
+--with-paper also compares the published method with preset `sd`, which has the same kind of latents (see
+fit_parts/paper.py and fit_parts/fit.yaml).
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from typing import Any
 from scaling.cli import run_command
 from scaling.config import Data
 
-TRAIN, FIT = 32, 6  # embedded cars, and scenes of a store where no file names them
+TRAIN, FIT = 32, 6  # scenes of stage 1 and of stage 2 where no file names them
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -31,21 +34,21 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--store", help=f"scene store (default: the embedded cars, {TRAIN} and {FIT} of them)")
     parser.add_argument("--train-scenes", type=Path, help="ids of stage 1's scenes, one a line")
     parser.add_argument("--fit-scenes", type=Path, help="ids of stage 2's scenes, one a line")
-    parser.add_argument("--presets", type=names, metavar="NAME,NAME", help="which ones (default: the five)")
-    parser.add_argument("--uncarved", metavar="PRESET", help="fit its scenes in the uncarved cuboid, too")
-    parser.add_argument("--with-paper", action="store_true", help="compare `paper` with `sd`, too")
-    parser.add_argument("--out", type=Path, default=Path("runs/fit"), help="autoencoder and stage-1 models")
+    parser.add_argument("--presets", type=names, metavar="NAME,NAME", help="presets to run (default: all five)")
+    parser.add_argument("--uncarved", metavar="PRESET", help="also fit this one's scenes in the uncarved cuboid")
+    parser.add_argument("--with-paper", action="store_true", help="also compare `paper` with `sd`")
+    parser.add_argument("--out", type=Path, default=Path("runs/fit"), help="keeps the autoencoder and stage-1 models")
     parser.add_argument("--json", type=Path, required=True, help="where the figures go")
     return parser
 
 
 def names(text: str) -> list[str]:
-    """argparse type of names with commas between them."""
+    """argparse type of a list of names, separated by commas."""
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def make_job(store: str | None, train_scenes: Path | None, fit_scenes: Path | None, out: Path) -> Any:
-    """The scenes that all methods get; the ids of those that no file names are the first of the store."""
+    """The scenes that all methods get. Where no file names them, the first ones of the store are taken."""
     from fit_parts.stage1 import Job, measured_bounds
 
     from scaling.data.choose_scenes import choose_ids
@@ -59,7 +62,7 @@ def make_job(store: str | None, train_scenes: Path | None, fit_scenes: Path | No
 
 
 def cpu_model() -> str:
-    """What the operating system calls the processor."""
+    """The processor's name, as the operating system gives it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -69,7 +72,7 @@ def cpu_model() -> str:
 
 
 def plain(value: Any) -> Any:
-    """For JSON: points and curves."""
+    """Points and curves as plain values, for JSON."""
     return asdict(value)
 
 
@@ -88,6 +91,7 @@ def main() -> int:
     )
     from fit_parts.stage1 import train_all
 
+    # Everything is checked before the first stage 1, which takes minutes.
     methods = list(dict.fromkeys(arguments.presets or METHODS))
     check_methods(methods, arguments.uncarved)
     torch.set_num_threads(1)
@@ -103,12 +107,13 @@ def main() -> int:
         known = None if settings[method].stage2.latent.check_every else figures["scenes"][method]
         differences = uncarved_differences(settings[method], folders[method], views, known)
         figures |= {"uncarved_preset": method, "uncarved_difference_db": differences}
-    write(arguments.json, figures)  # the comparison below takes long
+    write(arguments.json, figures)  # now, because the comparison below takes long
     if arguments.with_paper:
         from fit_parts.figures import row_of, table_text
         from fit_parts.paper import compare
 
         figures |= compare(job)
+        # The presets' rows join those of `paper` and `sd`.
         figures["methods"] |= {method: row_of(figures, method) for method in methods}
         figures |= {method: row for method, row in figures["methods"].items() if method == "rgb_triplanes"}
         if "default" in methods:
@@ -120,7 +125,7 @@ def main() -> int:
 
 
 def write(path: Path, figures: dict[str, Any]) -> None:
-    """As JSON; its folder is made."""
+    """Write the figures as JSON. The file's folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(figures, indent=1, default=plain))
 

@@ -1,14 +1,16 @@
-"""Scenes a device-hour of frozen fits of preset sd, where their time goes, and how near that is to the device's
-limits. Needs torch, numpy, diffusers and what `scaling` below `distributed` imports: neither Ray nor MLflow.
+"""Frozen fits of preset sd: scenes a device-hour, where the time goes, and how near that is to the device's limits.
 
 python experiments/benchmarks/gpu_fit.py --json FILE
 
-On a GPU: 256 scenes, an autoencoder of Stable Diffusion's size. On a CPU a small form: 4 scenes, a small autoencoder
-(bfloat16 is not for CPUs). Weights and pictures are random: time does not depend on them, and quality means nothing.
-Each row fits all scenes with `fit_scenes`, the batches one after another, which gives scenes an hour. Then the parts of
-one batch are timed alone: encode, 2a, 2b through the student; evaluation (rendering and decoding test views) is apart.
-Work is counted in one more step or view of each (see counted.py): flops against a large matrix product in the row's
-precision, bytes against a large copy, both measured in this run. All times are wall time.
+Needs torch, numpy, diffusers and what `scaling` below `distributed` imports, but neither Ray nor MLflow. On a GPU: 256
+scenes, an autoencoder of Stable Diffusion's size. On a CPU, a small form: 4 scenes, a small autoencoder, no bfloat16.
+Weights and pictures are random: time does not depend on them, and quality means nothing.
+
+For each row all scenes are fitted with `fit_scenes`, one batch after another, which gives scenes an hour. Then the
+parts of one batch are timed alone: encoding, 2a, 2b through the student, and evaluation (rendering and decoding test
+views), which scenes an hour do not include. Work is counted in one more step or view of each (see counted.py). Flops
+are compared with a large matrix product in the row's precision, bytes with a large copy; both are measured in this run.
+All times are wall times.
 """
 
 from __future__ import annotations
@@ -27,20 +29,21 @@ ON_GPU = {
     "scenes": 256, "scenes_per_batch": [16, 64, 256], "precision": ["float32", "bfloat16"], "autoencoder": "sd",
     "variants": ["eager", "compiled"],
 }  # fmt: skip
-ON_CPU = {  # compiling takes minutes there, and gains nothing
+ON_CPU = {  # not compiled: that takes minutes there and gains nothing
     "scenes": 4, "scenes_per_batch": [2, 4], "precision": ["float32"], "autoencoder": "small", "variants": ["eager"],
 }  # fmt: skip
 CEILING_SIZES = {"cuda": (8192, 2**30), "cpu": (512, 2**27)}  # side of matrices, bytes copied
 
 
 def compile_parts(shared: Any) -> None:
-    """What a step goes through most, by torch.compile; for any number of scenes, as they end one by one."""
+    """Compile the parts that take most of a step's time. The number of scenes stays dynamic, because scenes end one by
+    one."""
     shared.renderer.compile(dynamic=True)
     if shared.student is not None:
         shared.student.compile()
 
 
-# What is done to the shared model before a row's fits.
+# Variant → what is done to the shared model before the fits of a row.
 VARIANTS: dict[str, Callable[[Any], None]] = {"eager": lambda shared: None, "compiled": compile_parts}
 
 
@@ -62,7 +65,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def row_settings(precision: str, arguments: argparse.Namespace) -> Settings:
-    """Preset sd in a precision, with the steps that were asked for."""
+    """Preset sd in a precision, with the numbers of steps that the flags name."""
     from shared.workload import preset_settings
 
     settings = preset_settings("sd", precision=precision)
@@ -75,7 +78,7 @@ def row_settings(precision: str, arguments: argparse.Namespace) -> Settings:
 
 
 def fit_all(shared: Any, scenes: Sequence[Any], settings: Settings, size: int) -> list[Any]:
-    """All scenes in batches of `size`; results in order."""
+    """Fit all scenes in batches of `size`. → results in the order of the scenes."""
     from scaling.training.fit_frozen import fit_scenes
 
     batches = [scenes[start : start + size] for start in range(0, len(scenes), size)]
@@ -83,7 +86,8 @@ def fit_all(shared: Any, scenes: Sequence[Any], settings: Settings, size: int) -
 
 
 def part_actions(shared: Any, scenes: Sequence[Any], settings: Settings) -> dict[str, tuple[Callable, int, Callable]]:
-    """Of one batch, in this order: name → what is timed, how many steps or views it has, and one of them to count."""
+    """The parts of one batch, in the order in which they are timed: name → (action to time, number of steps or views in
+    it, action of one step or view, whose work is counted)."""
     from scaling.training.evaluate import render_views
     from scaling.training.fit_frozen import run_phase, start_params
     from scaling.training.frozen_fit import FrozenFit
@@ -92,12 +96,13 @@ def part_actions(shared: Any, scenes: Sequence[Any], settings: Settings) -> dict
     ready = [encode_scene(shared, prepare_scene(shared, views)) for views in scenes]
     params = start_params(shared, settings, [scene.scene_id for scene in ready])
 
+    # As in a fit, the phases move the same params one after another.
     def phase(name: str, steps: int | None = None) -> None:
         chosen = getattr(settings.stage2, name)
         if steps:
             chosen = chosen.model_copy(update={"num_epochs": 1, "steps_per_epoch": steps})
         if name == "latent":
-            chosen = chosen.model_copy(update={"check_every": None})  # every scene takes all steps that are counted
+            chosen = chosen.model_copy(update={"check_every": None})  # no early stopping: every scene takes all steps
         stage2 = settings.stage2.model_copy(update={name: chosen})
         run_phase(FrozenFit(shared, settings.model_copy(update={"stage2": stage2})), name, ready, params)
 
@@ -126,7 +131,7 @@ def part_actions(shared: Any, scenes: Sequence[Any], settings: Settings) -> dict
 
 
 def counted_of(shared: Any, scenes: Sequence[Any], settings: Settings, name: str, once: Callable) -> Any:
-    """The work of one step or view, the samples of planes included. Evaluation's is not counted."""
+    """The work of one step or view, including the samples of planes. None for evaluation, which is not counted."""
     from shared.counted import Work, sampling_flops
     from shared.counted import count as count_work
 
@@ -140,7 +145,7 @@ def counted_of(shared: Any, scenes: Sequence[Any], settings: Settings, name: str
         return Work(work.flops / views, work.moved / views)
     phase, shape = settings.stage2.latent, settings.representation
     ready = prepare_scene(shared, scenes[0])
-    # Of a whole view the rays that meet something are sampled.
+    # In a whole view, only the rays that meet something are sampled.
     rays = (
         phase.rays_per_item
         if name == "2a step" and phase.rays_per_item
@@ -152,7 +157,7 @@ def counted_of(shared: Any, scenes: Sequence[Any], settings: Settings, name: str
 
 
 def measure_parts(shared: Any, scenes: Sequence[Any], settings: Settings, limits: dict[str, float]) -> dict[str, Any]:
-    """ms of each part of one batch, its work a second, and how much of the limits that is."""
+    """Time each part of one batch in ms, and compare its work a second with the limits."""
     from shared.stopwatch import wall_seconds
 
     found: dict[str, Any] = {}
@@ -171,7 +176,10 @@ def measure_parts(shared: Any, scenes: Sequence[Any], settings: Settings, limits
 def measure_row(
     variant: str, precision: str, size: int, scenes: Sequence[Any], arguments: argparse.Namespace, limits: dict
 ) -> dict[str, Any]:
-    """A row: all scenes in batches of `size`, after a short warm-up with a batch of the same size."""
+    """Measure one row: all scenes in batches of `size`, after a short warm-up with a batch of the same size.
+
+    Raises RuntimeError where a scene was not fitted or its planes are not finite.
+    """
     import torch
     from shared.sd_size import sd_size_autoencoder
     from shared.stopwatch import wall_seconds
@@ -182,6 +190,7 @@ def measure_row(
     shared = untrained_model(settings, autoencoder, device)
     VARIANTS[variant](shared)
     few = {"stage2": {name: {"num_epochs": 1, "steps_per_epoch": 2} for name in ("latent", "rgb")}}
+    # A batch of the same size goes first, so that compiling and the first allocations are in nobody's time.
     fit_all(shared, scenes[:size], make_settings(merge(settings.model_dump(), few)), size)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -190,14 +199,14 @@ def measure_row(
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
     finite = all(bool(scene.params.micro_planes.isfinite().all()) for scene in fitted)
     if len(fitted) != len(scenes) or not finite:
-        raise RuntimeError("a scene was not fitted, or its numbers are not finite")
+        raise RuntimeError("a scene was not fitted, or its planes are not finite")
     row = {"variant": variant, "precision": precision, "scenes_per_batch": size, "scenes": len(scenes)}
     row |= {"seconds": seconds, "scenes_per_hour": 3600 * len(scenes) / seconds, "gpu_peak_bytes": peak}
     return {**row, "parts": measure_parts(shared, scenes[:size], settings, limits)}
 
 
 def print_tables(figures: dict[str, Any]) -> None:
-    """Rows, then the parts of each, as Markdown."""
+    """Print the rows, then the parts of each row, as Markdown."""
     from shared.stopwatch import table_text
 
     names = ("variant", "precision", "scenes_per_batch")
@@ -235,9 +244,9 @@ def main() -> int:
             setattr(arguments, name, value)
     if not gpu:
         if "bfloat16" in arguments.precision:
-            raise ValueError("--precision bfloat16: on a CPU all is float32")
+            raise ValueError("--precision bfloat16: needs a GPU, because a CPU computes in float32 only")
         torch.set_num_threads(1)
-        print("a CPU: the small form; it shows that this runs, not what a GPU does", flush=True)
+        print("on a CPU, in small form: this shows that the benchmark runs, not how fast a GPU is", flush=True)
     limits = ceilings(arguments.device, *CEILING_SIZES[arguments.device.type])
     scenes = random_scenes(arguments.scenes, preset_settings("sd"), arguments.views)
     name = torch.cuda.get_device_name(arguments.device) if gpu else "one CPU thread"

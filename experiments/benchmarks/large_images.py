@@ -2,9 +2,9 @@
 
 python experiments/benchmarks/large_images.py --image-size 256 --json FILE
 
-Embedded cars, 16 for stage 1 and 4 others that are fitted, of 24 views each. `default` with an `autoencoder.shrink` of
-image size / 64; tri-planes have its field, hulls, samples and rays, 32 features and 64² texels a plane, and as many
-steps as take the same time. Stage 1s that are done are kept under --out.
+Scenes are embedded cars of 24 views: 16 for stage 1, and 4 others that are fitted. `default` has `autoencoder.shrink`
+set to image size / 64. The tri-planes have the field, hulls, samples and rays of `default`, 32 features and 64² texels
+a plane, and as many steps as take the same time. Finished stage 1s are kept under --out.
 """
 
 from __future__ import annotations

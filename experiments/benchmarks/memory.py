@@ -1,12 +1,12 @@
-"""What one more scene costs in memory: of a frozen fit and of stage 1, preset sd with a small autoencoder.
+"""How much memory one more scene takes in a frozen fit and in stage 1, with preset sd and a small autoencoder.
 
 python experiments/benchmarks/memory.py --json FILE
 
-Each is done with a small and a large number of scenes, in a process of its own; bytes a scene are the difference of the
-peaks over that of the numbers. The peak is this process's resident memory, and on a GPU what torch has allocated there.
-Every phase is there, with a single step: their number does not change the peak. A scene's decoded views, which its
-caller holds, are in it; bytes_of_views tells how much they are. Stage 1's figure is a lower bound: what a step takes
-for a moment is there at both numbers, and scenes may lie where it lay.
+Each is run with a small and with a large number of scenes, every run in a process of its own. Bytes a scene are the
+difference of the two peaks over the difference of the two numbers. A peak is that of resident memory, and on a GPU also
+that of what torch has allocated there. Every phase runs for a single step, because more steps do not raise the peak.
+The peak includes the scenes' decoded views, which the caller holds; bytes_of_views says how many bytes those are. Stage
+1's figure is a lower bound: both peaks include a step's temporary memory, which scenes may reuse.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--views", type=positive_int, default=40, help="views of each scene")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--json", type=Path, required=True, help="where the figures go")
-    parser.add_argument("--measure", type=positive_int, help=argparse.SUPPRESS)  # in this process, so many scenes
+    parser.add_argument("--measure", type=positive_int, help=argparse.SUPPRESS)  # scenes to measure in this process
     return parser
 
 
 def fit(num_scenes: int, num_views: int, device: Any) -> int:
-    """A frozen fit of so many scenes in one batch. → bytes of their decoded views."""
+    """Fit the scenes in one frozen batch. → bytes of their decoded views."""
     from shared.workload import preset_settings, random_scenes, untrained_model
 
     from scaling.training.fit_frozen import fit_scenes
@@ -51,7 +51,7 @@ def fit(num_scenes: int, num_views: int, device: Any) -> int:
 
 
 def stage1(num_scenes: int, num_views: int, device: Any) -> int:
-    """Stage 1 on so many scenes. → bytes of their decoded views."""
+    """Run stage 1 on the scenes. → bytes of their decoded views."""
     from shared.workload import preset_settings, random_scenes
 
     from scaling.training.process_group import Workers
@@ -66,7 +66,7 @@ def stage1(num_scenes: int, num_views: int, device: Any) -> int:
 
 
 def measure(what: str, num_scenes: int, num_views: int, device_name: str) -> dict[str, Any]:
-    """The peaks of this process once it has done that."""
+    """Run "fit" or "stage1" in this process. → the peaks of its memory."""
     import torch
 
     torch.set_num_threads(1)
@@ -82,15 +82,18 @@ def measure(what: str, num_scenes: int, num_views: int, device_name: str) -> dic
 
 
 def peak_bytes() -> int:
-    """The most that was ever resident, since this program started: getrusage also counts what its parent had."""
+    """Peak of resident memory since this program started. Read from /proc, because getrusage also counts the parent's.
+
+    Raises RuntimeError on other systems than Linux.
+    """
     found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     if found is None:
-        raise RuntimeError("/proc/self/status tells no VmHWM: Linux is needed")
+        raise RuntimeError("/proc/self/status has no VmHWM: this benchmark needs Linux")
     return 1024 * int(found[1])
 
 
 def call(what: str, num_scenes: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    """`measure` in a process of its own."""
+    """Run `measure` in a process of its own. → its figures."""
     flags = ["--what", what, "--measure", num_scenes, "--views", arguments.views, "--device", arguments.device]
     command = [sys.executable, __file__, *map(str, flags), "--json", str(arguments.json)]
     subprocess.run(command, check=True)
@@ -98,7 +101,7 @@ def call(what: str, num_scenes: int, arguments: argparse.Namespace) -> dict[str,
 
 
 def row(what: str, small: dict[str, Any], large: dict[str, Any]) -> dict[str, Any]:
-    """What one scene adds."""
+    """The row of the table: what one more scene adds. small, large: the figures of the two runs."""
     more = large["scenes"] - small["scenes"]
     found: dict[str, Any] = {"what": what, "scenes": f"{small['scenes']} → {large['scenes']}"}
     for key in ("peak_bytes", "gpu_peak_bytes", "bytes_of_views"):

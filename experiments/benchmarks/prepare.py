@@ -1,10 +1,10 @@
-"""Scenes and views a second from a source into a scene store, and back out of it.
+"""How many scenes and views a second go from a source into a scene store, and back out of it.
 
 python experiments/benchmarks/prepare.py --json FILE
 
-The source is made for it in a temporary folder: embedded cars in ShapeNet-SRN's layout, a few of them under as many
-names as are asked for. read: its scenes read and checked by this process alone; prepare: what experiments/prepare.py
-does, on a local Ray that is there already; rows: out of the store, PNGs as they are; views: decoded too.
+The source is made in a temporary folder: embedded cars in ShapeNet-SRN's layout. A few cars are repeated until there
+are --scenes of them. read: this process alone reads and checks the scenes; prepare: what experiments/prepare.py does,
+on a local Ray that is up already; rows: rows come out of the store, PNGs as they are; views: PNGs are decoded, too.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 from scaling.cli import positive_int, run_command
 
-DIFFERENT = 4
+DIFFERENT = 4  # cars; the others repeat them
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -32,7 +32,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def write_source(folder: Path, num_scenes: int, num_views: int, image_size: int) -> int:
-    """SRN's layout under `folder`. → bytes of its PNGs."""
+    """Write scenes in SRN's layout under `folder`. → bytes of the PNGs."""
     import numpy as np
 
     from scaling.data.embedded.scenes import embedded_car, embedded_ids
@@ -55,7 +55,7 @@ def write_source(folder: Path, num_scenes: int, num_views: int, image_size: int)
 
 
 def actions(source: Path, store: Path, image_size: int) -> dict[str, Callable[[], Any]]:
-    """What is timed, in this order."""
+    """Name → what is timed, in this order: the later ones read the store that "prepare" writes."""
     from scaling.data.readers.registry import list_scenes, read_scene
     from scaling.data.scene_store import SceneStore
     from scaling.data.scene_views import views_from_row

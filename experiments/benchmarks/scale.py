@@ -2,13 +2,13 @@
 
 python experiments/benchmarks/scale.py --scenes 5000 --json FILE
 
-1. a store of N + 16 scenes (32 embedded cars under as many names as are asked for) and an untrained shared model;
-2. stage 2 over N scenes with two actors on a local Ray: rows are read, decoded, packed and committed as ever, but
-   scenes stay where they start. Scenes a second; dispatch_ms: the actors' time a scene that was spent neither reading a
-   batch's rows nor packing nor committing; the driver's peak RSS; the object store's peak; what was spilled;
-3. stage 2 again with all N committed and 16 new ones: seconds from the command to the first new part.
+1. makes a store of N + 16 scenes (32 embedded cars, repeated under new names) and an untrained shared model;
+2. runs stage 2 over N scenes with two actors on a local Ray. Rows are read, decoded, packed and committed as always,
+   but scenes stay where they start. Figures: scenes a second; dispatch_ms, the actors' time per scene outside of
+   decoding, packing and committing; the driver's peak RSS; the object store's peak; spilled bytes;
+3. runs stage 2 again with all N scenes committed and 16 new ones: seconds from the command to the first new part.
 
-Memory is compared over calls with different N.
+To see how memory grows, compare calls with different N.
 """
 
 import argparse
@@ -30,9 +30,9 @@ from scaling.cli import positive_int, read_preset, run_command
 from scaling.config import Settings, make_settings, merge
 from scaling.models.shared_files import save_shared
 
-NEW = 16
+NEW = 16  # scenes of the restart
 ACTORS = 2
-DIFFERENT = 32
+DIFFERENT = 32  # cars; the others repeat them
 SAMPLE_SECONDS = 0.5
 
 
@@ -41,18 +41,18 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--scenes", type=positive_int, default=5000, help="scenes to fit")
     parser.add_argument("--out", type=Path, default=Path("runs/scale"), help="folder of the stores and runs; replaced")
     parser.add_argument("--json", type=Path, required=True, help="where the figures go")
-    parser.add_argument("--drive", type=int, help=argparse.SUPPRESS)  # this script as the driver of so many scenes
+    parser.add_argument("--drive", type=int, help=argparse.SUPPRESS)  # run as the driver, over so many scenes
     return parser
 
 
 def settings() -> Settings:
-    """Preset quick's scenes and planes; batches of the default size."""
+    """Preset quick with small images of few views; 16 scenes in a batch."""
     small = {"data": {"image_size": 64, "embedded_views": 8}, "stage2": {"scenes_per_batch": 16}}
     return make_settings(merge(read_preset("quick"), small))
 
 
 def prepare(out: Path, num_scenes: int) -> None:
-    """OUT/store and OUT/shared."""
+    """Make OUT/store and OUT/shared, and an empty OUT/times; what was in OUT is removed."""
     from scaling.data.embedded.scenes import embedded_car, embedded_ids
     from scaling.data.scene_store import StoreWriter
     from scaling.models.shared_model import SharedModel
@@ -68,7 +68,8 @@ def prepare(out: Path, num_scenes: int) -> None:
 
 
 def drive(out: Path, num_scenes: int, figures: Path) -> int:
-    """The driver: stage 2 of the first scenes of the store. Its own figures go to a file."""
+    """What the driver runs: stage 2 over the first scenes of the store. The driver's own figures go to the file
+    `figures`."""
     from scaling.data.stores import SourceSpec
     from scaling.distributed.cluster import connect
     from scaling.distributed.stage2.driver import Stage2Job, fit_stage2
@@ -83,6 +84,7 @@ def drive(out: Path, num_scenes: int, figures: Path) -> int:
         while not done.wait(SAMPLE_SECONDS):
             use.sample()
 
+    # The store's peak is over before the job ends, so it is sampled while the job runs.
     sampler = threading.Thread(target=sample)
     sampler.start()
     try:
@@ -105,7 +107,7 @@ def drive(out: Path, num_scenes: int, figures: Path) -> int:
 
 
 def call_driver(out: Path, num_scenes: int) -> tuple[float, dict[str, Any]]:
-    """Runs the driver in a process of its own. → when it was called, its figures."""
+    """Run the driver in a process of its own. → the time of the call, the driver's figures."""
     start, figures = time.time(), out / "driver.json"
     command = [sys.executable, __file__, "--drive", str(num_scenes), "--out", str(out), "--json", str(figures)]
     with (out / "driver.log").open("a") as log:
@@ -129,6 +131,7 @@ def main() -> int:
     busy = sum(end - start for start, end, _ in times)
     committed = len(run.library.ids())
     parts = {path.name for path in run.library.parts()}
+    # The same job with a few more scenes: what is committed is skipped.
     restarted, _ = call_driver(out, arguments.scenes + NEW)
     first_new = min(path.stat().st_mtime for path in run.library.parts() if path.name not in parts)
     figures = {

@@ -2,8 +2,9 @@
 
 python experiments/benchmarks/stage1.py --json FILE [--store STORE --train-scenes FILE]
 
-Both train phase 1a on the same scenes and latents, with the schedules of fit.yaml and its autoencoder, which is kept
-under --out. Quality is the PSNR of rendered against encoded latents on test views of every fourth scene.
+Ours is preset `sd`. Both train phase 1a on the same scenes and latents, with the schedules and the autoencoder of
+fit.py --with-paper (fit_parts/fit.yaml); the autoencoder is kept under --out. Quality is the PSNR of rendered against
+encoded latents, on test views of every fourth scene.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from scaling.config import Settings, make_settings, merge
 
 FINE = 6  # measurements in each epoch of ours
 EVERY_PAPER = 10  # epochs of the published 1a between two measurements
-EVERY_SCENE = 4
-EPOCH_SCENES = 100
+EVERY_SCENE = 4  # one of so many scenes is measured
+EPOCH_SCENES = 100  # embedded cars, for the time of an epoch
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -35,13 +36,14 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def warmup_only(settings: Settings, **schedule: Any) -> Settings:
-    """The settings with phase 1a alone."""
+    """The settings with phase 1a alone. schedule: what overrides its keys."""
     stage1: dict[str, Any] = {phase: {"num_epochs": 0} for phase in ("joint", "adapt", "distil")}
     return make_settings(merge(settings.model_dump(), {"stage1": {**stage1, "warmup": schedule}}))
 
 
 def quality_curve(settings: Settings, ids: list[str], views: Sequence[Any], every: int) -> Any:
-    """Phase 1a in this process; a point after every `every` epochs and at the end. Encoding is in the time."""
+    """Run phase 1a in this process. → a curve with a point after every `every` epochs and at the end. Time includes
+    encoding."""
     from shared.measured import Clock, Curve, test_point
 
     from scaling.training.stage1 import Stage1
@@ -64,7 +66,8 @@ def quality_curve(settings: Settings, ids: list[str], views: Sequence[Any], ever
 
 
 def epoch_seconds(settings: Settings) -> dict[str, float]:
-    """One epoch of our 1a over embedded cars: steps, CPU seconds of encoding them all and of the epoch."""
+    """Measure one epoch of our 1a over embedded cars: its steps, its wall seconds, and the CPU seconds of encoding all
+    cars and of the epoch together."""
     from shared.measured import Clock
 
     from scaling.data.choose_scenes import choose_ids
@@ -97,12 +100,14 @@ def main() -> int:
     from scaling.data.stores import SourceSpec
 
     torch.set_num_threads(1)
+    # Both methods get the same scenes and the same autoencoder.
     spec = SourceSpec.of(arguments.store, method_settings("autoencoder", None, arguments.store).data)
     ids = choose_ids(spec.open(), arguments.train_scenes, count=None if arguments.train_scenes else 32)
     autoencoder = autoencoder_folder(Job(arguments.store, ids, [], None, arguments.out))
     paper, ours = (method_settings(method, autoencoder, spec.store) for method in ("paper", "sd"))
     views = [views_from_row(row, ours.data.image_size) for row in spec.open().rows(ids)]
     theirs = quality_curve(warmup_only(paper), ids, views, EVERY_PAPER)
+    # Each epoch of ours is cut into FINE short ones, because quality is measured between epochs.
     warmup = ours.stage1.warmup
     steps = (warmup.steps_per_epoch or FINE) // FINE
     mine = quality_curve(warmup_only(ours, num_epochs=warmup.num_epochs * FINE, steps_per_epoch=steps), ids, views, 1)

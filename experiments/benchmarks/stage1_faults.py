@@ -2,14 +2,14 @@
 
 python experiments/benchmarks/stage1_faults.py --json FILE [--out DIR]
 
-1. starts a Ray cluster of two nodes on this machine, one worker each;
+1. starts a Ray cluster of two nodes on this machine, with one worker each;
 2. runs stage 1 of a tiny model on embedded cars undisturbed: the reference;
 3. runs it again and, one after the other: kills a worker; takes a node away; adds one; kills the driver, tears its
    newest checkpoint, leaves a half-written one beside it, and starts the same command again;
-4. prints what each fault cost, and how far the final model is from the reference. "Epochs repeated" may be -1: the
-   checkpoint of the epoch under way was whole, and its report had not come yet.
+4. prints what each fault cost, and how far the final model is from the reference. "Epochs repeated" may be -1, when an
+   epoch's checkpoint was complete but its report had not been printed yet.
 
-Needs Linux or macOS, no GPU; some ten minutes on two CPU cores.
+Needs Linux or macOS, but no GPU. Takes about ten minutes on two CPU cores.
 """
 
 import argparse
@@ -34,7 +34,7 @@ NUM_SCENES = 8
 SETTINGS = {
     "data.image_size": 64,
     "data.embedded_views": 12,
-    "autoencoder.kind": "kl",  # so that every phase has something to move
+    "autoencoder.kind": "kl",  # so that every phase has something to train
     "autoencoder.block_out_channels": "[8, 32]",
     "autoencoder.norm_num_groups": 8,
     "stage1.autoencoder.lr.encoder": 2e-3,
@@ -48,7 +48,7 @@ SETTINGS = {
     "stage1.adapt.steps_per_epoch": 12,
 }
 EPOCH = re.compile(r"stage 1: epoch (\d+)/(\d+)")
-PATIENCE = 300  # seconds to wait for a line
+PATIENCE = 300  # seconds to wait for a line of output
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -59,7 +59,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 class Driver:
-    """experiments/stage1.py in a process of its own, and the lines that it prints, with their times."""
+    """experiments/stage1.py in a process of its own, and the lines that it prints, each with its time."""
 
     def __init__(self, run: Path, address: str) -> None:
         flags = [part for key, value in SETTINGS.items() for part in (f"--{key}", str(value))]
@@ -80,7 +80,10 @@ class Driver:
         self.coming.put(None)
 
     def until(self, pattern: str) -> tuple[float, re.Match[str]]:
-        """The next line that has the pattern in it, and when it came. RuntimeError where the process ends before."""
+        """Wait for the next line in which the pattern is found. → when it came, and the match.
+
+        Raises RuntimeError where the process ends before, queue.Empty where no line comes for PATIENCE seconds.
+        """
         while (item := self.coming.get(timeout=PATIENCE)) is not None:
             self.lines.append(item)
             if found := re.search(pattern, item[1]):
@@ -88,12 +91,12 @@ class Driver:
         raise RuntimeError(f"stage 1 ended with status {self.process.wait()} before a line with {pattern!r}")
 
     def epochs(self, more: int) -> None:
-        """Waits for so many further epochs."""
+        """Wait for `more` further epochs."""
         for _ in range(more):
             self.until(EPOCH.pattern)
 
     def finish(self) -> None:
-        """Waits for the end. RuntimeError where stage 1 failed."""
+        """Wait for the end. Raises RuntimeError where stage 1 failed."""
         while (item := self.coming.get(timeout=PATIENCE)) is not None:
             self.lines.append(item)
         if self.process.wait():
@@ -101,8 +104,12 @@ class Driver:
 
 
 def measure(name: str, driver: Driver, fault: Callable[[], Driver | None], back: str) -> dict[str, Any]:
-    """Does the fault and waits for the line `back`, which names the epoch it goes on at, and for an epoch after it."""
-    time.sleep(1)  # into an epoch
+    """Cause the fault, then wait until training goes on and has finished one more epoch. → the row of the table.
+
+    fault: returns the driver that goes on, None for the same one; back: pattern of the line that says at which epoch
+    training goes on, with the group `epoch`.
+    """
+    time.sleep(1)  # so that the fault comes within an epoch
     began = time.time()
     after = fault() or driver
     again, found = after.until(back)
@@ -117,7 +124,7 @@ def measure(name: str, driver: Driver, fault: Callable[[], Driver | None], back:
 
 
 def tear_newest(run: Path) -> None:
-    """Cuts a file of the newest checkpoint short, and leaves a younger one as a crash in its upload would."""
+    """Cut a file of the newest checkpoint short, and add a newer one as a crash during its upload would leave it."""
     folder = run / "checkpoints" / "stage1"
     newest = max(path for path in folder.iterdir() if path.is_dir())
     torn = newest / "shared.safetensors"
@@ -128,8 +135,9 @@ def tear_newest(run: Path) -> None:
 
 
 def disturbed(run: Path, nodes: Any) -> list[dict[str, Any]]:
-    """The run with all faults, to its end. → one row a fault."""
+    """Run stage 1 with all faults, to its end. → one row for each fault."""
     driver = Driver(run, nodes.address)
+    # Between two faults training goes on for some epochs, so that each is measured alone.
     driver.until("worker group of 2 starts at epoch 1")
     driver.epochs(4)
     rows = [
@@ -158,7 +166,7 @@ def disturbed(run: Path, nodes: Any) -> list[dict[str, Any]]:
 
 
 def final(run: Path) -> dict[str, float]:
-    """PSNR of the run's scenes, on test and training views."""
+    """PSNR of the run's scenes in dB, on test and on training views."""
     metrics = json.loads((run / "metrics.json").read_text())["stage1"]
     return {"test_psnr": metrics["test"]["psnr"], "train_psnr": metrics["train"]["psnr"]}
 

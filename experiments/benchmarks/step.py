@@ -1,14 +1,14 @@
-"""A step of preset sd taken apart, one CPU thread: where its time goes, and how it grows.
+"""A step of preset sd taken apart, on one CPU thread: where its time goes, and how it grows.
 
 python experiments/benchmarks/step.py --json FILE
 
-layouts: ways to keep and to sample planes, side by side at the sizes of a 2a step, forward and backward;
-parts: those of a step of 2a, and of 2b through the student and through the decoder;
-scenes: whole steps of stage 2 by the number of scenes in a batch;
-store: a step of stage 1's warmup by the number of scenes that the stage has, of which a batch takes as many as ever,
-with Adam on the rows of the batch and, as published, on all.
+layouts: ways to lay out and to sample planes, forward and backward, at the sizes of a 2a step;
+parts: the parts of a step of 2a, of 2b through the student, and of 2b through the decoder;
+scenes: whole steps of stage 2, by the number of scenes in a batch;
+store: a step of stage 1's warmup, by the number of scenes in the stage; the batch keeps its size, and Adam moves the
+rows of the batch or, as published, all rows.
 
-The autoencoder is the preset's small one. CPU time on a CPU, wall time with --device cuda.
+The autoencoder is a small one from scratch. Times are CPU times, with --device cuda wall times.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ from scaling.config import Settings, make_settings, merge
 
 TABLES = ("layouts", "parts", "scenes", "store")
 LAYOUT_SIZES = ((8, 32, 24), (64, 32, 24), (8, 20, 12), (64, 20, 12))  # scenes, K, samples a ray
-EPOCHS = 4  # of stage 1; the first is not counted
-STORE_PICTURES = {"data": {"image_size": 32}}  # a step on cached latents sees no pictures, and these are soon encoded
+EPOCHS = 4  # of warmup; the first one is not counted
+STORE_PICTURES = {"data": {"image_size": 32}}  # quick to encode; a step on cached latents never sees them
 
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="sd", help="settings of the steps")
     parser.add_argument("--tables", nargs="+", choices=TABLES, default=TABLES, help="default: all")
-    parser.add_argument("--batch", type=positive_int, default=16, help="scenes of a batch whose step is taken apart")
+    parser.add_argument("--batch", type=positive_int, default=16, help="scenes in a batch whose step is taken apart")
     parser.add_argument("--scenes", type=positive_int, nargs="+", default=[1, 4, 16, 64], help="scenes in a batch")
     parser.add_argument("--store", type=positive_int, nargs="+", default=[32, 256, 1024], help="scenes of stage 1")
     parser.add_argument("--views", type=positive_int, help="views of a scene (default: as an embedded car has)")
-    parser.add_argument("--repeats", type=positive_int, default=10, help="times that each thing is measured")
+    parser.add_argument("--repeats", type=positive_int, default=10, help="how often each thing is measured")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--json", type=Path, required=True, help="where the figures go")
     return parser
 
 
 def layout_rows(settings: Settings, batch: list[int], repeats: int, device: Any) -> list[dict[str, Any]]:
-    """Every way at every size, up to the largest batch that is asked for."""
+    """Rows of every way to sample planes, at every size up to the largest batch that was asked for."""
     from step_parts.plane_layouts import compare_layouts
 
     shape, rows = settings.representation, []
@@ -59,14 +59,14 @@ def layout_rows(settings: Settings, batch: list[int], repeats: int, device: Any)
 
 
 def kinds(shared: Any) -> dict[str, tuple[str, Any]]:
-    """The kinds of steps of stage 2: a phase's name, and the phase."""
+    """The kinds of steps of stage 2: kind → (name of the phase, its settings)."""
     latent, rgb = shared.settings.stage2.latent, shared.settings.stage2.rgb
     through = {f"2b, {name}": ("rgb", rgb.model_copy(update={"through": name})) for name in ("student", "decoder")}
     return {"2a": ("latent", latent), **through}
 
 
 def parts_rows(shared: Any, ready: list[Any], repeats: int) -> list[dict[str, Any]]:
-    """ms of each part of each kind of step, and its share."""
+    """ms and share of each part of each kind of step."""
     from step_parts.parts import latent_parts, rgb_parts
 
     rows: list[dict[str, Any]] = []
@@ -82,7 +82,8 @@ def parts_rows(shared: Any, ready: list[Any], repeats: int) -> list[dict[str, An
 
 
 def scenes_rows(shared: Any, ready: list[Any], numbers: list[int], largest: int, repeats: int) -> list[dict[str, Any]]:
-    """ms of whole steps, and of a scene in them; through the decoder up to a batch of `largest`, as it takes long."""
+    """ms of whole steps, and ms per scene. Steps through the decoder take long, so they are measured only up to
+    `largest` scenes."""
     from step_parts.parts import whole_step
 
     rows: list[dict[str, Any]] = []
@@ -96,7 +97,7 @@ def scenes_rows(shared: Any, ready: list[Any], numbers: list[int], largest: int,
 
 
 def store_rows(settings: Settings, numbers: list[int], repeats: int, device: Any) -> list[dict[str, Any]]:
-    """ms a step of stage 1's warmup."""
+    """ms of a step of stage 1's warmup, with Adam on the rows of the batch and on all rows."""
     steps = -(-repeats // 3)
     return [
         {
@@ -109,13 +110,14 @@ def store_rows(settings: Settings, numbers: list[int], repeats: int, device: Any
 
 
 def warmup_ms(settings: Settings, num_scenes: int, dense: bool, steps: int, device: Any) -> float:
-    """One step of warmup, mean over the epochs but the first; steps: of an epoch."""
+    """ms of one step of warmup, the mean over all epochs but the first. steps: in an epoch."""
     from shared.stopwatch import now
     from shared.workload import random_scenes
 
     from scaling.training.process_group import Workers
     from scaling.training.stage1 import Stage1
 
+    # Only warmup counts: the other phases are left out, and the autoencoder takes a single step.
     still: dict[str, Any] = {phase: {"num_epochs": 0} for phase in ("joint", "adapt", "distil")}
     still["autoencoder"] = {"num_epochs": 1, "steps_per_epoch": 1, "items_per_step": settings.stage1.num_buckets}
     warmup = {"num_epochs": EPOCHS, "steps_per_epoch": steps}

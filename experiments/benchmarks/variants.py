@@ -2,8 +2,9 @@
 
 python experiments/benchmarks/variants.py --json FILE [--store STORE --train-scenes FILE --fit-scenes FILE]
 
-Rows that are done are kept in --out, so a killed call goes on, and two calls with other --rows can share a machine (the
-second once the first has trained the autoencoder). Another store, other scenes or schedules need another --out.
+Finished rows are kept in --out, so the same command continues a call that was killed. Two calls with different --rows
+can share a machine; start the second when the first has trained the autoencoder. Use another --out for another store,
+other scenes or other schedules.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from scaling.models.shared_files import save_shared
 from scaling.storage.json_yaml import parse_json
 
 SCHEDULES = Path(__file__).with_name("variants.yaml")
-# Row → its preset, the mode of stage 2, and the section of variants.yaml.
+# Row → its preset, its mode of stage 2, and its section of variants.yaml.
 ROWS = {
     "paper": ("paper", "cohort", "paper"),
     "default, frozen": ("default", "frozen", "ours"),
@@ -47,7 +48,8 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def row_settings(preset: str, mode: str, section: str, autoencoder: Path | None) -> Settings:
-    """A preset with the schedules of variants.yaml over it and, where its kind is kl, the one autoencoder."""
+    """A preset with the schedules of variants.yaml over it. Where the preset's autoencoder is of kind kl, `autoencoder`
+    replaces it: the folder of the one that all such rows share."""
     schedules = read_yaml(SCHEDULES)
     values = merge(merge(read_preset(preset), schedules["everywhere"]), schedules[section])
     if autoencoder is not None and make_settings(values).autoencoder.kind == "kl":
@@ -56,18 +58,21 @@ def row_settings(preset: str, mode: str, section: str, autoencoder: Path | None)
 
 
 def check_out(out: Path, job: dict[str, Any]) -> None:
-    """Raises SettingsError where --out holds the rows of another job."""
+    """Note the job in the folder --out. Raises SettingsError where the folder holds the rows of another job."""
     path = out / "job.json"
     text = json.dumps(job, indent=1)
     if path.is_file() and path.read_text() != text:
-        raise SettingsError(f"{path}: made with another store, other scenes or schedules; choose another --out")
+        raise SettingsError(f"{path}: this folder is of another store, other scenes or schedules; choose another --out")
     out.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
 
 
 def train(settings: Settings, spec: Any, ids: list[str], folder: Path, bounds: Any = None) -> None:
-    """Stage 1 in this process; its CPU time goes into seconds.json, which is written last. bounds: corners [2, 3] of
-    the cuboid that planes span where the settings name none; None: around the scenes themselves."""
+    """Run stage 1 in this process and save the shared model in `folder`, unless it is there already.
+
+    Its CPU time goes into seconds.json, which is written last. bounds: low and high corner [2, 3] of the cuboid that
+    planes span if the settings name none; None: the cuboid around the scenes themselves.
+    """
     from scaling.data.scene_views import views_from_row
     from scaling.training.stage1 import Stage1
 
@@ -83,7 +88,10 @@ def train(settings: Settings, spec: Any, ids: list[str], folder: Path, bounds: A
 
 
 def run_row(name: str, settings: Settings, spec: Any, train_ids: list[str], fit_ids: list[str], out: Path) -> None:
-    """Both stages of a row, and its figures in OUT/ROW/row.json. Stage 2 is the actors' own code, called here."""
+    """Run both stages of a row, unless it is done, and write its figures to OUT/ROW/row.json.
+
+    Stage 2 calls the actors' own code in this process. Raises RuntimeError where a scene was not fitted.
+    """
     import pyarrow as pa
 
     from scaling.data.scene_store import SCHEMA
@@ -99,6 +107,7 @@ def run_row(name: str, settings: Settings, spec: Any, train_ids: list[str], fit_
     shared = out / "shared" / settings_key(settings)
     train(settings, spec, train_ids, shared)
     run.write_config("stage2", settings, {"shared": str(shared.absolute())})
+    # The library notes wall seconds: CPU time over wall time of the whole stage converts them.
     job = FitJob(str(run.path), str(shared), settings.model_dump(), astuple(spec))
     wall, cpu = time.perf_counter(), time.process_time()
     if settings.stage2.mode == "cohort":
@@ -110,7 +119,7 @@ def run_row(name: str, settings: Settings, spec: Any, train_ids: list[str], fit_
     cpu_per_wall = (time.process_time() - cpu) / (time.perf_counter() - wall)
     failed = [outcome for outcome in outcomes if outcome.kind != FITTED]
     if failed:
-        raise RuntimeError(f"{name}: {failed}")
+        raise RuntimeError(f"row {name}: these scenes were not fitted: {failed}")
     metrics = summarise(run)
     figures = {
         "test_psnr": metrics["test"]["psnr"],
@@ -126,7 +135,7 @@ def run_row(name: str, settings: Settings, spec: Any, train_ids: list[str], fit_
 
 
 def settings_key(settings: Settings) -> str:
-    """Rows whose stage 1 is the same share it."""
+    """A name for stage 1 with these settings: rows that differ in stage 2 alone share it."""
     values = json.dumps(settings.model_dump(exclude={"stage2"}), sort_keys=True)
     return hashlib.sha256(values.encode()).hexdigest()[:12]
 
@@ -160,6 +169,7 @@ def main() -> int:
     )
     job = {"source": asdict(spec), "train": train_ids, "fit": fit_ids, "schedules": SCHEDULES.read_text()}
     check_out(arguments.out, job)
+    # The autoencoder alone: every other phase is left out.
     alone = row_settings("sd", "frozen", "autoencoder", None)
     still = {phase: {"num_epochs": 0} for phase in ("warmup", "joint", "adapt", "distil")}
     train(make_settings(merge(alone.model_dump(), {"stage1": still})), spec, train_ids, arguments.out / "autoencoder")

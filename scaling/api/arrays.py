@@ -1,4 +1,4 @@
-"""A scene that comes as arrays: their shapes and ranges checked, then made into views by the scene store's own code."""
+"""A scene given as arrays: checks their shapes and ranges, then makes views of them by the scene store's own code."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from scaling.data.png import encode_png
 from scaling.data.scene_views import SceneViews, check_intrinsics, check_pose, make_row, views_from_row
 
-FARTHEST_CENTRE = 4.0  # image sizes; a principal point beyond it was surely given in pixels
+FARTHEST_CENTRE = 4.0  # image sizes; a principal point beyond it must have been given in pixels
 
 
 def views_from_arrays(
@@ -27,12 +27,12 @@ def views_from_arrays(
 
     images: uint8 [V, H, W, 3] (or 4: transparency is composited on white), or float [V, 3, H, W] in [0, 1], which are
     rounded to 8 bits; cam2world, intrinsics: as `cameras_from_arrays` takes them; test_views: may be empty.
-    ValueError names the argument that is wrong; SceneError (a ValueError) says where arrays do not fit together.
+    Raises ValueError naming the wrong argument, SceneError (a ValueError) where the arrays do not fit together.
     """
     pixels = _pixels(images)
     poses, normalised = cameras_from_arrays(cam2world, intrinsics)
     tests = tuple(int(view) for view in test_views)
-    # A row of the store has a test view always; a fit that needs no metrics has none, and trains on all views.
+    # A row of the store always has a test view. A fit without metrics has none and trains on all views.
     pngs = [encode_png(view) for view in pixels]
     height, width = pixels.shape[1:3]
     row = make_row(scene_id, "", pngs, poses, normalised, tests or (0,), height, width, source="")
@@ -45,7 +45,7 @@ def cameras_from_arrays(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Checked cameras: cam2world [V, 4, 4] (OpenCV axes), intrinsics [3, 3] or [V, 3, 3], normalised by the image size.
 
-    → [V, 4, 4], [V, 3, 3]. ValueError names the argument, and the view, that is wrong.
+    → [V, 4, 4], [V, 3, 3]. Raises ValueError naming the wrong argument, and the view.
     """
     poses, normalised = _array(cam2world, "cam2world"), _array(intrinsics, "intrinsics")
     if poses.ndim != 3 or poses.shape[1:] != (4, 4) or not len(poses):
@@ -69,7 +69,7 @@ def cameras_from_arrays(
 
 
 def _pixels(images: ArrayLike | Tensor) -> NDArray[np.uint8]:
-    """[V, H, W, 3 or 4] of at least two views."""
+    """Images of at least two views as [V, H, W, 3 or 4]. Raises ValueError for other shapes, types or ranges."""
     array = _array(images, "images")
     of_numbers = array.dtype.kind == "f" and array.ndim == 4 and array.shape[1] == 3
     of_pixels = array.dtype == np.uint8 and array.ndim == 4 and array.shape[3] in (3, 4)
@@ -82,7 +82,7 @@ def _pixels(images: ArrayLike | Tensor) -> NDArray[np.uint8]:
         raise ValueError("images has 1 view: a scene needs at least 2, seen from different sides")
     if of_pixels:
         return array
-    if not ((array >= 0) & (array <= 1)).all():  # not a number fails this too
+    if not ((array >= 0) & (array <= 1)).all():  # NaN fails this, too
         raise ValueError(f"images of floats must lie in [0, 1], these go from {array.min():g} to {array.max():g}")
     return (array.astype(np.float64) * 255).round().astype(np.uint8).transpose(0, 2, 3, 1)
 

@@ -29,10 +29,11 @@ from scaling.training.fit_frozen import fit_scenes
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """A fitted scene, with the model that it stands on: the shared one, or its cohort's. Tensors lie on its device.
+    """A fitted scene and the model that it was fitted on: the shared one, or its cohort's. Tensors lie on the model's
+    device.
 
-    params: of S = 1; stage: 1 or 2, the stage that fitted it; metrics: what `evaluate_scene` names (PSNR in dB), None
-    where it was not measured; seconds: of the device, for the fit.
+    params: of S = 1; stage: 1 or 2, the stage that fitted the scene; metrics: named as by `evaluate_scene` (PSNR in
+    dB), None where not measured; seconds: device time of the fit.
     """
 
     scene_id: str
@@ -45,12 +46,12 @@ class Scene:
 
     @property
     def micro_planes(self) -> Tensor:
-        """The planes that the scene owns, [P, F_mic, K, K]."""
+        """The scene's own planes, [P, F_mic, K, K]."""
         return self.params.micro_planes[0]
 
     @property
     def coefs(self) -> Tensor:
-        """The scene's share of each base tri-plane, [M]."""
+        """The scene's coefficients over the base tri-planes, [M]."""
         return self.params.coefs[0]
 
     @property
@@ -59,10 +60,10 @@ class Scene:
         return fuse_planes(self.params.micro_planes, self.params.coefs, self.shared.base_planes)[0]
 
     def render(self, cam2world: ArrayLike | Tensor, intrinsics: ArrayLike | Tensor) -> Tensor:
-        """Images [V, 3, H, W] in [0, 1] of V views, H = W = the model's image size, without gradients.
+        """Render V views: images [V, 3, H, W] in [0, 1], H = W = the model's image size, without gradients.
 
-        cam2world [V, 4, 4], OpenCV axes; intrinsics [3, 3] or [V, 3, 3], normalised by the image size. ValueError names
-        the argument whose shape or camera is wrong.
+        cam2world [V, 4, 4], OpenCV axes; intrinsics [3, 3] or [V, 3, 3], normalised by the image size. Raises
+        ValueError naming the argument whose shape or camera is wrong.
         """
         poses, normalised = cameras_from_arrays(cam2world, intrinsics)
         views = render_views(self.shared, self.params, torch.from_numpy(poses), torch.from_numpy(normalised))
@@ -72,8 +73,8 @@ class Scene:
 class SceneLibrary:
     """The fitted scenes of a run, by id: `library[scene_id]`, `scene_id in library`, `len(library)`.
 
-    It reads what is on disk when asked, so scenes that are committed meanwhile appear. `library[scene_id]` looks for
-    its part; to go over many scenes, take `scenes()` or `tri_planes()`, which read every part once.
+    Each call reads what is on disk, so scenes that are committed meanwhile appear. `library[scene_id]` looks for the
+    scene's part; to go over many scenes, use `scenes()` or `tri_planes()`, which read every part once.
     """
 
     def __init__(self, run: RunFolder, device: torch.device) -> None:
@@ -81,7 +82,7 @@ class SceneLibrary:
         self.models = StoredModels(run, device)
 
     def ids(self, stage: int | None = None) -> list[str]:
-        """Ids of all scenes, or of those that stage 1 or 2 fitted. ValueError names a part that cannot be read."""
+        """Ids of all scenes, or of those that one stage fitted. Raises ValueError naming a part that cannot be read."""
         return self.run.library.ids(stage)
 
     def __len__(self) -> int:
@@ -94,15 +95,15 @@ class SceneLibrary:
         return scene_id in self.ids()
 
     def __getitem__(self, scene_id: str) -> Scene:
-        """LookupError where the library holds no such scene; ValueError where the model it stands on is not found."""
+        """Raises LookupError where the library holds no such scene, ValueError where the scene's model is not found."""
         return self._scene(self.run.library.scene(scene_id))
 
     def scenes(self) -> Iterator[Scene]:
-        """All scenes, one part of the library in memory at a time."""
+        """Yield all scenes, at most one part of the library in memory at a time."""
         return (self._scene(row) for row in self.run.library.scenes())
 
     def tri_planes(self) -> Iterator[tuple[str, Tensor]]:
-        """(id, fused planes [P, F_mic + F_mac, K, K]) of all scenes, one part of the library in memory at a time."""
+        """Yield (id, fused planes [P, F_mic + F_mac, K, K]) of all scenes, at most one part in memory at a time."""
         return ((scene.scene_id, scene.tri_planes) for scene in self.scenes())
 
     def _scene(self, row: Mapping[str, Any]) -> Scene:
@@ -112,9 +113,13 @@ class SceneLibrary:
 
 
 def load_library(run: str | AnyPath, device: torch.device | str | None = None) -> SceneLibrary:
-    """Opens the library of the run folder `run`. device None: the GPU if there is one.
+    """Open the library of the run folder `run`. device None: the GPU if there is one.
 
-    Raises FileNotFoundError where the folder holds no fitted scene.
+    Raises FileNotFoundError where the folder holds no fitted scene. Example:
+
+        library = scaling.load_library("runs/cars")
+        scene = library["car-00003"]
+        images = scene.render(orbit(12, radius=1.3), normalised_intrinsics(focal=1.02))  # from scaling.cameras
     """
     folder = RunFolder(to_path(str(run)))
     folder.check_fitted()
@@ -132,18 +137,22 @@ def fit_scene(
     settings: Mapping[str, Any] | None = None,
     device: torch.device | str | None = None,
 ) -> Scene:
-    """Fits one new scene on the shared model in the folder `shared`, as stage 2 does. Nothing is written.
+    """Fit one new scene on the shared model in the folder `shared`, as stage 2 does. Nothing is written.
 
     images: uint8 [V, H, W, 3] (or 4, with transparency), or float [V, 3, H, W] in [0, 1]; at least 2 views, of any
-    size: as those of a store they are padded to a square and resized. cam2world [V, 4, 4], OpenCV axes; intrinsics
+    size: like views of a store, they are padded to a square and resized. cam2world [V, 4, 4], OpenCV axes; intrinsics
     [3, 3] or [V, 3, 3], normalised by the image's width and height.
-    scene_id: seeds the random numbers; test_views: views to hold out and measure on; without any, all are trained on
-    and every metric is None. settings: over the stage-2 settings noted with the shared model, nested:
-    {"stage2": {"latent": {"num_epochs": 2}}}. device None: the GPU if there is one. A warning says where a part of the
-    scene lies outside of the shared model's box.
+    scene_id: seeds the random numbers; test_views: views to hold out and measure; without any, all views are trained on
+    and every metric is None. settings: nested, they override the stage-2 settings noted with the shared model. device
+    None: the GPU if there is one.
 
-    Raises ValueError that names a wrong argument, SettingsError for a wrong setting, SharedModelError where `shared`
-    cannot be used, NotFinite where the fit diverged.
+    Warns where a part of the scene lies outside of the shared model's box, or where views that are all white, or show
+    no white background, give no visual hull. Raises ValueError naming a wrong argument, SettingsError for a wrong
+    setting, SharedModelError where `shared` cannot be used, NotFinite where the fit diverged. Example:
+
+        settings = {"stage2": {"latent": {"num_epochs": 2}}}
+        scene = scaling.fit_scene("runs/cars/shared", images, cam2world, intrinsics, test_views=[0], settings=settings)
+        print(scene.metrics["psnr"])  # dB, on view 0
     """
     folder = to_path(str(shared))
     chosen = _fit_settings(folder, dict(settings or {}))
@@ -159,12 +168,13 @@ def fit_scene(
 
 
 def _fit_settings(folder: AnyPath, given: dict[str, Any]) -> Settings:
-    """The settings noted with the shared model, with those given on top; SettingsError where they contradict it."""
+    """The settings noted with the shared model, overridden by `given`. Raises SettingsError where `given` contradicts
+    what the shared model fixes."""
     settings = make_settings(merge(read_config(folder).model_dump(), given))
     settings = settings_on(folder, settings, flatten(given))
     if settings.stage2.mode != "frozen":
         raise SettingsError(
-            f"stage2.mode is {settings.stage2.mode}: one scene is fitted on the shared model as it is; "
+            f"stage2.mode is {settings.stage2.mode}, but a single scene is fitted on the unchanged shared model: "
             'give settings={"stage2": {"mode": "frozen"}}'
         )
     return settings

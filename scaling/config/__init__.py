@@ -1,7 +1,7 @@
-"""The settings: every key, its type, its default and one line on what it does.
+"""The settings: every key, its type, its default and what it does.
 
-Read in this order, later wins: the defaults in this folder, `--preset NAME` (experiments/presets/NAME.yaml),
-`--config FILE`, then `--section.key VALUE`. The defaults are the preset `default`.
+They are read in this order, and later values win: the defaults in this folder, `--preset NAME`
+(experiments/presets/NAME.yaml), `--config FILE`, then `--section.key VALUE`. The defaults are the preset `default`.
 """
 
 from scaling.config.older import as_noted

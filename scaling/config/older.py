@@ -1,4 +1,4 @@
-"""Settings that older programs noted."""
+"""Settings that older versions of this program saved."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ PIXELS: dict[str, Any] = {  # what `representation.space: rgb` meant
 
 
 def as_noted(values: dict[str, Any]) -> dict[str, Any]:
-    """Settings that an older program noted, as nested plain values; what it did not know of stands as it then was."""
+    """Complete saved settings (nested plain values): keys that the saving version lacked get values that keep its
+    behaviour."""
     before = {
         "representation": {
             "box_side": 1.05,
@@ -34,8 +35,8 @@ def as_noted(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _with_kind(values: dict[str, Any]) -> dict[str, Any]:
-    """autoencoder.kind for `representation.space`, where that stands in its place. What an autoencoder in use does not
-    need is left out, as presets do, so that a run of theirs goes on."""
+    """Put autoencoder.kind in place of the older `representation.space`. Without a pre-trained autoencoder, subfolder
+    and revision become null, as in today's presets: a run of theirs can only go on with equal settings."""
     known, shape = (values.get(name) for name in ("autoencoder", "representation"))
     if isinstance(known, dict) and "kind" in known:
         return values

@@ -1,4 +1,4 @@
-"""A phase of either stage: losses, rates, schedule."""
+"""Settings of a phase, in either stage: losses, learning rates, schedule."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from scaling.config.section import Count, Positive, Rate, Section
 
 
 class Rates(Section):
-    """Learning rates at the start of a phase; 0 freezes the part."""
+    """Learning rates at the start of a phase; 0 freezes that part."""
 
     encoder: Rate = 0.0
     """Encoder of the autoencoder."""
@@ -25,11 +25,11 @@ class Rates(Section):
     coefs: Rate = 0.0
     """Coefficients of each scene."""
     student: Rate = 0.0
-    """The student, a small decoder."""
+    """The student, a small decoder that stage 1 distils."""
 
 
 class LossWeights(Section):
-    """Weights of the mean squared errors; RGB is taken in [-1, 1]."""
+    """Weights of the mean squared errors, with RGB in [-1, 1]."""
 
     latent: Rate = 0.0
     """Rendered latents against encoded images, both normalised."""
@@ -38,51 +38,52 @@ class LossWeights(Section):
     autoencoder: Rate = 0.0
     """Decoded encodings against images."""
     student: Rate = 0.0
-    """The student against the decoder, on rendered latents: its images, and their differences."""
+    """The student against the decoder: the images of rendered latents, and how these change towards encoded latents."""
 
 
 class Phase(Section):
-    """A stretch of training with its own losses, rates and schedule; every phase of both stages is one."""
+    """A stretch of training with its own losses, learning rates and schedule; both stages consist of phases."""
 
     num_epochs: Count = 1
-    """Epochs; 0 leaves the phase out."""
+    """Epochs; 0 skips the phase."""
     steps_per_epoch: Positive | None = None
-    """Steps of an epoch; null: one pass over every training view of every scene."""
+    """Steps per epoch; null: one pass over every training view of every scene."""
     rays_per_item: Positive | None = None
-    """Random rays of one scene, over all its training views, a step; null: the rays of one whole view."""
+    """Random rays per item (scene) in a step, drawn over all its training views; null: an item is one whole view."""
     crop: Positive | None = None
-    """Side in latents of the square that is taken of each view, around a pixel that shows the scene; null, or at least
-    the latents' own side: whole views."""
+    """Side, in latent pixels, of the square crop of each view, around a pixel that shows the scene; null, or at least
+    the side of the latent image: whole views."""
     loss: LossWeights = LossWeights(latent=1.0)
     lr: Rates = Rates()
     lr_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Factor on the learning rates after each epoch."""
+    """Factor on the learning rates after every epoch."""
     lr_cosine_to: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Factor reached by a half cosine over the whole phase; 1: none."""
+    """Factor on the learning rates that half a cosine reaches at the end of the phase; 1: no decay."""
     lr_milestones: list[Positive] = Field(default=[])
-    """Epochs at which the learning rates drop by lr_milestone_factor."""
+    """Epochs at which the learning rates are multiplied by lr_milestone_factor."""
     lr_milestone_factor: Annotated[float, Field(gt=0, le=1)] = 0.3
     """Factor on the learning rates at each milestone."""
     items_per_step: Positive | None = None
     """Items (whole views, or scenes where rays_per_item is set) in a step's global batch."""
     field_frozen_from_epoch: Count | None = None
-    """Epoch from which the field no longer moves; null: never."""
+    """Epoch from which the field is frozen; null: never."""
     tv_weight: Rate = 0.0
     """Weight of the planes' total variation, (‖Δh‖² + ‖Δw‖²) / (H + W), mean over the batch."""
 
     @property
     def encodes_views(self) -> bool:
-        """Whether a step encodes its views itself, with gradients, instead of taking cached latents."""
+        """Whether a step encodes its views itself, with gradients, instead of using cached latents."""
         return self.loss.autoencoder > 0 or self.lr.encoder > 0
 
     @model_validator(mode="after")
     def _consistent(self) -> Phase:
         if self.rays_per_item is not None and (self.loss.rgb or self.loss.student or self.encodes_views):
             raise ValueError(
-                "rays_per_item must be null where loss.rgb, loss.autoencoder, loss.student or lr.encoder use views"
+                "rays_per_item must be null where loss.rgb, loss.autoencoder, loss.student or lr.encoder is above 0: "
+                "they need views, not random rays"
             )
         if self.rays_per_item is not None and self.crop is not None:
-            raise ValueError("crop must be null where rays_per_item is set: it is a part of a view")
+            raise ValueError("crop must be null where rays_per_item is set: random rays come from whole views")
         if self.num_epochs and not any(self.loss.model_dump().values()):
             raise ValueError("loss: one of latent, rgb, autoencoder, student must be above 0 in a phase that runs")
         return self
@@ -96,26 +97,28 @@ class Stage1Phase(Phase):
 
 
 class Stage2Phase(Phase):
-    """In mode frozen scenes move alone: the rates of decoder, field and base planes, items_per_step and
-    field_frozen_from_epoch are not used."""
+    """A phase of stage 2. In mode frozen only the scenes' own parameters move: the rates of decoder, field and base
+    planes, items_per_step and field_frozen_from_epoch are not used."""
 
     items_per_step: Positive | None = None
-    """Mode cohort: items (whole views, or scenes where rays_per_item is set) in a step; null: as many as scenes."""
+    """Mode cohort: items (whole views, or scenes where rays_per_item is set) in a step; null: as many as the cohort has
+    scenes."""
     check_every: Positive | None = None
-    """Mode frozen, random rays: steps between looks at two training views that are held out. A scene that is hardly
-    better than at the look before ends: its rates fall by lr_cosine_to within decay_steps, and it leaves the batch;
-    null: every scene takes all steps, and lr_cosine_to spans all of them."""
+    """Mode frozen, random rays: early stopping. Steps between measurements of the error on two held-out training views.
+    A scene whose error is hardly below its lowest so far has stopped improving: its rates fall to lr_cosine_to within
+    decay_steps, then it leaves the batch. null: every scene takes all steps, and lr_cosine_to spans all of them."""
     decay_steps: Positive = 150
-    """Steps in which the rates of a scene fall that ends; the last ones of all steps at the latest."""
+    """With check_every: steps in which the rates of a scene fall once it stops improving; at the latest, the last steps
+    of the phase."""
     coefs_until: Annotated[float, Field(ge=0, le=1)] = 1.0
-    """Mode frozen, random rays: part of all steps after which coefs stand still where micro planes go on, so that base
-    planes need not be mixed again; 1: never."""
+    """Mode frozen, random rays: fraction of all steps after which coefs are frozen while micro planes go on, so that
+    base planes need not be mixed again; 1: never."""
     rounded_from: Annotated[float, Field(ge=0, le=1)] = 0.6
-    """Mode frozen, random rays: part of all steps after which scenes are rendered from planes rounded as
-    stage2.micro_dtype will store them (their gradients pass straight through); 1: never."""
+    """Mode frozen, random rays: fraction of all steps after which scenes are rendered from micro planes rounded as
+    stage2.micro_dtype stores them (gradients pass straight through the rounding); 1: never."""
     through: Literal["student", "decoder"] = "student"
-    """Mode frozen: what loss.rgb decodes with; the decoder too where the shared model has no student. Mode cohort: the
-    decoder."""
+    """Mode frozen: the network that loss.rgb decodes with; always the decoder where the shared model has no student.
+    Mode cohort always uses the decoder."""
 
     @model_validator(mode="after")
     def _moves_scenes(self) -> Stage2Phase:
@@ -124,7 +127,7 @@ class Stage2Phase(Phase):
         if self.lr.student or self.loss.student:
             raise ValueError("stage 2 never moves the student: lr.student and loss.student must be 0")
         if self.check_every is not None and self.rays_per_item is None:
-            raise ValueError("check_every needs rays_per_item: whole views are fitted without looks at held-out ones")
+            raise ValueError("check_every needs rays_per_item: a fit on whole views has no early stopping")
         if self.num_epochs and not (self.lr.micro_planes or self.lr.coefs):
-            raise ValueError("lr: micro_planes or coefs must be above 0, or nothing of a scene moves")
+            raise ValueError("lr: micro_planes or coefs must be above 0, else nothing of a scene is fitted")
         return self

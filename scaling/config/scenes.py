@@ -1,4 +1,4 @@
-"""What comes in, and what a scene is made of: images, planes, rendering, the autoencoder."""
+"""Settings of what comes in and what a scene is made of: images, planes, rendering, the autoencoder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from scaling.config.section import AboveZero, Channels, PlaneAxes, Rate, Section
 
 
 class Data(Section):
-    """What comes in."""
+    """The training images."""
 
     image_size: Size = 128
     """Side of the training images in pixels; a store's larger images are area-filtered down to it."""
@@ -33,15 +33,15 @@ class Representation(Section):
     """World axes along the width and height of each plane."""
     box_side: AboveZero | None = None
     """Side of the cube around the origin that the planes span, world units; null: the cuboid around all train scenes of
-    the store, as their views show them before a white background."""
+    the store, measured from their views, which need a white background."""
     combine: Literal["product", "sum"] = "product"
-    """How a point's features on the planes become one: Π (1 + f) - 1 over the planes, or (published) their sum."""
+    """How a point's features f on the planes are combined; product: Π (1 + f) - 1; sum (published)."""
     field_width: Size = 64
     """Hidden units of the field, the small network from features to density and colours."""
     field_layers: Annotated[int, Field(ge=1, le=8)] = 2
     """Hidden layers of the field; published: 1."""
     field_activation: Literal["relu", "softplus"] = "relu"
-    """What follows each hidden layer of the field; published: softplus."""
+    """Activation after each hidden layer of the field; published: softplus."""
     micro_std: Rate = 0.0
     """Standard deviation of a scene's micro planes before the first step."""
     base_std: Rate = 0.1
@@ -62,8 +62,8 @@ class Rendering(Section):
     """Samples along a ray; distances in world units."""
 
     sampled: Literal["hull", "cuboid"] = "hull"
-    """Where rays are sampled: in the scene's own visual hull, and there most where its densities show a surface; or
-    evenly, in all of the box (or from near to far)."""
+    """Where rays are sampled. hull: in the scene's own visual hull, and most densely where its densities show a
+    surface; cuboid: evenly, in all of the box (or from near to far)."""
 
     near: AboveZero | None = None
     """Distance along a ray at which the first stratum of samples starts; null: where the ray enters the box."""
@@ -72,10 +72,11 @@ class Rendering(Section):
     samples: Annotated[int, Field(ge=2, le=4096)] = 10
     """Stratified samples a ray."""
     importance_samples: SizeOrZero = 0
-    """Samples a ray drawn from the weights of a first pass; 0: one pass only."""
+    """Samples a ray that are drawn from the weights of a first pass; 0: one pass only."""
     background: Literal["views", "white"] = "views"
-    """What a ray that meets nothing shows: for each latent pixel the mean of stage 1's views where they are white, or
-    (published) everywhere the latent of a white image. The latents of super_resolution are white either way."""
+    """What a ray that meets nothing shows. views: for each latent pixel, the mean latent of stage 1's views that are
+    white there; white (published): everywhere the mean latent of a white image. With kind super_resolution both are
+    white."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Rendering:
@@ -84,22 +85,22 @@ class Rendering(Section):
         if self.near is not None and self.far is not None and self.near >= self.far:
             raise ValueError(f"near ({self.near}) must be below far ({self.far})")
         if self.sampled == "hull" and (self.near is not None or self.importance_samples):
-            raise ValueError("near, far and importance_samples need sampled: cuboid; in a hull its surfaces decide")
+            raise ValueError("near, far and importance_samples need sampled: cuboid; in a hull surfaces place samples")
         if self.importance_samples and self.samples < 4:
             raise ValueError("importance_samples need at least 4 samples in the first pass to draw from")
         return self
 
 
 class Autoencoder(Section):
-    """The image autoencoder, whose latents planes encode, pre-trained or from scratch."""
+    """The image autoencoder, pre-trained or from scratch; planes render its latents."""
 
     kind: Literal["super_resolution", "kl", "tiny"] = "super_resolution"
-    """super_resolution: the image made smaller, and a decoder that adds the detail (pixels: shrink 1, decoder_blocks
-    0); kl: diffusers' AutoencoderKL; tiny: diffusers' AutoencoderTiny, pre-trained."""
+    """super_resolution: latents are the image made smaller, and a decoder adds the detail (shrink 1 and decoder_blocks
+    0: planes of pixels); kl: diffusers' AutoencoderKL; tiny: diffusers' AutoencoderTiny, pre-trained only."""
     shrink: Size = 2
     """super_resolution: pixels a side of one latent."""
     decoder_width: Size = 48
-    """super_resolution: features of the decoder, whose convolutions keep the latents' resolution."""
+    """super_resolution: feature channels of the decoder, whose convolutions run at the latents' resolution."""
     decoder_blocks: Annotated[int, Field(ge=0, le=64)] = 4
     """super_resolution: residual blocks of the decoder, two convolutions each; 0: bilinear upsampling, no network."""
     pretrained: str | None = None
@@ -108,29 +109,29 @@ class Autoencoder(Section):
     subfolder: str | None = None
     """Folder inside the hub repository; ignored where the local folder itself holds config.json."""
     revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = None
-    """Commit of the hub repository; branches and tags are refused, as they can move."""
+    """Commit (40 hexadecimal digits) of the hub repository; branches and tags are refused, as they can move."""
     block_out_channels: Channels = Field(default=[32, 64, 96, 128])
     """kl from scratch: channels per resolution; n entries shrink images 2^(n-1) times a side."""
     layers_per_block: Annotated[int, Field(ge=1, le=16)] = 1
     """kl from scratch: residual layers per resolution."""
     norm_num_groups: Size = 4
-    """kl from scratch: groups of the group norms; must divide every entry of block_out_channels. With groups of one
-    channel images are kept worse, by a dB or so; whether rendered latents decode worse must be measured."""
+    """kl from scratch: groups of the group norms; must divide every entry of block_out_channels. Groups of one channel
+    reconstruct images about 1 dB worse; whether rendered latents decode worse has yet to be measured."""
     latent_channels: Annotated[int, Field(ge=1, le=256)] = 4
     """kl from scratch: channels of the latents."""
     latent_scale: AboveZero | None = None
-    """kl and tiny: s of the normalisation tanh(s z); null: 0.11 / std(z), measured on training images."""
+    """kl and tiny: s of the normalisation tanh(s (z - shift)); null: 0.11 / std(z), measured on training images."""
     kl_weight: Rate = 1e-4
     """kl from scratch: weight of the mean KL divergence of the latents from N(0, 1)."""
 
     @property
     def has_encoder(self) -> bool:
-        """Whether a network encodes, so that encoding takes time and is worth caching."""
+        """Whether a network encodes; then encoding takes time and is worth caching."""
         return self.kind != "super_resolution"
 
     @property
     def has_decoder(self) -> bool:
-        """Whether a network decodes, which phases can train."""
+        """Whether a network decodes; then phases can train it."""
         return self.kind != "super_resolution" or self.decoder_blocks > 0
 
     @property
@@ -140,7 +141,7 @@ class Autoencoder(Section):
 
     @property
     def trains_first(self) -> bool:
-        """Whether it has something to learn before scenes do, in phase `autoencoder` of stage 1."""
+        """Whether phase `autoencoder` of stage 1 has something to train before the scenes."""
         return self.pretrained is None and self.has_decoder
 
     @model_validator(mode="after")

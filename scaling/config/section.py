@@ -1,4 +1,4 @@
-"""What all sections of the settings are made of."""
+"""Building blocks of the settings: value types, the base class of sections, merging and flattening."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
-# A shared model brings its own settings: what sets sizes has a limit, far above what is of use, so that no file can ask
+# A shared model's file brings its own settings. Sizes have a limit far above any useful value, so that no file can ask
 # for all memory.
 Size = Annotated[int, Field(ge=1, le=4096)]
 SizeOrZero = Annotated[int, Field(ge=0, le=4096)]
@@ -19,13 +19,13 @@ Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Section(BaseModel):
-    """A part of the settings: unknown keys are errors, values never change."""
+    """A part of the settings; unknown keys are errors, and values never change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`over` on top of `base`, section by section."""
+    """Merge `over` on top of `base`, section by section, into new values."""
     merged = dict(base)
     for key, value in over.items():
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)

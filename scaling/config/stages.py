@@ -1,4 +1,4 @@
-"""The two stages, phase by phase."""
+"""Settings of the two stages, phase by phase."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Stage1(Section):
         lr=Rates(decoder=1e-3),
         lr_cosine_to=0.05,
     )
-    """Phase 0: an autoencoder from scratch, left out where a pre-trained one is named or there is nothing to train.
-    Kind super_resolution has a decoder alone; kl needs lr.encoder, too."""
+    """Phase 0: trains an autoencoder from scratch; skipped where a pre-trained one is named or there is nothing to
+    train. Kind super_resolution has only a decoder to train; kl needs lr.encoder, too."""
     warmup: Stage1Phase = Stage1Phase(
         num_epochs=12,
         steps_per_epoch=250,
@@ -35,7 +35,7 @@ class Stage1(Section):
         lr=Rates(field=5e-3, base_planes=1e-2, **SCENE_RATES),
         lr_cosine_to=0.1,
     )
-    """Phase 1a: planes, coefs and field on cached latents; the autoencoder is frozen."""
+    """Phase 1a: trains planes, coefs and field on cached latents; the autoencoder is frozen."""
     joint: Stage1Phase = Stage1Phase(
         num_epochs=0,
         steps_per_epoch=500,
@@ -44,9 +44,9 @@ class Stage1(Section):
         lr=Rates(encoder=1e-4, decoder=1e-4, field=1e-4, base_planes=1e-3, micro_planes=1e-3, coefs=1e-3),
         lr_cosine_to=0.1,
     )
-    """Phase 1b, left out unless asked for (there is no encoder to train in kind super_resolution): everything, the
-    autoencoder included: the latent space becomes 3D-aware. To read rendered latents is left to 1c, so that the
-    autoencoder stays a good one of images, and a step takes half the time."""
+    """Phase 1b, off by default (kind super_resolution has no encoder to train): trains everything, so that the latent
+    space of the autoencoder becomes 3D-aware. Decoding rendered latents is left to phase 1c: so the autoencoder remains
+    good at images, and a step takes half the time."""
     adapt: Stage1Phase = Stage1Phase(
         num_epochs=5,
         steps_per_epoch=100,
@@ -56,7 +56,7 @@ class Stage1(Section):
         lr=Rates(decoder=5e-4),
         lr_cosine_to=0.05,
     )
-    """Phase 1c (ours): a copy of the decoder learns to read rendered latents; stage 2 decodes with it."""
+    """Phase 1c (ours): trains a copy of the decoder on rendered latents; stage 2 decodes with it."""
     distil: Stage1Phase = Stage1Phase(
         num_epochs=0,
         steps_per_epoch=100,
@@ -65,17 +65,19 @@ class Stage1(Section):
         lr=Rates(student=2e-3),
         lr_cosine_to=0.02,
     )
-    """Phase 1d (ours), left out unless asked for: a small student learns that decoder on rendered latents, and stage 2
-    moves scenes through it: a tenth of the time of an autoencoder of a million parameters, a fifth of the gain."""
+    """Phase 1d (ours), off by default: distils that decoder, on rendered latents, into a small student through which
+    stage 2 fits scenes. Compared with an autoencoder of a million parameters: a tenth of the time, a fifth of the
+    gain."""
     student_width: Size = 96
-    """Features of the student, whose convolutions keep the latents' resolution."""
+    """Feature channels of the student, whose convolutions run at the latents' resolution."""
     student_blocks: Annotated[int, Field(ge=0, le=64)] = 2
     """Residual blocks of the student, two convolutions each."""
     num_buckets: Positive = 4
-    """Scene buckets that every batch draws from equally; workers share them, so there are at most as many."""
+    """Buckets of scenes; every batch draws equally from each. Workers share the buckets: there can be at most as many
+    workers."""
     dense_adam: bool = False
-    """Published behaviour, in stage 2's mode cohort too: a step moves the parameters of all scenes, also of those that
-    are not in its batch."""
+    """Published behaviour: a step moves the parameters of all scenes, also of those that are not in its batch. It
+    applies to stage 2's mode cohort too."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Stage1:
@@ -102,14 +104,15 @@ PATIENCE = {"max_attempts", "deadline_seconds", "stall_seconds"}
 
 
 class Stage2(Section):
-    """Fits every further scene."""
+    """Fits all further scenes."""
 
     mode: Literal["frozen", "cohort"] = "frozen"
-    """frozen: scenes are fitted alone on the shared model as it is; cohort: with a copy of it, fine-tuned together."""
+    """frozen: each scene is fitted on its own to the unchanged shared model; cohort: scenes are fitted together with a
+    copy of the shared model, which is fine-tuned."""
     scenes_per_batch: Positive = 8
     """Mode frozen: scenes that an actor fits together and commits as one part."""
     cohort_size: Positive | None = 64
-    """Mode cohort: scenes of a cohort, fixed chunks of the scenes' order; null: one cohort of all."""
+    """Mode cohort: scenes per cohort; cohorts are fixed chunks of the scenes' order; null: one cohort of all scenes."""
     latent: Stage2Phase = Stage2Phase(
         steps_per_epoch=1800,
         rays_per_item=96,
@@ -118,7 +121,7 @@ class Stage2(Section):
         lr=Rates(field=1e-3, base_planes=1e-3, micro_planes=4e-2, coefs=4e-2),
         lr_cosine_to=0.02,
     )
-    """Phase 2a: micro planes and coefs against the encoded training views."""
+    """Phase 2a: fits micro planes and coefs to the encoded training views."""
     rgb: Stage2Phase = Stage2Phase(
         num_epochs=0,
         items_per_step=8,
@@ -126,16 +129,16 @@ class Stage2(Section):
         lr=Rates(decoder=5e-4, field=1e-3, base_planes=1e-3, micro_planes=2e-2, coefs=2e-2),
         lr_cosine_to=0.1,
     )
-    """Phase 2b: the same through the decoder (or its student), against the training images."""
+    """Phase 2b: fits the same through the decoder (or its student) to the training images."""
     micro_dtype: Literal["float32", "float16", "int8", "int6", "int5", "int4", "int3"] = "int4"
-    """How a library stores micro planes; whole numbers have one scale per plane and channel."""
+    """Number type in which a library stores micro planes; integers have one scale per plane and channel."""
     start: Literal["mean", "random"] = "mean"
-    """A scene starts at stage 1's mean coefs and zero micro planes, or (published) drawn as stage 1's scenes were, and
-    in mode cohort the field starts anew too."""
+    """mean: a scene starts from stage 1's mean coefs and zero micro planes; random (published): from random values, as
+    stage 1's scenes did, and in mode cohort the field starts from random weights, too."""
     max_attempts: Positive = 3
-    """Actors that a scene may cost, alone in its batch, before it is recorded as failed."""
+    """Actors that may die on a scene alone in its batch (mode cohort: on a cohort) before it is recorded as failed."""
     deadline_seconds: Annotated[float, Field(gt=0)] = 3600.0
-    """The longest that a batch (mode cohort: an epoch) may take, after which its actor is killed; counts from when the
-    actor is ready."""
+    """Time limit for a batch (mode cohort: for an epoch), counted from when the actor is ready; after it the actor is
+    killed."""
     stall_seconds: Annotated[float, Field(gt=0)] = 600.0
-    """An actor that has done no step for so long ends itself: its device hangs."""
+    """An actor that makes no step for this long ends itself, because its device hangs."""

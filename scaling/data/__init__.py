@@ -1,1 +1,1 @@
-"""Posed images: the readers of the source layouts, the embedded cars and the scene store."""
+"""Posed images: the readers of source layouts, the embedded cars and the scene store."""

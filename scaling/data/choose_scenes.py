@@ -1,4 +1,4 @@
-"""Which scenes of a source a job works on, and in which order."""
+"""Choose the scenes of a source that a job works on, and their order."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from scaling.storage.atomic import read_limited
 
 
 def read_ids(path: Path) -> list[str]:
-    """Scene ids of a file, one a line; blank lines and # comments are skipped.
+    """Read the scene ids of a file with one id per line; skip blank lines and # comments.
 
-    Raises ValueError naming the file, and the line where there is one.
+    Raises ValueError where the file cannot be read, holds a bad id or repeats an id. The message names the file and,
+    for a bad id, the line.
     """
     try:
         text = read_limited(path).decode("utf-8")
@@ -41,7 +42,7 @@ def read_ids(path: Path) -> list[str]:
 
 
 def ids_by_category(source: SceneSource) -> dict[str, list[str]]:
-    """The ids of each category, in store order."""
+    """Category → its ids, in store order."""
     of_category: dict[str, list[str]] = {}
     for scene_id, category in zip(source.ids(), source.categories()):
         of_category.setdefault(category, []).append(scene_id)
@@ -49,8 +50,10 @@ def ids_by_category(source: SceneSource) -> dict[str, list[str]]:
 
 
 def categories_in_turn(source: SceneSource) -> list[str]:
-    """All ids, one of each category in turn, each category in its own order: any first N hold as many of one as of
-    another, as far as there are as many."""
+    """All ids, interleaved: one id of each category in turn, in store order within a category.
+
+    The first N ids are therefore balanced: every category has an equal share (±1) until its ids run out.
+    """
     rounds = zip_longest(*ids_by_category(source).values())
     return [scene_id for in_turn in rounds for scene_id in in_turn if scene_id is not None]
 
@@ -63,11 +66,11 @@ def choose_ids(
     count: int | None = None,
     balanced: bool = False,
 ) -> list[str]:
-    """Ids to work on: those of the file `wanted` or all of the source, less `leave_out`, less the first `skip`.
+    """Choose ids: those of the file `wanted`, or all of the source; drop `leave_out`, then the first `skip`.
 
-    At most `count` of them. balanced: where no file names them, `categories_in_turn`, for stage 1, whose base planes
-    all categories share. Raises ValueError where the file names a scene that the source does not hold, or where nothing
-    is left.
+    count: return at most this many. balanced: without a file, order the ids by `categories_in_turn`; stage 1 uses this,
+    because all categories share its base planes. Raises ValueError where the file is bad (see `read_ids`) or names a
+    scene that the source does not hold, or where no scene is left.
     """
     known = source.ids()
     if wanted is None:

@@ -1,4 +1,7 @@
-"""Latents of a scene as bytes. float16 rounds numbers in [−1, 1] by at most 2.5e-4, and halves the bytes of float32."""
+"""Pack the latents of a scene into float16 bytes, and unpack them.
+
+For numbers in [−1, 1], float16 rounds by at most 2.5e-4 and takes half the bytes of float32.
+"""
 
 from __future__ import annotations
 
@@ -16,22 +19,22 @@ REMEDY = (
 
 
 def pack_latents(latents: Tensor) -> bytes:
-    """[V, C, h, w] in [−1, 1] → bytes, little-endian. ValueError where numbers are not finite."""
+    """Pack [V, C, h, w] in [−1, 1] → little-endian float16 bytes. Raises ValueError where a number is not finite."""
     if not torch.isfinite(latents).all():
         raise ValueError("the encoder gives numbers that are not finite")
     return latents.cpu().numpy().astype("<f2").tobytes()
 
 
 def unpack_latents(data: bytes, shape: Sequence[int] | None, num_views: int) -> Tensor:
-    """Bytes of unknown origin → float16 [V, C, h, w] in [−1, 1].
+    """Unpack bytes of unknown origin → float16 [V, C, h, w] in [−1, 1].
 
-    ValueError where the shape is not that of num_views views, the bytes are not as many as it needs, or a number is out
-    of range.
+    Raises ValueError where the shape is missing or is not that of num_views views, where the number of bytes does not
+    fit the shape, or where a number is NaN or out of range.
     """
     sizes = tuple(shape or ())
     if len(sizes) != 4 or min(sizes) < 1 or sizes[0] != num_views:
         raise ValueError(f"they have the shape {list(sizes)!s:.80}, the scene has {num_views} views")
-    needed = 2 * math.prod(sizes)  # of Python's whole numbers: exact
+    needed = 2 * math.prod(sizes)  # Python's integers cannot overflow, however large the shape
     if len(data) != needed:
         raise ValueError(f"they have {len(data)} bytes, the shape {list(sizes)} needs {needed}")
     numbers = np.frombuffer(data, dtype="<f2")

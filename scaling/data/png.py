@@ -1,4 +1,4 @@
-"""PNG files: a header check before anything is decoded, and plain errors for files that cannot be read."""
+"""Read and write PNG files: the header is checked before decoding, and every decoding error becomes a ValueError."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from PIL import Image
 
 from scaling.data.readers.zip_paths import read_file
 
-MAX_IMAGE_SIDE = 4096  # pixels; a larger header is refused before anything is decoded
+MAX_IMAGE_SIDE = 4096  # pixels; larger images are refused before they are decoded
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_KEPT = {2: 3, 6: 4}  # a PNG's colour types RGB and RGBA, and how many channels they have
-# What Pillow raises where bytes are wrong, found by damaging files at random.
+_KEPT = {2: 3, 6: 4}  # colour type of a PNG (RGB, RGBA) → number of channels
+# What Pillow raises for damaged files; found by damaging files at random.
 _DAMAGED = (
     OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, struct.error, zlib.error,
     Image.DecompressionBombError, Image.DecompressionBombWarning,  # the latter where warnings are errors
@@ -24,7 +24,10 @@ _DAMAGED = (
 
 
 def png_size(data: bytes) -> tuple[int, int]:
-    """(width, height) in a PNG's header, nothing decoded. ValueError: not a PNG, empty, or over 4096 a side."""
+    """Read (width, height) from a PNG's header, without decoding.
+
+    Raises ValueError where the bytes are not a PNG, or where a side has no pixels or more than 4096.
+    """
     if len(data) < 33 or not data.startswith(_SIGNATURE) or data[12:16] != b"IHDR":
         raise ValueError("not a PNG file: convert it, other formats are not read" if data else "the file is empty")
     width, height = struct.unpack(">II", data[16:24])
@@ -34,12 +37,12 @@ def png_size(data: bytes) -> tuple[int, int]:
 
 
 def decode_png(data: bytes) -> NDArray[np.uint8]:
-    """PNG bytes → [H, W, 3] RGB; transparency is composited on white. ValueError where it cannot be read."""
+    """Decode PNG bytes → [H, W, 3] RGB, composited on white. Raises ValueError as `decode_layers` does."""
     return on_white(decode_layers(data))
 
 
 def on_white(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """[H, W, 3] RGB as it is, or [H, W, 4] RGBA composited on white. → [H, W, 3]"""
+    """Composite [H, W, 4] RGBA on white → [H, W, 3] RGB; return [H, W, 3] RGB as it is."""
     if pixels.shape[2] == 3:
         return pixels
     layer = Image.fromarray(pixels)
@@ -47,7 +50,10 @@ def on_white(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def decode_layers(data: bytes) -> NDArray[np.uint8]:
-    """PNG bytes → [H, W, 3] RGB, or [H, W, 4] RGBA where some pixel is transparent. ValueError as `decode_png`."""
+    """Decode PNG bytes → [H, W, 3] RGB, or [H, W, 4] RGBA where some pixel is transparent.
+
+    Raises ValueError where `png_size` does, and where the image is damaged or greyscale.
+    """
     size = png_size(data)
     try:
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
@@ -66,20 +72,20 @@ def decode_layers(data: bytes) -> NDArray[np.uint8]:
 
 
 def encode_png(pixels: NDArray[np.uint8]) -> bytes:
-    """[H, W, 3] RGB or [H, W, 4] RGBA → PNG bytes."""
+    """Encode [H, W, 3] RGB or [H, W, 4] RGBA → PNG bytes."""
     out = io.BytesIO()
     Image.fromarray(pixels).save(out, format="PNG", compress_level=6)
     return out.getvalue()
 
 
 def read_png(path: Path) -> tuple[bytes, tuple[int, int]]:
-    """A file's 8-bit PNG bytes, RGB or (where it is transparent) RGBA, and (width, height). One that is such a PNG
-    keeps its bytes; others are re-encoded.
+    """Read a file → bytes of an 8-bit PNG, RGB or (where some pixel is transparent) RGBA, and (width, height).
 
-    ValueError: unreadable, damaged, greyscale or over 4096 pixels a side. The path may lead through a zip file.
+    A file that is such a PNG already keeps its bytes; others are re-encoded. The path may lead through a zip file.
+    Raises ValueError where the file is unreadable, damaged, greyscale or over 4096 pixels a side.
     """
     data = read_file(path)
     size = png_size(data)
-    pixels = decode_layers(data)  # also where the bytes are kept: a cut-short file must be found here, not in a fit
+    pixels = decode_layers(data)  # even where the bytes are kept: a cut-short file must be found here, not in a fit
     plain = data[24] == 8 and _KEPT.get(data[25]) == pixels.shape[2] and b"tRNS" not in data[: data.find(b"IDAT")]
     return (data if plain else encode_png(pixels)), size

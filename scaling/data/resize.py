@@ -1,7 +1,7 @@
-"""Images of any size → square ones of the size asked for, and intrinsics that follow.
+"""Pad images to squares, resize them, and adapt their intrinsics.
 
-Coordinates run from 0 at the outer edge of the first pixel to 1 at that of the last, so a pixel's centre stays where it
-is when a square image is resized: only padding changes normalised intrinsics.
+Normalised coordinates run from 0 at the outer edge of the first pixel to 1 at the outer edge of the last pixel. So a
+point keeps its coordinates when a square image is resized: only padding changes normalised intrinsics.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from torch import Tensor
 
 
 def pad_to_square(image: NDArray[np.uint8], value: int = 255) -> NDArray[np.uint8]:
-    """[C, H, W] → [C, S, S], S = max(H, W): `value` on both sides of the shorter one; by default white, the
-    background's colour."""
+    """Pad [C, H, W] → [C, S, S], S = max(H, W), with `value` at both ends of the shorter axis.
+
+    The default is white, the colour of the background.
+    """
     height, width = image.shape[-2:]
     left, top = _margins(width, height)
     right, bottom = max(height - width, 0) - left, max(width - height, 0) - top
@@ -22,7 +24,7 @@ def pad_to_square(image: NDArray[np.uint8], value: int = 255) -> NDArray[np.uint
 
 
 def pad_intrinsics(intrinsics: Tensor, width: int, height: int) -> Tensor:
-    """Intrinsics [..., 3, 3] normalised by width and height → normalised by the padded square's side."""
+    """Convert intrinsics [..., 3, 3] normalised by width and height → normalised by the side of the padded square."""
     left, top = _margins(width, height)
     side = max(width, height)
     pad = [[width / side, 0.0, left / side], [0.0, height / side, top / side], [0.0, 0.0, 1.0]]
@@ -30,7 +32,7 @@ def pad_intrinsics(intrinsics: Tensor, width: int, height: int) -> Tensor:
 
 
 def resize_square(image: Tensor, size: int) -> Tensor:
-    """[C, S, S] floats → [C, size, size]: made smaller by averaging areas, made larger bilinearly."""
+    """Resize [C, S, S] floats → [C, size, size]: shrink by averaging areas, enlarge bilinearly."""
     side = image.shape[-1]
     if size > side:
         return torch.nn.functional.interpolate(image[None], size=(size, size), mode="bilinear", align_corners=False)[0]
@@ -41,16 +43,16 @@ def resize_square(image: Tensor, size: int) -> Tensor:
 
 
 def _margins(width: int, height: int) -> tuple[int, int]:
-    """White pixels left of and above the image in its square; right of and below it is the rest."""
+    """Padding to the left of the image and above it, in pixels; the rest of the padding is right of it and below it."""
     side = max(width, height)
     return (side - width) // 2, (side - height) // 2
 
 
 def _area_weights(side: int, size: int) -> Tensor:
-    """[size, side]: which share of each output pixel every input pixel covers. Rows sum to 1.
+    """Weights [size, side]: the share of each output pixel that each input pixel covers. Rows sum to 1.
 
-    PyTorch's "area" mode takes whole input pixels; where side is no multiple of size, that moves the picture by up to
-    half of one.
+    PyTorch's "area" mode averages whole input pixels; where side is not a multiple of size, it shifts the picture by up
+    to half an input pixel.
     """
     edges = torch.arange(size + 1, dtype=torch.float64) * (side / size)
     first, last = edges[:-1, None], edges[1:, None]

@@ -1,4 +1,4 @@
-"""The scene store: Parquet parts with one row per scene, the rejected scenes, and store.json, which is written last."""
+"""The scene store: Parquet parts with one row per scene, a table of rejected scenes, and store.json, written last."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ REJECTS_SCHEMA = pa.schema([(name, pa.string()) for name in ("scene_id", "source
 
 
 class StoreWriter:
-    """Writes a store, as a context manager. Rows keep the order in which they are added.
+    """Context manager that writes a store. Rows keep the order in which they are added.
 
-    store.json is written when the block ends without an exception: only then is the store complete. What an
-    interrupted writer left is replaced; a complete store is not (FileExistsError). A block that added no scene
-    ends with ValueError.
+    store.json is written when the block ends without an exception; only then is the store complete. What an interrupted
+    writer left is replaced. Raises FileExistsError at the start of the block where a complete store exists, and
+    ValueError at its end where no scene was added.
     """
 
     def __init__(self, store_uri: str | Path, source: str) -> None:
@@ -75,8 +75,10 @@ class StoreWriter:
         return self
 
     def add(self, row: Mapping[str, Any], bounds: Sequence[Sequence[float]] | None = None) -> bool:
-        """Adds a row made by `scene_views.make_row`. bounds: low and high corner of where the scene is, as far as its
-        views say. False where it is rejected: its id is bad or already in the store."""
+        """Add a row made by `scene_views.make_row`. → False where it is rejected: its id is bad or is in the store.
+
+        bounds: low and high corner of the cuboid around the scene, where its views tell.
+        """
         scene_id = row["scene_id"]
         try:
             check_scene_id(scene_id)
@@ -97,17 +99,19 @@ class StoreWriter:
         return True
 
     def reject(self, scene_id: str, source: str, file: str, reason: str) -> None:
-        """Notes a scene that is not in the store, and why."""
+        """Record a scene that is left out of the store, and why."""
         self.rejects.append({"scene_id": scene_id, "source": source, "file": file, "reason": reason})
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        # After an error the part is closed, but without store.json the store stays incomplete.
         if kind is not None:
             self._rows.clear()
             self._close_part()
             return
         self._close_part()
+        # The rejects are written even where no scene is left: they tell why.
         rejects = pa.Table.from_pylist(self.rejects, schema=REJECTS_SCHEMA)
         pq.write_table(rejects, f"{self.path}/rejects.parquet", filesystem=self.filesystem)
         if not self._ids:
@@ -127,7 +131,7 @@ class StoreWriter:
             out.write(json.dumps(described, indent=1).encode() + b"\n")
 
     def _flush(self) -> None:
-        """Writes the waiting rows as one row group."""
+        """Write the waiting rows as one row group."""
         if not self._rows:
             return
         if self._part is None:
@@ -136,7 +140,7 @@ class StoreWriter:
                 f"{self.path}/scenes-{number:05d}.parquet",
                 SCHEMA,
                 filesystem=self.filesystem,
-                compression="none",  # PNGs do not shrink
+                compression="none",  # PNGs are compressed already
                 use_dictionary=False,
                 write_statistics=["scene_id", "category"],
             )
@@ -152,14 +156,17 @@ class StoreWriter:
 
 @dataclass(frozen=True)
 class _Index:
-    """The scenes of a store, in its order; places: id → (number of its part, row group, row in it)."""
+    """The scenes of a store, in its order. places: id → (number of the part, row group, row in the row group)."""
 
     categories: list[str] = field(default_factory=list)
     places: dict[str, tuple[int, int, int]] = field(default_factory=dict)
 
 
 class SceneStore:
-    """Reads a store. FileNotFoundError where there is none; ValueError where it is damaged or of a newer version."""
+    """A complete store, opened for reading.
+
+    Raises FileNotFoundError where there is none, ValueError where it is damaged or of a newer version.
+    """
 
     def __init__(self, uri: str | Path) -> None:
         self.uri = str(uri)
@@ -171,7 +178,7 @@ class SceneStore:
             )
         with self.filesystem.open_input_stream(f"{self.path}/store.json") as stream:
             text = stream.read(MAX_INFO_BYTES)
-        self.digest = hashlib.sha256(text).hexdigest()  # another one for a store that is prepared anew
+        self.digest = hashlib.sha256(text).hexdigest()  # a store that is prepared again has another digest
         try:
             self.info: dict[str, Any] = parse_json(text)
             version, self.num_scenes = int(self.info["format_version"]), int(self.info["num_scenes"])
@@ -185,12 +192,14 @@ class SceneStore:
         return self.num_scenes
 
     def paths(self) -> list[str]:
-        """The parts, in store order, as paths on `filesystem`."""
+        """The paths of the parts on `filesystem`, in store order."""
         return list(self._paths)
 
     def bounds(self) -> list[list[float]] | None:
-        """Low and high corner, world units, of the cuboid around all scenes, as measured when the store was made; None
-        of older stores and where no view says. ValueError where store.json holds no such thing."""
+        """Low and high corner, in world units, of the cuboid around all scenes, measured when the store was made.
+
+        None for older stores, and where no view tells. Raises ValueError where store.json holds malformed bounds.
+        """
         found = self.info.get("bounds")
         if found is None:
             return None
@@ -216,9 +225,10 @@ class SceneStore:
             return read_columns(file, REJECTS_SCHEMA).to_pylist()
 
     def rows(self, ids: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
-        """Rows of all scenes in store order, or of the given ids in their order, one row group in memory at a time.
+        """Yield the rows of all scenes in store order, or of the given ids in their order.
 
-        ValueError (at the first step) names the ids that the store does not hold.
+        One row group is in memory at a time. Raises ValueError, at the first row, naming ids that the store does not
+        hold.
         """
         places = self._indexed().places
         unknown = [] if ids is None else [scene_id for scene_id in ids if scene_id not in places]
@@ -226,7 +236,7 @@ class SceneStore:
             raise ValueError(f"{self.uri} holds no scene {', '.join(unknown[:5])}{', …' if len(unknown) > 5 else ''}")
         opened: tuple[int, int] | None = None
         group: pa.Table | None = None
-        with ExitStack() as stack:  # holds the part that is open
+        with ExitStack() as stack:  # closes the part that is open
             for scene_id in places if ids is None else ids:
                 number, row_group, row = places[scene_id]
                 if opened is None or opened[0] != number:
@@ -238,7 +248,7 @@ class SceneStore:
 
     @contextmanager
     def _opened(self, path: str) -> Iterator[pq.ParquetFile]:
-        """A Parquet file of the store. What is wrong with it or its columns becomes a ValueError that names it."""
+        """Open a Parquet file of the store. Errors in it or in its columns become a ValueError that names the file."""
         try:
             with open_table(self.filesystem, path) as file:
                 yield file
@@ -246,7 +256,7 @@ class SceneStore:
             raise ValueError(f"{path}: not a readable part of a scene store ({error}): prepare it again") from error
 
     def _indexed(self) -> _Index:
-        """Reads the id and category columns of all parts, once."""
+        """Read the id and category columns of all parts, once. Raises ValueError where they do not fit store.json."""
         if self._index is not None:
             return self._index
         index = _Index()
@@ -260,6 +270,7 @@ class SceneStore:
             in_part = [(number, group, row) for group, size in enumerate(sizes) for row in range(size)]
             index.places.update(zip(columns["scene_id"].to_pylist(), in_part, strict=True))
             index.categories.extend(columns["category"].to_pylist())
+        # A repeated id leaves fewer places than categories.
         if not len(index.places) == len(index.categories) == self.num_scenes:
             raise ValueError(
                 f"{self.uri} holds {len(index.places)} scenes, its store.json says {self.num_scenes}: prepare it again"

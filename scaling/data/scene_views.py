@@ -1,4 +1,4 @@
-"""A scene: posed views of one object, as rows of the scene store and as tensors, and the checks on what comes in."""
+"""A scene: posed views of one object, as a row of the scene store and as tensors, and the checks of its input."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ MAX_VIEWS = 10_000  # of a scene
 
 
 class SceneError(ValueError):
-    """One scene cannot be used. scene_id, source: which one; file: where it is wrong; reason: what is wrong."""
+    """One scene cannot be used. scene_id, source: which scene; file: where the error is; reason: what is wrong."""
 
     def __init__(self, scene_id: str, file: str, reason: str, source: str = "") -> None:
-        super().__init__(scene_id, file, reason, source)  # all of them, so that it survives a trip between processes
+        super().__init__(scene_id, file, reason, source)  # all of them: another process rebuilds the error from these
         self.scene_id, self.file, self.reason, self.source = map(printable, (scene_id, file, reason, source))
 
     def __str__(self) -> str:
@@ -36,10 +36,10 @@ class SceneError(ValueError):
 
 @dataclass(frozen=True)
 class SceneRef:
-    """Where a scene lies, in plain values that travel between processes.
+    """Where a scene is, in plain values that travel between processes.
 
-    folder: its path, which may lead through a zip file, "" where its id is no safe name; layout: the name of its
-    reader; source: the path relative to --source.
+    folder: its path, which may lead through a zip file; "" where the id is bad or the path is not UTF-8. layout: the
+    name of its reader. source: its path relative to --source.
     """
 
     scene_id: str
@@ -56,10 +56,9 @@ class SceneRef:
 class SceneViews:
     """The views of one scene.
 
-    images: [V, 3, H, W] float32 in [0, 1]; cam2world: [V, 4, 4], OpenCV axes; intrinsics: [V, 3, 3], normalised
-    by the image size; test_views: indices of the views that are never trained on; latents: float16 [V, C, h, w] in
-    [−1, 1], where the encoder of the shared model in use has made them before; alpha: [V, H, W] in [0, 1], where the
-    source says which pixels are transparent.
+    images: [V, 3, H, W] float32 in [0, 1]; cam2world: [V, 4, 4], OpenCV axes; intrinsics: [V, 3, 3], normalised by the
+    image size; test_views: indices of the views that are never trained on; latents: float16 [V, C, h, w] in [−1, 1],
+    if they are cached for the shared model in use; alpha: [V, H, W] in [0, 1], if the source has transparent pixels.
     """
 
     scene_id: str
@@ -77,17 +76,20 @@ class SceneViews:
 
 
 def printable(text: str) -> str:
-    """Text as it is, save what UTF-8 cannot hold (file names may, and JSON), which is written as an escape."""
+    """Replace what UTF-8 cannot encode, as it may occur in file names and in JSON, by escapes."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def default_test_views(num_views: int) -> tuple[int, ...]:
-    """The first tenth of the views, at least one."""
+    """Indices of the first tenth of the views, at least one."""
     return tuple(range(max(1, num_views // 10)))
 
 
 def check_pose(pose: ArrayLike) -> NDArray[np.float64]:
-    """A camera-to-world matrix [4, 4]. ValueError unless it is finite and rigid (to 1e-3), without a mirror."""
+    """Check a camera-to-world matrix → [4, 4].
+
+    Raises ValueError unless it is finite and rigid (to 1e-3) and does not mirror.
+    """
     matrix = _numbers(pose, 4, "the pose")
     if np.abs(matrix[3] - [0, 0, 0, 1]).max() > 1e-3:
         raise ValueError(f"the pose's last row must be 0 0 0 1, got {_listed(matrix[3])}")
@@ -101,7 +103,11 @@ def check_pose(pose: ArrayLike) -> NDArray[np.float64]:
 
 
 def check_intrinsics(intrinsics: ArrayLike) -> NDArray[np.float64]:
-    """Normalised intrinsics [3, 3]. ValueError unless they are finite with positive focal lengths."""
+    """Check normalised intrinsics → [3, 3].
+
+    Raises ValueError unless they are finite, have positive focal lengths, and are an upper triangular matrix whose last
+    row is 0 0 1.
+    """
     matrix = _numbers(intrinsics, 3, "the intrinsics")
     if matrix[0, 0] <= 0 or matrix[1, 1] <= 0:
         raise ValueError(f"focal lengths must be positive, got {_listed(np.diag(matrix)[:2])}")
@@ -113,9 +119,10 @@ def check_intrinsics(intrinsics: ArrayLike) -> NDArray[np.float64]:
 def intrinsics_from_pixels(
     focal: tuple[float, float], centre: tuple[float, float], width: float, height: float, image_size: tuple[int, int]
 ) -> NDArray[np.float64]:
-    """Normalised intrinsics [3, 3] from pixels (x, y) of a width × height image.
+    """Normalise intrinsics in pixels of a width × height image → [3, 3]. focal, centre: (x, y).
 
-    image_size: (width, height) of the images that they are used on. ValueError where the two have other aspect ratios.
+    image_size: (width, height) of the images that they are used on. Raises ValueError where the two aspect ratios
+    differ by more than 1 %, or where `check_intrinsics` does.
     """
     if not (np.isfinite([width, height]).all() and width > 0 and height > 0):
         raise ValueError(f"image width and height must be positive, got {width:g} and {height:g}")
@@ -129,7 +136,10 @@ def intrinsics_from_pixels(
 
 
 def read_pngs(ref: SceneRef, paths: Sequence[Path]) -> tuple[list[bytes], tuple[int, int]]:
-    """The PNG bytes of a scene's views and their common (width, height); SceneError names the first bad file."""
+    """Read the PNG bytes of a scene's views, and their common (width, height).
+
+    Raises SceneError naming the first bad file, or the folder where the views are too few or too many.
+    """
     if len(paths) < 2:
         raise ref.error(str(ref.folder), f"found {len(paths)} views, need at least 2: one to train on, one to test")
     if len(paths) > MAX_VIEWS:
@@ -160,10 +170,10 @@ def make_row(
     width: int,
     source: str,
 ) -> dict[str, Any]:
-    """A row of the scene store.
+    """Make a row of the scene store.
 
-    pngs: V files' bytes; cam2world [V, 4, 4]; intrinsics [V, 3, 3], normalised. SceneError where they do not fit
-    together or a camera is no camera.
+    pngs: the bytes of V files; cam2world [V, 4, 4]; intrinsics [V, 3, 3], normalised; height, width: of the images.
+    Raises SceneError where these do not fit together or a camera is invalid.
     """
     row = {
         "scene_id": scene_id,
@@ -181,11 +191,12 @@ def make_row(
 
 
 def views_from_row(row: Mapping[str, Any], image_size: int) -> SceneViews:
-    """Decodes a store's row into views of image_size × image_size pixels.
+    """Decode a row of the store → views of image_size × image_size pixels.
 
-    Other images are resized and those that are not square padded with white; intrinsics follow (see resize.py). What
-    is transparent is composited on white, and `alpha` says where (0 in the padding); None where nothing is.
-    SceneError where images are damaged or not of the row's height and width, or cached latents do not fit them.
+    Images are padded with white to squares and resized; intrinsics follow (see resize.py). Transparent images are
+    composited on white; `alpha` keeps their transparency (0 in the padding), and is None where no image has any.
+    Raises SceneError where the columns do not fit together, where images are damaged or not of the row's height and
+    width, or where cached latents do not fit them.
     """
     _check_row(row)
     height, width = int(row["height"]), int(row["width"])
@@ -200,6 +211,7 @@ def views_from_row(row: Mapping[str, Any], image_size: int) -> SceneViews:
         images.append(_resized(on_white(layers), 255, image_size))
         if layers.shape[2] == 4:
             alphas[index] = _resized(layers[..., 3:], 0, image_size)[0]
+    # Resizing keeps normalised intrinsics: only the padding changes them.
     intrinsics = torch.tensor(np.asarray(row["intrinsics"], dtype=np.float32)).reshape(-1, 3, 3)
     return SceneViews(
         scene_id=row["scene_id"],
@@ -214,7 +226,7 @@ def views_from_row(row: Mapping[str, Any], image_size: int) -> SceneViews:
 
 
 def _alpha(known: Mapping[int, Tensor], num_views: int, height: int, width: int) -> Tensor | None:
-    """[V, image_size, image_size]; views that are not among the known ones are opaque, but for their padding."""
+    """Stack alpha → [V, image_size, image_size]. Views that are not in `known` are opaque, except in their padding."""
     if not known:
         return None
     opaque = _resized(np.full((height, width, 1), 255, np.uint8), 0, len(next(iter(known.values()))))[0]
@@ -222,8 +234,8 @@ def _alpha(known: Mapping[int, Tensor], num_views: int, height: int, width: int)
 
 
 def _resized(pixels: NDArray[np.uint8], padding: int, image_size: int) -> Tensor:
-    """[H, W, C] → [C, image_size, image_size] in [0, 1]."""
-    # By NumPy: torch would wake all its threads for each view, which costs ten times more where cores are busy.
+    """Pad and resize pixels [H, W, C] → [C, image_size, image_size] in [0, 1]."""
+    # NumPy divides: torch would wake all its threads for each view, which takes ten times longer where cores are busy.
     image = np.divide(pad_to_square(pixels.transpose(2, 0, 1), padding), 255, dtype=np.float32, order="C")
     return resize_square(torch.from_numpy(image), image_size)
 
@@ -238,10 +250,10 @@ def _cached_latents(row: Mapping[str, Any]) -> Tensor | None:
 
 
 def _check_row(row: Mapping[str, Any]) -> None:
-    """SceneError unless a row's columns fit together and its cameras are cameras."""
+    """Raise SceneError unless the columns of a row fit together, and its id, test views and cameras are valid."""
     num_views, num_poses, num_intrinsics = len(row["views"]), len(row["cam2world"]) / 16, len(row["intrinsics"]) / 9
     if not num_views == num_poses == num_intrinsics or num_views == 0:
-        reason = f"{num_views} views, {num_poses:g} poses and {num_intrinsics:g} intrinsics: need as many of each"
+        reason = f"{num_views} views, {num_poses:g} poses and {num_intrinsics:g} intrinsics: need equally many"
         raise _row_error(row, "", reason)
     if num_views > MAX_VIEWS:
         raise _row_error(row, "views", f"{num_views} of them; at most {MAX_VIEWS} are read")
@@ -269,7 +281,7 @@ def _row_error(row: Mapping[str, Any], file: str, reason: str) -> SceneError:
 
 
 def _numbers(values: ArrayLike, side: int, what: str) -> NDArray[np.float64]:
-    """Finite numbers [side, side] from nested lists or from a flat list."""
+    """Convert nested lists or a flat list → finite numbers [side, side]. Raises ValueError naming `what`."""
     try:
         numbers = np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError, OverflowError) as error:

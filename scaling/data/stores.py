@@ -1,4 +1,4 @@
-"""Where rows of scenes come from: a scene store, or without one the embedded cars."""
+"""Sources of scene rows: a scene store or, without one, the embedded cars."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from scaling.data.latent_cache import LatentCache
 from scaling.data.scene_store import SceneStore
 from scaling.storage.formats import is_sha256
 
-EMBEDDED = "embedded"  # how a run notes that it used no store
-EMBEDDED_COUNT = 100_000  # any number could be made; a list of ids needs an end
+EMBEDDED = "embedded"  # what a run records as its store if it used none
+EMBEDDED_COUNT = 100_000  # a limit for the list of ids: any number of cars could be made
 
 
 class SceneSource(Protocol):
-    """Ids in store order, and the rows of some of them."""
+    """A source of scenes: ids in store order, and the rows of chosen ids."""
 
     @property
     def name(self) -> str: ...
@@ -34,7 +34,7 @@ class SceneSource(Protocol):
 
 @dataclass(frozen=True)
 class EmbeddedCars:
-    """Procedural cars, made when asked for."""
+    """Procedural cars, rendered on demand."""
 
     image_size: int
     num_views: int
@@ -47,16 +47,16 @@ class EmbeddedCars:
         return ["car"] * EMBEDDED_COUNT
 
     def bounds(self) -> None:
-        """Not known beforehand."""
+        """None: the bounds are not known before the cars are made."""
 
     def rows(self, ids: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
-        """Rows of the store's form, one at a time."""
+        """Yield rows in the form of a store's, one at a time."""
         for scene_id in self.ids() if ids is None else ids:
             yield embedded_car(scene_id, self.image_size, self.num_views)
 
 
 class StoredScenes(SceneStore):
-    """A scene store that knows its name. latents: the hash of the shared model whose cached latents its rows carry."""
+    """A scene store as a source. latents: the hash of the shared model whose cached latents its rows carry."""
 
     def __init__(self, uri: str | Path, latents: str | None = None) -> None:
         super().__init__(uri)
@@ -67,15 +67,17 @@ class StoredScenes(SceneStore):
         return self.uri
 
     def rows(self, ids: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
-        """As a store's; with `latents` and `latent_shape`, where cached latents are used."""
+        """The rows of the store, with `latents` and `latent_shape` where cached latents are used."""
         rows = super().rows(ids)
         return self.cache.add_to(rows) if self.cache else rows
 
 
 @dataclass(frozen=True)
 class SourceSpec:
-    """Names a source in plain values that travel between processes. store None: the embedded cars; latents: as
-    `StoredScenes` takes them."""
+    """A source, named in plain values that travel between processes.
+
+    store: None for the embedded cars; latents: as for `StoredScenes`.
+    """
 
     store: str | None
     image_size: int
@@ -84,20 +86,22 @@ class SourceSpec:
 
     @classmethod
     def of(cls, store: str | None, data: Data) -> SourceSpec:
-        """A store named on a command line; a local path becomes absolute, as workers run in other folders."""
+        """Name the store of a command line. A local path becomes absolute, because workers run in other folders."""
         local = store is not None and "://" not in store
         return cls(str(Path(store).absolute()) if local and store else store, data.image_size, data.embedded_views)
 
     def with_latents(self, shared_hash: str) -> SourceSpec:
-        """The same source; its rows carry latents, if they are cached for this shared model. ValueError where the
-        cache is damaged."""
+        """The same source, whose rows carry latents if they are cached for this shared model.
+
+        Raises FileNotFoundError or ValueError where the store or the cache cannot be used.
+        """
         if self.store is None or not is_sha256(shared_hash):
             return self
         cached = LatentCache(SceneStore(self.store), shared_hash).num_scenes()
         return replace(self, latents=shared_hash) if cached else self
 
     def open(self) -> SceneSource:
-        """Raises FileNotFoundError or ValueError where the store cannot be used."""
+        """Open the source. Raises FileNotFoundError or ValueError where the store cannot be used."""
         if self.store is None:
             return EmbeddedCars(self.image_size, self.num_views)
         return StoredScenes(self.store, self.latents)

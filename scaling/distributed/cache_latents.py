@@ -1,7 +1,7 @@
 """Caches the encoder's mean latents of every view of a store, once, so that stage 2 need not encode them.
 
-Ray actors hold the shared model and make one part of the cache after another; stage 2's dispatcher hands them out. A
-part is written whole or not at all, and is the same whoever makes it: one whose actor died is made again.
+Ray actors hold the shared model and make one part of the cache after another; stage 2's dispatcher assigns the parts.
+A part is written whole or not at all, and is the same whoever makes it. If an actor dies, another one makes its part.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ from scaling.storage.paths import AnyPath, to_path, uri_of
 from scaling.training import watchdog
 from scaling.training.training_scene import as_bytes, encode_images
 
-DECODED_AHEAD = 2  # scenes that are decoded while the device encodes another one
-TOLD = 5  # scenes that were left out
-TRIES = 5  # at a part, when its actor's process or node dies
+DECODED_AHEAD = 2  # scenes that are decoded while the device encodes another
+TOLD = 5  # left-out scenes whose reasons are printed
+TRIES = 5  # actors that may die on a part before the job ends
 
 
 @dataclass(frozen=True)
 class EncodeJob:
-    """What an actor needs to know, in plain values; shared: as `paths.uri_of` gives it."""
+    """What an actor needs to know, in plain values. shared: as `paths.uri_of` returns it; spec: of a SourceSpec."""
 
     shared: str
     spec: tuple[str | None, int, int, str | None]
@@ -52,7 +52,7 @@ class EncodeJob:
 
 @dataclass
 class Encoded:
-    """How many scenes a part holds, or the whole cache; left_out: why others could not be read, by id."""
+    """The number of scenes in a part, or in the whole cache. left_out: by id, why other scenes could not be read."""
 
     num_scenes: int = 0
     left_out: dict[str, str] = field(default_factory=dict)
@@ -67,13 +67,14 @@ class Encoder:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     def ready(self) -> None:
-        """Reads the shared model, here as Ray hides what a constructor raises. SharedModelError where it is damaged."""
+        """Read the shared model. This is not in the constructor, as Ray hides what a constructor raises. Raises
+        SharedModelError where the model is damaged."""
         self.shared, shared_hash = load_shared(to_path(self.job.shared), self.device)
         self.source = SourceSpec(*self.job.spec).open()
         self.cache = LatentCache(SceneStore(str(self.job.spec[0])), shared_hash)
 
     def encode(self, number: int) -> Encoded:
-        """Encodes and writes a part of the cache. OSError names the file where it cannot be written."""
+        """Encode and write a part of the cache. Raises OSError naming the file where it cannot be written."""
         with watchdog.Watchdog(self.shared.settings.stage2.stall_seconds):
             rows, done = [], Encoded()
             for scene_id, views in _decoded(read_rows(self.source, self.cache.ids(number)), self.job.spec[1]):
@@ -89,7 +90,7 @@ class Encoder:
             return done
 
     def fit(self, batch: pa.Table, attempt: int) -> Fitted:
-        """As the dispatcher calls it: the part that the batch names, with an outcome for each of its scenes."""
+        """Encode the part that the batch names; called by the dispatcher. → an outcome for each of its scenes."""
         ids, number = batch["scene_id"].to_pylist(), batch["part"][0].as_py()
         left_out = self.encode(number).left_out
         kinds = {scene_id: "bad input" if scene_id in left_out else FITTED for scene_id in ids}
@@ -104,7 +105,7 @@ class Encoder:
 
 
 def _decoded(rows: Iterable[dict[str, Any]], image_size: int) -> Iterator[tuple[str, SceneViews | Exception]]:
-    """The views of rows, or why they cannot be used, decoded on threads a little ahead."""
+    """Yield the views of each row, or why they cannot be used. Threads decode a few rows ahead."""
 
     def decode(row: dict[str, Any]) -> SceneViews | Exception:
         try:
@@ -126,8 +127,8 @@ def _decoded(rows: Iterable[dict[str, Any]], image_size: int) -> Iterator[tuple[
 
 
 def check_encodes(shared_folder: AnyPath) -> Settings:
-    """The settings of a shared model that has an encoder. SettingsError where it has none, SharedModelError where there
-    is no shared model."""
+    """The settings of a shared model that has an encoder. Raises SettingsError where it has none, SharedModelError
+    where there is no shared model."""
     settings = read_config(shared_folder)
     if not settings.autoencoder.has_encoder:
         raise SettingsError(
@@ -138,11 +139,11 @@ def check_encodes(shared_folder: AnyPath) -> Settings:
 
 
 def cache_latents(store: str, shared_folder: AnyPath, resources: Resources) -> Encoded:
-    """Caches the latents of every scene of a store under the shared model, or those that are not there yet.
+    """Cache the latents of every scene of a store under the shared model, except for those that are cached already.
 
-    Raises what `check_encodes` and opening the store raise, SharedModelError where the model's tensors are not of its
-    hash, ValueError where not one scene could be read, OSError where a part cannot be written, RuntimeError where
-    actors died too often. Parts that were written are kept.
+    Raises what `check_encodes` and opening the store raise, SharedModelError where the model's tensors do not match its
+    hash, ValueError where no scene could be read, OSError where a part cannot be written, RuntimeError where actors
+    died too often. Parts that were written are kept.
     """
     spec = SourceSpec.of(store, check_encodes(shared_folder).data)
     cache = LatentCache(SceneStore(str(spec.store)), read_hash(shared_folder))
@@ -150,6 +151,7 @@ def cache_latents(store: str, shared_folder: AnyPath, resources: Resources) -> E
     if complete is not None:
         print(f"the latents of {complete} of {len(cache.store)} scenes are cached already in {cache.folder}")
         return Encoded(complete)
+    # From here on latents.json must not vouch for parts that are being replaced.
     cache.begin()
     whole = cache.whole_parts()
     parts = {number: cache.ids(number) for number in range(cache.num_parts) if number not in whole}
@@ -159,6 +161,7 @@ def cache_latents(store: str, shared_folder: AnyPath, resources: Resources) -> E
         num_cpus=each.cpus, num_gpus=each.gpus, scheduling_strategy="SPREAD", max_restarts=0, max_task_retries=0
     )
     job = EncodeJob(uri_of(shared_folder), astuple(spec), each.threads)
+    # The dispatcher halves a batch whose actor died; a part must stay whole, so it is passed off as a cohort.
     dispatcher = Dispatcher(
         make_actor=lambda: actor.remote(job),
         wanted=lambda: min(each.workers, len(parts)),
@@ -183,37 +186,39 @@ def cache_latents(store: str, shared_folder: AnyPath, resources: Resources) -> E
 
 
 class _Whole:
-    """A part is made by one actor, and has no epochs."""
+    """The dispatcher's cohorts: a part is made by one actor as a whole, and has no epochs."""
 
     def text(self) -> str:
         return ""
 
     def epochs(self, ids: list[str]) -> int:
-        """None: an actor that died had done nothing of its part."""
+        """Always 0: an actor that dies leaves nothing of its part."""
         return 0
 
 
 class _Parts:
-    """The dispatcher's accounts: parts lie in their place already when they come back. left_out: see `Encoded`."""
+    """The dispatcher's accounts. A finished part is in its place already, so only failures are noted. left_out: see
+    `Encoded`."""
 
     def __init__(self, left_out: dict[str, str]) -> None:
         self.left_out = left_out
 
     def check(self) -> None:
-        """No other job is shut out: who makes a part writes the same."""
+        """Do nothing: other jobs need not be shut out, as they write the same parts."""
 
     def find(self, attempt: int, batch: list[str]) -> None:
-        """Nothing: a part whose actor died is made again."""
+        """Always None: a part whose actor died is made again."""
 
     def add(self, part: Part) -> None:
-        """Nothing: the cache is found by its names."""
+        """Do nothing: readers find the parts of a cache by their names."""
 
     def record(self, events: list[Event]) -> None:
-        """Scenes that could not be read. RuntimeError where a part was given up."""
+        """Note the scenes that could not be read. Raises RuntimeError where a part was given up."""
         for event in events:
             if event.kind == "bad input":
                 self.left_out[event.scene_id] = event.message
             elif event.kind != RETRY:
                 raise RuntimeError(
-                    f"an actor that encodes died {TRIES} times ({event.message}); the same command goes on"
+                    f"actors died {TRIES} times while encoding the part of the cache that holds scene "
+                    f"{event.scene_id} ({event.message}); run the same command again to go on"
                 )

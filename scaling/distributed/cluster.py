@@ -1,4 +1,4 @@
-"""The Ray cluster: joins one or starts a local one, and says what it has."""
+"""Joins a Ray cluster or starts a local one, and divides its CPUs and GPUs between workers."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from ray.autoscaler.sdk import request_resources
 
 from scaling.config import SettingsError
 
-OBJECT_STORE_BYTES = 512 << 20  # of a local cluster: a few batches of views; results go to disk, not through it
+OBJECT_STORE_BYTES = 512 << 20  # of a local cluster: holds a few batches of views; results go to disk instead
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What the cluster has in all, or will have. gpus_asked: GPUs that its autoscaler was asked for; node_cpus: CPUs of
-    each machine, where there are several."""
+    """What the whole cluster has. gpus: those that are up, or gpus_asked if that is more; gpus_asked: GPUs requested
+    from the autoscaler; node_cpus: CPUs of each machine, empty: one machine has them all."""
 
     cpus: int
     gpus: int
@@ -35,18 +35,18 @@ class Resources:
 
     @property
     def machines(self) -> list[int]:
-        """CPUs of each machine, the most first."""
+        """CPUs of each machine, in descending order."""
         return sorted(self.node_cpus or [self.cpus], reverse=True)
 
 
 def connect(address: str | None = None, gpus: int = 0) -> Resources:
-    """Joins the cluster at `address` or at RAY_ADDRESS, else starts a local one on this machine.
+    """Join the cluster at `address` or at RAY_ADDRESS, else start a local one on this machine. → what it has.
 
-    gpus: how many its autoscaler is asked for; they count as there, although they may come minutes later. Raises
-    ConnectionError where the named cluster does not answer.
+    gpus: how many to request from the autoscaler; they count as present, although they may come up minutes later.
+    Raises ConnectionError where the named cluster does not answer.
     """
     if not ray.is_initialized():
-        handler = signal.getsignal(signal.SIGTERM)  # Ray takes it over, and exits at once
+        handler = signal.getsignal(signal.SIGTERM)  # ray.init replaces it by one that exits at once
         address = address or os.environ.get("RAY_ADDRESS")
         _check_reachable(address)
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
@@ -64,29 +64,33 @@ def connect(address: str | None = None, gpus: int = 0) -> Resources:
                 object_store_memory=OBJECT_STORE_BYTES,
                 **quiet,
             )
+        # SIGTERM is again what the command made of it; only the main thread may set handlers.
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)
     if gpus:
         request_resources(bundles=[{"GPU": 1}] * gpus)
-        atexit.register(request_resources, bundles=[])  # or the machines would stay, and cost, after the job
+        atexit.register(request_resources, bundles=[])  # otherwise the machines stay up, and cost, after the job
     nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
     return Resources(sum(nodes), max(gpus, gpus_now()), gpus, tuple(nodes))
 
 
 def keep_to_this_machine() -> None:
-    """To be called before a local cluster starts: whoever reaches a cluster can run code in it. So it listens on
-    loopback, and asks for a secret that no file holds and this process's children inherit."""
+    """Close a local cluster to other machines and users; call this before it starts.
+
+    Whoever reaches a Ray cluster can run code in it. So it listens on loopback, and asks for a secret that no file
+    holds and that this process's children inherit.
+    """
     listen_on_loopback()
-    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # asked for unless RAY_AUTH_MODE says otherwise
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # in use unless RAY_AUTH_MODE says otherwise
 
 
 def listen_on_loopback() -> None:
-    """To be called before a cluster starts whose nodes are all on this machine: no other machine can reach it then.
+    """Make a cluster whose nodes are all on this machine unreachable from others; call this before it starts.
 
-    Ray does so by itself on macOS and Windows, whose names the variable has; processes that join need it, too.
+    Ray does this by itself on macOS and Windows, hence the variable's name. Processes that join need the variable, too.
     """
     os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
-    ray_constants.ENABLE_RAY_CLUSTER = False  # Ray has read the variable already
+    ray_constants.ENABLE_RAY_CLUSTER = False  # Ray read the variable when it was imported
 
 
 def gpus_now() -> int:
@@ -95,10 +99,10 @@ def gpus_now() -> int:
 
 
 def _check_reachable(address: str | None) -> None:
-    """Raises ConnectionError where nothing listens at HOST:PORT: Ray itself would try for minutes."""
+    """Raise ConnectionError where nothing listens at HOST:PORT: Ray itself would try for minutes."""
     host, _, port = (address or "").rpartition(":")
     if not port.isdecimal() or "/" in host:
-        return  # "auto" and the like, which Ray answers at once
+        return  # "auto" and the like: Ray itself answers at once
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
     except (OSError, OverflowError) as error:
@@ -114,7 +118,7 @@ def _no_cluster(address: str, why: str) -> ConnectionError:
 
 @dataclass(frozen=True)
 class Share:
-    """What each of a number of equal workers gets: Ray's logical resources, and threads on a CPU."""
+    """What each of `workers` equal workers gets: Ray's logical CPUs and GPUs, and CPU threads."""
 
     workers: int
     cpus: float
@@ -123,10 +127,10 @@ class Share:
 
 
 def share(resources: Resources, wanted: int | None, reserve_cpu: bool) -> Share:
-    """Divides the cluster between equal workers: one GPU each, or a share of the CPUs where there is no GPU.
+    """Divide the cluster between equal workers: one GPU each, or a share of the CPUs where there is no GPU.
 
-    reserve_cpu leaves one CPU to Ray Data's readers. Raises SettingsError where more workers are wanted than there are
-    GPUs, or CPUs where there is no GPU.
+    wanted: number of workers, None: one per GPU, or a single one on CPUs; reserve_cpu: leave one CPU to Ray Data's
+    readers. Raises SettingsError where more workers are wanted than there are GPUs, or CPUs where there is no GPU.
     """
     if resources.gpus:
         workers = wanted or resources.gpus
@@ -146,16 +150,19 @@ def share(resources: Resources, wanted: int | None, reserve_cpu: bool) -> Share:
 
 
 def share_for_actors(resources: Resources, wanted: int | None, num_tasks: int) -> Share:
-    """One actor per GPU; on CPUs one per core, which wastes less than threads do, but no more than there are tasks.
-    Raises SettingsError as `share` does."""
+    """Divide the cluster between `wanted` actors; by default one per GPU, or on CPUs one per core, at most num_tasks.
+
+    On CPUs an actor per core wastes less than threads do. Raises SettingsError as `share` does.
+    """
     workers = wanted or resources.gpus or max(1, min(resources.cpus, num_tasks))
     return share(resources, workers, reserve_cpu=True)
 
 
 def _cpus_each(resources: Resources, workers: int, reserved: int) -> float:
-    """The most CPUs that each of equal workers can have: a worker lies on one machine."""
+    """The most CPUs that each of `workers` equal workers can have, as a worker cannot span machines."""
     free = resources.machines
     free[0] = max(free[0] - reserved, 1)
+    # Whole CPUs first, then fractions: more workers than CPUs must share them.
     sizes: Iterator[float] = chain(range(max(free), 1, -1), (1 / part for part in count(1)))
     return next(round(cpus, 4) for cpus in sizes if sum(machine // cpus for machine in free) >= workers)
 

@@ -1,4 +1,4 @@
-"""What the drivers of the two stages are asked for."""
+"""The job that the driver of a stage is given."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from scaling.library.run_folder import RunFolder
 
 @dataclass(frozen=True)
 class Job:
-    """scene_ids: all scenes that the run should hold at the end, of the source `spec`; preset: whose settings these
-    are, for people who compare runs."""
+    """What a driver works on. scene_ids: all scenes of the source `spec` that the run should hold at the end; preset:
+    the name of the settings' preset, for people who compare runs."""
 
     run: RunFolder
     settings: Settings

@@ -27,8 +27,10 @@ OBJECT_STORE_BYTES = 128 << 20
 
 
 def bound_reading() -> None:
-    """Makes Ray Data read ahead by a fixed budget, in order, and without its no-progress timeout: by default it reads
-    as far ahead as memory allows, and a batch that is fitted for half an hour kills the job."""
+    """Make Ray Data read ahead by a fixed budget, in order, and without its no-progress timeout.
+
+    By default it reads as far ahead as memory allows, and a batch that takes half an hour to fit kills the job.
+    """
     context = DataContext.get_current()
     context.target_max_block_size = BLOCK_BYTES
     context.execution_options.preserve_order = True
@@ -42,8 +44,8 @@ def bound_reading() -> None:
 
 
 def scene_dataset(spec: SourceSpec, ids: list[str], rows_per_block: int) -> Dataset:
-    """A lazy dataset of scene rows in the order of `ids`. A row that cannot be read has `error` set, and nothing else
-    but its id."""
+    """A lazy dataset of scene rows in the order of `ids`. Of a scene that cannot be read, the row holds only the id
+    and `error`."""
     blocks = -(-len(ids) // rows_per_block)
     items = [{"scene_id": scene_id} for scene_id in ids]
     named = ray.data.from_items(items, override_num_blocks=blocks)
@@ -51,8 +53,8 @@ def scene_dataset(spec: SourceSpec, ids: list[str], rows_per_block: int) -> Data
 
 
 def batches_of(dataset: Dataset, size: int) -> Generator[pa.Table]:
-    """The rows of a dataset. To be closed, or its executor ends only with the program, when Ray is gone already: then
-    it starts Ray again, and never ends."""
+    """Yield the rows of a dataset, `size` at a time. The caller must close the generator: otherwise the executor ends
+    only with the program, after Ray has shut down; it then starts Ray again and never ends."""
     batches = iter(dataset.iter_batches(batch_size=size, prefetch_batches=1, batch_format="pyarrow"))
     try:
         for batch in batches:
@@ -63,7 +65,7 @@ def batches_of(dataset: Dataset, size: int) -> Generator[pa.Table]:
 
 
 class _ReadRows:
-    """A block of ids → a block of rows."""
+    """Turns a block of ids into tables of one row each."""
 
     def __init__(self, spec: SourceSpec) -> None:
         self.spec = spec
@@ -75,15 +77,15 @@ class _ReadRows:
 
 @lru_cache(maxsize=1)
 def _opened(spec: SourceSpec) -> SceneSource:
-    """A source, opened once in each reading process: a store's index takes a second per 20,000 scenes."""
+    """Open a source once in each reading process: a store's index takes a second per 20,000 scenes."""
     return spec.open()
 
 
 def read_rows(source: SceneSource, ids: list[str]) -> list[dict[str, Any]]:
-    """Rows of scenes. One that cannot be read has `error` set, and nothing else but its id."""
+    """Read rows of scenes. Of a scene that cannot be read, the row holds only the id and `error`."""
     try:
         return list(source.rows(ids))
-    except (OSError, ValueError):  # something in them is damaged: find out what
+    except (OSError, ValueError):  # one of them is damaged: read them one by one to find it
         return [_read_one(source, scene_id) for scene_id in ids]
 
 
@@ -104,8 +106,8 @@ READ = pa.schema(
 
 
 def read_refs(block: pa.Table) -> Iterator[pa.Table]:
-    """A block of scene references → a table of one row a scene. Of one that cannot be read `reject` is set: a row of
-    the rejects; nothing else is then."""
+    """Read a block of scene references into tables of one row each. Where a scene cannot be read, only `reject` is set,
+    to its row of the rejects."""
     for values in block.to_pylist():
         ref = SceneRef(**values)
         try:
@@ -119,7 +121,7 @@ def read_refs(block: pa.Table) -> Iterator[pa.Table]:
 
 
 def write_rows(writer: StoreWriter, rows: pa.Table) -> None:
-    """Stores what `read_refs` made: scenes and rejects."""
+    """Store the rows that `read_refs` made: scenes and rejects."""
     for row in rows.to_pylist():
         rejected, bounds = row.pop("reject"), row.pop("bounds")
         if rejected is None:
@@ -129,7 +131,7 @@ def write_rows(writer: StoreWriter, rows: pa.Table) -> None:
 
 
 def holds(store: str, source: str) -> bool:
-    """Whether `store` is a complete scene store that was made of `source`, as named then."""
+    """Whether `store` is a complete scene store that was prepared from a source of this name."""
     try:
         return SceneStore(store).info.get("source") == source
     except FileNotFoundError:
@@ -137,11 +139,10 @@ def holds(store: str, source: str) -> bool:
 
 
 def prepare(source: str, store: str, layout: str = "auto", category: str | None = None) -> tuple[int, int]:
-    """Reads every scene of `source`, a folder or a .zip file, into a scene store. → numbers of scenes stored and
-    rejected.
+    """Read every scene of `source`, a folder or a .zip file, into a scene store. → numbers stored and rejected.
 
-    Raises ValueError where the source's layout is not known or no scene can be used, FileExistsError where the store
-    exists already.
+    Raises ValueError where the source's layout or the category is unknown or no scene can be used, FileExistsError
+    where the store exists already.
     """
     refs = list_scenes(source, layout, category)
     bound_reading()

@@ -1,4 +1,4 @@
-"""MLflow: one run per stage, whatever the restarts; the driver owns it."""
+"""Tracks runs with MLflow: one MLflow run per stage, which restarts find again; the driver owns it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from scaling.storage.paths import AnyPath
 from scaling.training.stage1 import PHASES
 
 LONGEST_PARAM = 500
-UNFIT = re.compile(r"[^\w\-. :/]+")  # for a key of a param or a metric
+UNFIT = re.compile(r"[^\w\-. :/]+")  # characters that MLflow refuses in the key of a param or a metric
 
 
 def tracking_uri(run: RunFolder) -> str:
@@ -34,7 +34,7 @@ def tracking_uri(run: RunFolder) -> str:
 
 
 def _home(run: RunFolder) -> Path:
-    """Where the local database lies: beside a run folder on a disk, in ./runs for one in an object store."""
+    """The folder of the local database: beside a run folder on a disk, ./runs for a run in an object store."""
     return run.path.absolute().parent if isinstance(run.path, Path) else Path("runs").absolute()
 
 
@@ -48,11 +48,11 @@ def ui_command(run: RunFolder) -> str:
 
 
 class Tracker:
-    """An MLflow run named `name` in the experiment named like the run folder; found again after a restart.
+    """An MLflow run named `name` in the experiment named like the run folder; a restart finds it again.
 
-    uri: given where another process, which may not share the driver's environment, writes to the driver's run; parent:
-    the run that it is a child of; tags: what the UI's runs can be filtered and grouped by, beside `stage`, the name's
-    first word. Raises RuntimeError where the database or server cannot be used.
+    uri: the driver's tracking URI, for another process that may not share the driver's environment; parent: the run
+    whose child this one is; tags: for the UI's filters and groups, beside `stage`, the name up to its first slash.
+    Raises RuntimeError where the database or server cannot be used.
     """
 
     def __init__(
@@ -91,12 +91,12 @@ class Tracker:
         return self.client.create_run(experiment, run_name=name).info.run_id
 
     def log_settings(self, settings: Settings, job: Mapping[str, Any]) -> None:
-        """Params: the flattened settings and the job's own values."""
+        """Log the flattened settings and the job's own values as params."""
         self.log_params({**flatten(settings.model_dump()), **job})
 
     def log_params(self, given: Mapping[str, Any]) -> None:
-        """Characters that MLflow takes in no key become spaces. It keeps the first value of a param, so what a restart
-        changed becomes a tag."""
+        """Log params. Characters that MLflow refuses in keys become spaces. MLflow keeps the first value of a param, so
+        a value that a restart changed becomes a tag `changed.KEY`."""
         known = self.client.get_run(self.run_id).data.params
         values = {UNFIT.sub(" ", k): str(v)[:LONGEST_PARAM] for k, v in given.items()}
         new = [Param(key, value) for key, value in values.items() if key not in known]
@@ -107,36 +107,36 @@ class Tracker:
                 self.client.set_tag(self.run_id, f"changed.{key}", value)
 
     def tag(self, key: str, value: str) -> None:
-        """What the UI's runs can be filtered and grouped by."""
+        """Set a tag: the UI filters and groups runs by tags."""
         self.client.set_tag(self.run_id, key, value)
 
     def note(self, text: str) -> None:
-        """The run's description, Markdown."""
+        """Set the run's description, in Markdown."""
         self.client.set_tag(self.run_id, MLFLOW_RUN_NOTE, text)
 
     def last_step(self, prefix: str) -> int:
-        """The last step at which a metric of this prefix was logged; -1 where none was."""
+        """The last step at which a metric with this prefix was logged; -1 where there is none."""
         keys = [key for key in self.client.get_run(self.run_id).data.metrics if key.startswith(prefix)]
         return max((m.step for key in keys for m in self.client.get_metric_history(self.run_id, key)), default=-1)
 
     def log_metrics(self, values: Mapping[str, float | None], step: int) -> None:
-        """Numbers at a step; None is left out."""
+        """Log numbers at a step; values of None are left out."""
         now = int(time.time() * 1000)
         metrics = [Metric(key, float(value), now, step) for key, value in values.items() if value is not None]
         self.client.log_batch(self.run_id, metrics=metrics)
 
     def log_image(self, key: str, image: np.ndarray, step: int) -> None:
-        """A picture uint8 [H, W, 3]; the UI shows a key's pictures with a step slider."""
+        """Log a picture, uint8 [H, W, 3]. The UI shows the pictures of a key with a step slider."""
         self.client.log_image(self.run_id, image, key=key, step=step)
 
     def log_summary(self, metrics: Mapping[str, Any]) -> None:
-        """metrics.json's numbers, dots as slashes. Of a category's name what MLflow takes in a key remains."""
+        """Log the numbers of metrics.json, with / for dots, and _ for what MLflow refuses in a category's name."""
         flat = flatten(dict(metrics)).items()
         numbers = {UNFIT.sub("_", k.replace(".", "/")): v for k, v in flat if isinstance(v, int | float)}
         self.log_metrics(numbers, step=0)
 
     def log_file(self, path: AnyPath) -> None:
-        """The file as an artefact under its own name."""
+        """Log the file as an artefact under its own name."""
         _log_file(self.client, self.run_id, path)
 
     def end(self, status: str = "FINISHED") -> None:
@@ -144,10 +144,10 @@ class Tracker:
 
 
 def read_curves(run: RunFolder) -> dict[str, list[tuple[int, float]]]:
-    """What was logged on the way: metric → (step, value), the last value of a step: `stage1/<phase>/<loss>` of the run
-    that trained the shared model, and stage 2's. Empty where MLflow knows none; nothing is created.
+    """The curves that were logged during a run: metric → (step, value), with the last value of each step.
 
-    Raises RuntimeError where the database or server cannot be used.
+    `stage1/<phase>/<loss>` comes from the run that trained the shared model, `stage2/…` from this run. Empty where
+    MLflow knows neither; nothing is created. Raises RuntimeError where the database or server cannot be used.
     """
     stage1 = {
         key: points
@@ -158,8 +158,8 @@ def read_curves(run: RunFolder) -> dict[str, list[tuple[int, float]]]:
 
 
 def log_report(run: RunFolder, path: AnyPath) -> str | None:
-    """The file as an artefact of the run's stage 2 in MLflow, or else of its stage 1. → which of the two, None where
-    MLflow knows neither. Raises RuntimeError where the database or server cannot be used."""
+    """Log the file as an artefact of the run's stage 2 in MLflow, else of its stage 1. → `stage2` or `stage1`, None
+    where MLflow knows neither. Raises RuntimeError where the database or server cannot be used."""
     for name in ("stage2", "stage1"):
         with _usable(run):
             known = _known(run, name)
@@ -179,7 +179,7 @@ def _curves(run: RunFolder, name: str) -> dict[str, list[tuple[int, float]]]:
         curves = {}
         for key in sorted(keys):
             history = sorted(client.get_metric_history(run_id, key), key=lambda metric: metric.timestamp)
-            # What is logged at the end, of metrics.json, has step 0.
+            # Step 0 holds the numbers of metrics.json, which are logged at the end.
             points = {
                 metric.step: metric.value for metric in history if metric.step > 0 and math.isfinite(metric.value)
             }
@@ -189,7 +189,7 @@ def _curves(run: RunFolder, name: str) -> dict[str, list[tuple[int, float]]]:
 
 
 def _known(run: RunFolder, name: str) -> tuple[MlflowClient, str] | None:
-    """A client and the id of a run that is there already; a database is not made for the question."""
+    """A client and the id of a run that exists already. No database is created just to look."""
     uri = tracking_uri(run)
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
         return None
@@ -205,7 +205,7 @@ def _find_run(client: MlflowClient, experiment: str, name: str) -> str | None:
 
 
 def _log_file(client: MlflowClient, run_id: str, path: AnyPath) -> None:
-    with tempfile.TemporaryDirectory() as folder:  # MLflow takes it from a disk, and it may not lie on one
+    with tempfile.TemporaryDirectory() as folder:  # MLflow reads from a disk; `path` may be in an object store
         copy = Path(folder) / path.name
         copy.write_bytes(path.read_bytes())
         client.log_artifact(run_id, str(copy))

@@ -1,1 +1,1 @@
-"""Fitted scenes as other programs read them: planes, meshes, posed views."""
+"""Fitted scenes in formats that other programs read: planes, meshes, posed views."""

@@ -1,7 +1,7 @@
 """Meshes of fitted scenes with vertex colours: GLB for viewers, PLY for geometry tools; beside each a JSON file.
 
-GLB is as glTF wants it: y up, colours linear. They are the scene's own look, light included, so its material is unlit.
-PLY keeps the world's coordinates, z up, and colours as in the images (sRGB). Both in world units.
+GLB follows glTF: y is up and colours are linear. The colours already include the scene's light, so the material is
+unlit. PLY keeps the world's coordinates, z up, and the images' colours (sRGB). Both are in world units.
 """
 
 from __future__ import annotations
@@ -28,26 +28,27 @@ from scaling.models.triplanes import fuse_planes
 from scaling.storage.atomic import replace_file
 from scaling.storage.json_yaml import parse_json
 
-NUM_POINTS = 128  # along the box's longest side: some five for each texel of 24
-NUM_VIEWS = 32  # that surfaces and colours are taken from
+NUM_POINTS = 128  # along the box's longest side: about five a texel on planes of 24 texels a side
+NUM_VIEWS = 32  # views from which surfaces and colours are taken
 UNLIT = "KHR_materials_unlit"
 
 
 def export_meshes(
     run: RunFolder, folder: Path, wanted: Path | None, file_format: str, num_points: int
 ) -> tuple[int, dict[str, str]]:
-    """Writes folder/<id>.glb and <id>.glb.json (or .ply, .ply.json) of all committed scenes, or of those that the file
+    """Write folder/<id>.glb and <id>.glb.json (or .ply, .ply.json) of all committed scenes, or of those that the file
     `wanted` names.
 
-    Scenes whose files are there already, made of the same fit in the same way, are kept. → the number of scenes with a
-    mesh, and why others have none. Raises what `chosen_scenes` and `stored_views` do; RuntimeError where what meshes
-    need is not installed.
+    file_format: "glb" or "ply"; num_points: of the density grid, along the box's longest side. Files that were made of
+    the same fit in the same way are kept. → the number of scenes with a mesh, and by id why others have none. Raises
+    what `chosen_scenes` and `stored_views` raise; RuntimeError where the packages for meshes are not installed.
     """
     _check_installed()
     scenes = chosen_scenes(run, wanted)
     models = StoredModels(run, chosen_device())
     todo = [row for row in scenes if not _is_done(folder, row, num_points, file_format)]
     without: dict[str, str] = {}
+    # All scenes are seen by the same cameras, which resemble those of the first scene's own views.
     scene, data = scenes[0], models.of(scenes[0]).settings.data
     seen = stored_views(run, scene["scene_id"], scene["stage"], data)
     cameras = Viewpoints.of(seen).cameras("sphere", NUM_VIEWS)
@@ -59,6 +60,7 @@ def export_meshes(
         except NoSurface as error:
             without[row["scene_id"]] = str(error)
             continue
+        # The JSON file marks a mesh as complete, so it is deleted first and written last.
         path = _mesh_path(folder, row["scene_id"], file_format)
         _about(path).unlink(missing_ok=True)
         replace_file(path, mesh_bytes(surface, colours, file_format))
@@ -75,11 +77,11 @@ def coloured_surface(
     intrinsics: Tensor,
     hull: Tensor | None = None,
 ) -> tuple[Surface, NDArray[np.uint8], float]:
-    """The surface of a tri-plane [P, F, K, K] in its hull [CELLS³], its vertices' colours [N, 3], sRGB,
-    and its raw density.
+    """The surface of a tri-plane [P, F, K, K] in its hull [CELLS³], its vertices' colours [N, 3], sRGB, and the raw
+    density at which it lies.
 
-    cam2world [V, 4, 4], intrinsics [V, 3, 3]: views from around, which say where it is and what colours it
-    has. NoSurface where they show nothing.
+    cam2world [V, 4, 4], intrinsics [V, 3, 3]: views from all around, which determine where the surface is and what
+    colours it has. Raises NoSurface where they show nothing.
     """
     grid = density_grid(shared, planes, num_points, hull)
     level = outline_level(shared, planes, grid, cam2world, intrinsics, hull)
@@ -88,7 +90,7 @@ def coloured_surface(
 
 
 def mesh_bytes(surface: Surface, colours: NDArray[np.uint8], file_format: str) -> bytes:
-    """A GLB or PLY file. colours [N, 3], sRGB."""
+    """A mesh as the bytes of a GLB or PLY file. colours [N, 3], sRGB."""
     import trimesh
     from trimesh.exchange.gltf import export_glb
     from trimesh.exchange.ply import export_ply
@@ -105,21 +107,21 @@ def mesh_bytes(surface: Surface, colours: NDArray[np.uint8], file_format: str) -
 
 
 def y_up(surface: Surface) -> Surface:
-    """World axes (z up) turned into glTF's (y up): x, y, z → x, z, −y."""
+    """Turn world axes (z up) into glTF's (y up): x, y, z → x, z, −y."""
     turn = np.array([[1, 0, 0], [0, 0, -1], [0, 1, 0]], dtype=np.float32)
     return replace(surface, vertices=surface.vertices @ turn, normals=surface.normals @ turn)
 
 
 def to_linear(colours: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """sRGB → linear light, which glTF wants of vertex colours; viewers turn it back. Of the darkest, 8 bits tell fewer
-    apart: they come back within 6 of 255."""
+    """sRGB → linear light, as glTF wants vertex colours; viewers turn them back. In linear light 8 bits tell fewer dark
+    colours apart: the darkest come back within 6 of 255."""
     values = colours / 255
     linear = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
     return (linear * 255).round().astype(np.uint8)
 
 
 def _make_unlit(tree: dict[str, Any]) -> None:
-    rough = {"metallicFactor": 0, "roughnessFactor": 1}  # for viewers that do not know UNLIT: the default is metal
+    rough = {"metallicFactor": 0, "roughnessFactor": 1}  # for viewers that do not know UNLIT: glTF's default is a metal
     tree["materials"] = [{"pbrMetallicRoughness": rough, "extensions": {UNLIT: {}}}]
     tree["extensionsUsed"] = [UNLIT]
     for mesh in tree["meshes"]:
@@ -149,7 +151,8 @@ def _origin(row: dict[str, Any], num_points: int, file_format: str) -> dict[str,
 
 
 def _is_done(folder: Path, row: dict[str, Any], num_points: int, file_format: str) -> bool:
-    """Whether a mesh is there, and its JSON file, which is written last, says that it is the same."""
+    """Whether a mesh exists and its JSON file, which is written last, says that it is of the same fit, format and grid
+    size."""
     path = _mesh_path(folder, row["scene_id"], file_format)
     try:
         about = parse_json(_about(path).read_bytes())

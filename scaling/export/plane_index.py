@@ -1,4 +1,4 @@
-"""index.json of exported tri-planes: what lies in the shards, and all that is needed to read and render them."""
+"""index.json of exported tri-planes: what the shards hold, and all that is needed to read and render it."""
 
 from __future__ import annotations
 
@@ -13,21 +13,22 @@ from scaling.storage.atomic import read_limited
 from scaling.storage.formats import check_format
 
 INDEX = "index.json"
-FORMAT_VERSION = 3  # 1: features are summed over planes, one hidden layer, no hulls; 2: softplus in the field
+FORMAT_VERSION = 3  # 1: features summed over planes, one hidden layer, no hulls; 2: softplus in the field
 NOTES = [
     "planes[plane, feature, row, column]: micro features first (0 to micro_features - 1), then macro features, which "
     "are the scene's mixture of the base planes.",
-    "plane_axes: in 'xz' the column says x and the row z, from the box's low corner to its high one, texels in the "
-    "middle (grid_sample from -1 to 1, align_corners=False, padding_mode='zeros').",
-    "At a point, combine the samples of all planes: their sum, or product (1 + sample) - 1 over the planes. Then "
-    "field_activation of field.hidden, of each of field.more, and field.head: head[0] is a raw density, "
-    "sigmoid(head[1:]) * 1.002 - 0.001 are the colours (latents' if space is latent).",
-    "Where sampled is hull, a scene is empty outside of its hull, and planes say nothing of what is there: shards hold "
-    "`hulls` [scene, cells^3 / 8], a bit for each cell of the box (the highest first; x slowest, z fastest), asked in "
-    f"the middles of {STEPS} equal parts of a ray's way through the box.",
-    "Along a ray: density = softplus(mean of the raw densities of an interval's ends - 1) per world unit; colours over "
-    "`background` (one for each latent pixel, or for all), then 2 c - 1. The shared model decodes latents to images.",
-    "Shards hold planes as they are; mean and std [plane][feature] are over scenes and texels.",
+    "plane_axes: in 'xz' the column is x and the row is z, from the box's low to its high corner; values lie in the "
+    "middles of texels (grid_sample from -1 to 1, align_corners=False, padding_mode='zeros').",
+    "At a point, combine the samples of all planes: their sum, or product (1 + sample) - 1 over the planes. Then apply "
+    "field.hidden and each of field.more, all followed by field_activation, then field.head: head[0] is a raw density, "
+    "sigmoid(head[1:]) * 1.002 - 0.001 are the colours (of latents, if space is latent).",
+    "If sampled is hull, a scene is empty outside of its hull, and its planes mean nothing there. Shards hold `hulls` "
+    "[scene, cells^3 / 8]: one bit for each cell of the box (the highest bit first; x slowest, z fastest). A ray looks "
+    f"its cells up in the middles of {STEPS} equal parts of its way through the box.",
+    "Along a ray: an interval's density, per world unit, is softplus(m - 1), where m is the mean of the raw densities "
+    "at its ends. Composite the colours c over `background` (one for each latent pixel, or one for all); 2 c - 1 are "
+    "the latents, which the shared model decodes to images.",
+    "Shards hold planes that are not normalised; mean and std [plane][feature] are over scenes and texels.",
 ]
 
 Hash = Annotated[str, Field(pattern=r"^[0-9A-Za-z]{1,64}$")]
@@ -36,7 +37,7 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class PlaneModel(BaseModel):
-    """What planes are rendered by. shared, cohort: hashes (a cohort's scenes have a field of their own); renderer: a
+    """What renders planes. shared, cohort: hashes (a cohort's scenes have a field of their own); renderer: a
     safetensors file with field.*, background and, where boxes are measured, their cells; box: low and high corner."""
 
     model_config = ConfigDict(extra="forbid")
@@ -62,8 +63,8 @@ class PlaneModel(BaseModel):
 
 
 class Shard(BaseModel):
-    """A safetensors file with `planes` [len(scene_ids), *shape] and, where scenes have them, `hulls`. models: of each
-    scene, by its number."""
+    """A safetensors file with `planes` [len(scene_ids), *shape] and, where scenes have them, `hulls`. models: for each
+    scene, the position of its model in `PlaneIndex.models`."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -79,8 +80,8 @@ class Shard(BaseModel):
 
 
 class PlaneIndex(BaseModel):
-    """shape: of a scene's planes [P, F, K, K]; cells: of a hull, a side, null without hulls; mean, std: [P][F]; shards:
-    in order, named by `shard_name`."""
+    """shape: [P, F, K, K], of a scene's planes; cells: of a hull, along a side, null without hulls; mean, std: [P][F];
+    shards: in order, named by `shard_name`."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -109,12 +110,13 @@ class PlaneIndex(BaseModel):
 
 
 def shard_name(number: int) -> str:
-    """The file of the shard of that number, from 0."""
+    """File name of a shard. Numbers start at 0."""
     return f"shard-{number:05d}.safetensors"
 
 
 def read_index(folder: Path) -> PlaneIndex:
-    """Raises FileNotFoundError where there is no whole export, ValueError naming the file where it is damaged."""
+    """Read an export's index.json. Raises FileNotFoundError where there is no complete export, ValueError naming the
+    file where it is damaged."""
     path = folder / INDEX
     if not path.is_file():
         raise FileNotFoundError(

@@ -1,8 +1,8 @@
 """Fused tri-planes of a library as a data set for generative models: safetensors shards, index.json, statistics.
 
-A scene takes 2 · P · F · K² bytes: F features of P planes of K² texels, in float16, which is finer by far than the 4
-bits that micro planes are stored with. Shards are written whole or not at all, and index.json last of all: what was
-killed leaves no export, and the same command takes over the shards that are whole.
+A scene takes 2 · P · F · K² bytes: F features of P planes of K² texels, in float16, which is far finer than the 4 bits
+in which micro planes are stored. Shards are written whole or not at all, and index.json comes last. So an export that
+was killed has no index, and the same command goes on from the shards that are complete.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ from scaling.models.triplanes import fuse_planes
 from scaling.storage.atomic import replace_file
 from scaling.storage.paths import uri_of
 
-SHARD_BYTES = 64 << 20  # of planes: what is held in memory, and what a kill loses
-ModelKey = tuple[str, str | None]  # hash of the shared model, and of the cohort's own where there is one
-AT_ONCE = 16  # scenes whose sums are taken together, in float64
+SHARD_BYTES = 64 << 20  # of planes: as much is held in memory, and as much is lost by a kill
+ModelKey = tuple[str, str | None]  # hashes of the shared model and of the cohort, None without one
+AT_ONCE = 16  # scenes whose sums are computed together, in float64
 
 
 class Statistics:
-    """Mean and standard deviation of each channel of each plane over scenes and texels, merged part by part (Chan et
-    al.), as sums of squares would lose the small deviations of large numbers."""
+    """Mean and standard deviation of each channel of each plane, over scenes and texels. Parts are merged as by Chan et
+    al.: plain sums of squares would lose small deviations of large numbers."""
 
     def __init__(self) -> None:
         self.count = 0
         self.mean = self.squares = torch.zeros((), dtype=torch.float64)
 
     def add(self, planes: Tensor) -> None:
-        """planes [S, P, F, K, K]."""
+        """Add the planes [S, P, F, K, K] of S scenes."""
         for part in planes.split(AT_ONCE):
             values = part.double().movedim(0, 2).flatten(2)
             count, mean = values.shape[2], values.mean(2)
@@ -61,11 +61,11 @@ class Statistics:
 
 
 def export_planes(run: RunFolder, folder: Path, wanted: Path | None = None) -> PlaneIndex:
-    """Writes the planes of all committed scenes, or of those that the file `wanted` names, into `folder`. → its index.
+    """Write the planes of all committed scenes, or of those that the file `wanted` names, into `folder`. → its index.
 
-    Each scene is fused with the base planes that it stands on, its cohort's own where it has one. Memory is bounded by
+    Each scene is fused with the base planes that it was fitted on: its cohort's, if it has one. Memory is bounded by
     SHARD_BYTES, whatever the number of scenes. Raises FileNotFoundError where nothing is fitted, ValueError where a
-    scene cannot be read or has planes of another shape than the others, or beyond float16's range.
+    scene cannot be read, or its planes have another shape than the others' or exceed float16's range.
     """
     scenes = chosen_scenes(run, wanted)
     models = StoredModels(run)
@@ -74,6 +74,7 @@ def export_planes(run: RunFolder, folder: Path, wanted: Path | None = None) -> P
     bytes_per_scene = 2 * math.prod(shape)
     disk = f"{bytes_per_scene:,} bytes each, {len(scenes) * bytes_per_scene / 1e6:,.1f} MB in all"
     per_shard = max(1, SHARD_BYTES // bytes_per_scene)
+    # While shards are being written there is no index, so nobody reads a mixture of two exports.
     (folder / INDEX).unlink(missing_ok=True)
     statistics = Statistics()
     used: dict[ModelKey, PlaneModel] = {}
@@ -95,7 +96,7 @@ def export_planes(run: RunFolder, folder: Path, wanted: Path | None = None) -> P
 
 
 def _tidy(folder: Path, num_shards: int) -> None:
-    """Removes shards of an earlier, larger export, and what a killed one was writing."""
+    """Delete shards of an earlier, larger export, and temporary files of a killed one."""
     larger = [path for path in folder.glob("shard-?????.safetensors") if path.name >= shard_name(num_shards)]
     for path in [*larger, *folder.glob(".shard-?????.safetensors.*")]:
         path.unlink()
@@ -107,7 +108,7 @@ def _shape(shared: SharedModel) -> tuple[int, ...]:
 
 
 def _write_shard(path: Path, models: StoredModels, part: Sequence[Mapping[str, Any]], shape: tuple[int, ...]) -> Tensor:
-    """→ planes [S, *shape], float16: those of the file where it holds these scenes already."""
+    """Write a shard, unless the file holds the same scenes already. → its planes [S, *shape], float16."""
     stamp = hashlib.sha256(json.dumps([FORMAT_VERSION, *part]).encode()).hexdigest()
     planes = _stored(path, stamp)
     if planes is None:
@@ -118,17 +119,18 @@ def _write_shard(path: Path, models: StoredModels, part: Sequence[Mapping[str, A
 
 
 def _stored(path: Path, stamp: str) -> Tensor | None:
+    """The planes of a shard that was written with this stamp; None where there is no such file."""
     if not path.is_file():
         return None
     try:
         with safe_open(path, framework="pt") as file:
             return file.get_tensor("planes") if (file.metadata() or {}).get("scenes") == stamp else None
-    except SafetensorError:  # damaged since: written anew
+    except SafetensorError:  # damaged: it is written anew
         return None
 
 
 def _fused(models: StoredModels, part: Sequence[Mapping[str, Any]], shape: tuple[int, ...]) -> dict[str, Tensor]:
-    """planes [S, *shape], float16, and where scenes have them hulls [S, CELLS³ / 8], packed bits."""
+    """Fused planes [S, *shape], float16, and, where scenes have them, hulls [S, CELLS³ / 8], packed bits."""
     hulls = torch.zeros(len(part), CELLS**3 // 8, dtype=torch.uint8)
     place = {row["scene_id"]: number for number, row in enumerate(part)}
     planes = torch.empty(len(part), *shape, dtype=torch.float16)
@@ -136,8 +138,8 @@ def _fused(models: StoredModels, part: Sequence[Mapping[str, Any]], shape: tuple
         shared, params = models.scene(row)
         if _shape(shared) != shape:
             raise ValueError(
-                f"scene {row['scene_id']}: planes {list(_shape(shared))}, the others have {list(shape)}: they stand on "
-                "different shared models; export those of one at a time, with --scenes"
+                f"scene {row['scene_id']}: planes {list(_shape(shared))}, the others have {list(shape)}: their shared "
+                "models differ; export the scenes of one shared model at a time, with --scenes"
             )
         number = place.pop(row["scene_id"])
         planes[number] = fuse_planes(params.micro_planes, params.coefs, shared.base_planes)[0]
@@ -146,7 +148,7 @@ def _fused(models: StoredModels, part: Sequence[Mapping[str, Any]], shape: tuple
         if not torch.isfinite(planes[number]).all():
             raise ValueError(f"scene {row['scene_id']}: planes beyond float16's range; leave it out, with --scenes")
     if place:
-        raise ValueError(f"{models.run.library.folder}: scene {min(place)} was taken away meanwhile; export again")
+        raise ValueError(f"{models.run.library.folder}: scene {min(place)} vanished during the export; export again")
     return {"planes": planes, "hulls": hulls} if hulls.any() else {"planes": planes}
 
 
@@ -156,7 +158,7 @@ def _describe(
     part: Sequence[Mapping[str, Any]],
     used: dict[tuple[str, str | None], PlaneModel],
 ) -> Shard:
-    """A shard's entry in the index. Adds models that were not used before, and writes what renders their planes."""
+    """A shard's entry in the index. Adds new models to `used`, and writes what renders their planes."""
     for row in part:
         key = (row["shared"], row["cohort"])
         if key not in used:
@@ -170,6 +172,7 @@ def _describe(
 
 
 def _write_model(folder: Path, row: Mapping[str, Any], shared: SharedModel) -> PlaneModel:
+    """Write the field, background and box of a row's model. → the model's entry in the index."""
     parts = ("field.", "background", "renderer.")
     tensors = {name: tensor.contiguous() for name, tensor in shared.state_dict().items() if name.startswith(parts)}
     path = folder / f"renderer-{row['cohort'] or row['shared']}.safetensors"

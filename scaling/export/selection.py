@@ -1,4 +1,4 @@
-"""What all exports need: which scenes to take, and what tells whether a file was made of the same."""
+"""What all exports share: which scenes to take, and how to tell whether a file was made of the same fit."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from scaling.library.stored_models import StoredModels
 from scaling.models.shared_model import SharedModel
 from scaling.models.triplanes import SceneParams
 
-# A row with the same values is the same fit: stored once, never changed.
+# Rows with the same values are the same fit, as a fit is stored once and never changed.
 ORIGIN = ("scene_id", "category", "stage", "shared", "cohort", "settings_hash", "seed")
 
 
 def chosen_scenes(run: RunFolder, wanted: Path | None) -> list[dict[str, Any]]:
-    """The ORIGIN of every committed scene, in the library's order, or of those that the file `wanted` names.
+    """The ORIGIN columns of all committed scenes, or of those that the file `wanted` names, in the library's order.
 
-    Raises FileNotFoundError where nothing is fitted, ValueError where the file cannot be read, LookupError where it
-    names a scene that the library does not hold.
+    Raises FileNotFoundError where nothing is fitted, ValueError where the file cannot be read or names no scene,
+    LookupError where it names a scene that the library does not hold.
     """
     run.check_fitted()
     rows = run.library.table(ORIGIN).to_pylist()
@@ -40,7 +40,8 @@ def chosen_scenes(run: RunFolder, wanted: Path | None) -> list[dict[str, Any]]:
 def read_chosen(
     models: StoredModels, chosen: Sequence[dict[str, Any]], what: str
 ) -> Iterator[tuple[dict[str, Any], SharedModel, SceneParams]]:
-    """Each scene's ORIGIN, the model it stands on and its parameters (S = 1), a few in memory, with a progress bar."""
+    """Yield each scene's ORIGIN columns, its model and its parameters (S = 1), a few in memory at a time, with a
+    progress bar."""
     origins = {row["scene_id"]: row for row in chosen}
     with tqdm(total=len(chosen), unit="scene", desc=what) as progress:
         for row in models.run.library.scenes(origins):

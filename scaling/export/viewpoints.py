@@ -1,4 +1,4 @@
-"""Where to look at exported scenes from: as the views do that scenes were fitted to."""
+"""Cameras that look at exported scenes from where the scenes' own views do."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch import Tensor
 from scaling.cameras import normalised_intrinsics, orbit, zone
 from scaling.data.scene_views import SceneViews
 
-STEEPEST = math.radians(89.0)  # straight from above, up is no direction in the image
+STEEPEST = math.radians(89.0)  # for a camera that looks straight down, the image's up direction is undefined
 
 
 @dataclass(frozen=True)
 class Viewpoints:
-    """radius: distance from the origin, world units; focal: of the image size; lowest, middle, highest: elevations,
-    radians."""
+    """radius: distance from the origin, world units; focal: fraction of the image size; lowest, middle, highest:
+    elevations, radians."""
 
     radius: float
     focal: float
@@ -26,7 +26,8 @@ class Viewpoints:
 
     @classmethod
     def of(cls, views: SceneViews) -> Viewpoints:
-        """Medians of a scene's own views, and the range of their elevations: beyond it a model has seen nothing."""
+        """Medians of a scene's own views, and the range of their elevations: beyond this range a model has seen
+        nothing."""
         position = views.cam2world[:, :3, 3]
         distance = position.norm(dim=1)
         elevation = (position[:, 2] / distance).clamp(-1, 1).asin().clamp(-STEEPEST, STEEPEST)

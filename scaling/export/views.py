@@ -1,7 +1,7 @@
-"""New views of fitted scenes, each a folder in nerfstudio's layout: transforms.json and images/.
+"""New views of fitted scenes, each scene a folder in nerfstudio's layout: transforms.json and images/.
 
 Camera axes are OpenGL's (x right, y up, z backward), the world's z is up, intrinsics are in pixels. `prepare.py` reads
-the folders as scenes. transforms.json is written last: a scene that has it is whole.
+the folders as scenes. transforms.json is written last and marks a scene as complete.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ NUM_VIEWS = 48
 
 
 def export_views(run: RunFolder, folder: Path, wanted: Path | None, path: str, num_views: int) -> int:
-    """Writes folder/<id>/transforms.json and images/ of all committed scenes, or of those that the file `wanted` names.
+    """Write folder/<id>/transforms.json and images/ of all committed scenes, or of those that the file `wanted` names.
 
-    All have the same cameras, by `Viewpoints` of the first scene's own views. Scenes that are there already, made of
-    the same fit with the same cameras, are kept. → the number of scenes. Raises what `chosen_scenes` and `stored_views`
-    do.
+    All scenes get the same cameras, from the first scene's own views by `Viewpoints`; path: "ring" or "sphere". Files
+    that were made of the same fit with the same cameras are kept. → the number of scenes. Raises what `chosen_scenes`
+    and `stored_views` raise.
     """
     scenes = chosen_scenes(run, wanted)
     models = StoredModels(run, chosen_device())
@@ -43,6 +43,7 @@ def export_views(run: RunFolder, folder: Path, wanted: Path | None, path: str, n
     cam2world, intrinsics = Viewpoints.of(seen).cameras(path, num_views)
 
     def transforms_of(row: dict[str, Any]) -> bytes:
+        # A cohort's model renders the same size as the shared one and need not be read for it.
         size = models.of({**row, "cohort": None}).settings.data.image_size
         return json.dumps({**transforms(cam2world, intrinsics, size), "scaling": row}, indent=1).encode()
 
@@ -54,8 +55,8 @@ def export_views(run: RunFolder, folder: Path, wanted: Path | None, path: str, n
 
 
 def transforms(cam2world: Tensor, intrinsics: Tensor, size: int) -> dict[str, Any]:
-    """The content of transforms.json. cam2world [V, 4, 4], OpenCV axes; intrinsics [V, 3, 3], normalised, all the same;
-    size: of the images, pixels."""
+    """Content of transforms.json. cam2world [V, 4, 4], OpenCV axes; intrinsics [V, 3, 3], normalised, the same for all
+    views; size: of the images, pixels."""
     camera = intrinsics[0].double()
     return {
         "camera_model": "PINHOLE",
@@ -76,6 +77,7 @@ def _write_scene(folder: Path, images: np.ndarray, told: bytes) -> None:
     (folder / TRANSFORMS).unlink(missing_ok=True)
     for number, image in enumerate(images):
         replace_file(folder / "images" / f"{number:05d}.png", encode_png(image))
+    # An earlier export may have had more views.
     for old in (folder / "images").glob("[0-9][0-9][0-9][0-9][0-9].png"):
         if int(old.stem) >= len(images):
             old.unlink()

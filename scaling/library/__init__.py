@@ -1,1 +1,1 @@
-"""What a run leaves: the library of fitted scenes, its metrics and its pictures."""
+"""The run folder and its library of fitted scenes: parts, lease, manifest, failures, metrics."""

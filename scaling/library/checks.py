@@ -1,6 +1,6 @@
-"""What a library's rows must be before anything is made of them: nothing that a part says is taken on trust.
+"""Checks of a library's rows before anything is made of them: nothing that a part says is trusted.
 
-Errors are ValueError and name the scene; who reads the part adds the file.
+Errors are ValueError and name the scene; the reader of the part adds the file's name.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from scaling.data.scene_id import check_scene_id
 from scaling.library.coding.packed import SCALED, decode_levels, unpack_hull
 from scaling.models.shared_model import SharedModel
 
-ITEM_BITS = {"float32": 32, "float16": 16, "int8": 8, "int4": 4, "coded": 0}
+ITEM_BITS = {"float32": 32, "float16": 16, "int8": 8, "int4": 4, "coded": 0}  # of a number; coded: they vary
 _HASH = re.compile(r"[0-9A-Za-z]{1,64}")
 
 
 def check_ids(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Rows with any of scene_id, stage, shared and cohort: what names other files or becomes the name of one."""
+    """Check the columns that name other files or become names of files. rows: with any of scene_id, stage, shared and
+    cohort. Raises ValueError."""
     for row in rows:
         name = check_scene_id(row["scene_id"]) if "scene_id" in row else "?"
         if row.get("stage", 2) not in (1, 2):
@@ -32,13 +33,14 @@ def check_ids(rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def check_planes(row: Mapping[str, Any]) -> None:
-    """A row's micro planes and coefs: sizes that fit together, and finite numbers. ValueError says what does not."""
+    """Check that the sizes of a row's micro planes, scales and hull fit together and that its numbers, coefs included,
+    are finite. Raises ValueError saying what is wrong."""
     name, dtype, shape = row.get("scene_id", "?"), row["micro_dtype"], tuple(row["micro_shape"])
     if dtype not in ITEM_BITS:
         raise ValueError(f"scene {name}: unknown type of micro planes {dtype!r:.80}")
     if len(shape) != 4 or min(shape) < 0:
         raise ValueError(f"scene {name}: micro planes of shape {shape!s:.80}, expected [P, F_mic, K, K]")
-    # Of Python's whole numbers: exact.
+    # Coded bytes have no fixed size: only decoding shows whether they fit.
     try:
         if dtype == "coded":
             decode_levels(row["micro_planes"], shape)
@@ -46,6 +48,7 @@ def check_planes(row: Mapping[str, Any]) -> None:
             unpack_hull(row["hull"])
     except ValueError as error:
         raise ValueError(f"scene {name}: micro planes of shape {shape} or hull: {error}") from None
+    # math.prod on Python integers is exact: no shape can make it overflow.
     found, needed = len(row["micro_planes"]), (math.prod(shape) * ITEM_BITS[dtype] + 7) // 8
     if dtype != "coded" and found != needed:
         raise ValueError(f"scene {name}: {found} bytes of micro planes, shape {shape} needs {needed}")
@@ -61,7 +64,7 @@ def check_planes(row: Mapping[str, Any]) -> None:
 
 
 def check_fits(row: Mapping[str, Any], shared: SharedModel) -> None:
-    """ValueError where a row's planes or coefs are not of the shared model's sizes."""
+    """Raise ValueError where a row's planes or coefs do not have the shared model's sizes."""
     shape, num_coefs = tuple(row["micro_shape"]), len(row["coefs"])
     if shape != shared.micro_shape:
         raise ValueError(f"scene {row['scene_id']}: micro planes {list(shape)}, its model has {[*shared.micro_shape]}")

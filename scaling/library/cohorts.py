@@ -1,7 +1,7 @@
-"""Cohorts: what mode cohort fine-tuned of the shared model, stored once per cohort, named by its content hash.
+"""Cohorts: the fine-tuned tensors of mode cohort, stored once per cohort and named by their content hash.
 
-LIBRARY/cohorts/<hash>/ holds cohort.safetensors, the tensors that differ from the shared model, and config.json,
-which is written last and marks the folder whole.
+LIBRARY/cohorts/<hash>/ holds cohort.safetensors, the tensors that differ from the shared model, and config.json.
+config.json is written last and marks the folder as complete.
 """
 
 from __future__ import annotations
@@ -26,16 +26,17 @@ FORMAT_VERSION = 1
 
 
 def cohort_folder(library: AnyPath, cohort_hash: str) -> AnyPath:
-    """Where a cohort lies. Raises ValueError where the hash is none, so that no text of a file becomes a path."""
+    """Folder of a cohort. Raises ValueError where the hash is not one, so that no text from a file becomes a path."""
     if not is_sha256(cohort_hash):
         raise ValueError(f"{library}: bad cohort hash {cohort_hash!r:.80}: expected 64 hexadecimal digits")
     return library / "cohorts" / cohort_hash
 
 
 def commit_cohort(library: AnyPath, tuned: Mapping[str, Tensor], shared_hash: str, scene_ids: Sequence[str]) -> str:
-    """Writes a cohort's tensors (names and shapes of the shared model's), before the part that names them. → its hash.
+    """Write a cohort's tensors (names and shapes as in the shared model). → the cohort's hash.
 
-    The same tensors again change nothing. Raises OSError naming the file where it cannot be written.
+    Call it before committing the part that names the hash. If the same tensors exist already, nothing is changed.
+    Raises OSError naming the file where it cannot be written.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tuned.items()}
     cohort_hash = tensors_hash(tensors)
@@ -47,19 +48,22 @@ def commit_cohort(library: AnyPath, tuned: Mapping[str, Tensor], shared_hash: st
 
 
 def load_cohort(library: AnyPath, cohort_hash: str, shared: SharedModel, shared_hash: str) -> SharedModel:
-    """The cohort's own model: a copy of the shared one with the cohort's tensors in their places, frozen.
+    """The cohort's own model: a copy of the shared model with the cohort's tensors in it, frozen.
 
-    Raises ValueError naming the file where it is missing, changed since it was written, of a newer format, or made for
-    another shared model.
+    Raises ValueError naming a file that is missing, was changed since it was written, is of a newer format, or was made
+    for another shared model.
     """
     folder = cohort_folder(library, cohort_hash)
     config = _read_config(folder / "config.json")
     if config.get("shared") != shared_hash:
-        raise ValueError(f"{folder} stands on shared model {str(config.get('shared'))[:12]}…, not {shared_hash[:12]}…")
+        raise ValueError(
+            f"{folder} was made for shared model {str(config.get('shared'))[:12]}…, not {shared_hash[:12]}…: restore it"
+        )
     path = folder / "cohort.safetensors"
     own = copy.deepcopy(shared)
     try:
         names = tensor_kinds(path)
+        # A decoder that was tuned is a copy beside the autoencoder: the model needs room for it first.
         if any(name.startswith("decoder.") for name in names):
             own.adapt_decoder()
         state = own.state_dict()
@@ -79,6 +83,6 @@ def _read_config(path: AnyPath) -> dict[str, Any]:
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror}): the cohort is missing or incomplete") from error
     except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{path}: not readable as a cohort's: {error!r}") from error
+        raise ValueError(f"{path}: not readable as a cohort's config ({error!r}): restore the file") from error
     check_format(path, version, FORMAT_VERSION)
     return config

@@ -1,7 +1,7 @@
-"""Compaction: joins many small parts into few large ones, then forgets the small ones after a grace time.
+"""Compaction: joins many small parts into few large ones, and deletes the small ones after a grace time.
 
-Parts stay what they are; the joined ones are added, a new manifest names them instead, and readers that began before it
-find the old files until the grace time is over.
+No part is changed: joined parts are added, and a new manifest names them instead of the small ones. Readers that began
+before the new manifest find the old files until the grace time is over.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from scaling.storage.paths import AnyPath
 SCENES_PER_PART = 1024
 BYTES_PER_PART = 64 << 20
 GRACE_SECONDS = 600.0  # far longer than reading a part takes
-MANY_PARTS = 16  # small ones, from which on a job joins them when it is done
-JOB_GRACE_SECONDS = 10.0  # as readers look again where a part is gone, so long is enough for one that they have open
+MANY_PARTS = 16  # a job that ends with at least this many small parts joins them
+JOB_GRACE_SECONDS = 10.0  # enough to read a part that is open; where a part is gone, readers look again
 
 
 def compact(ledger: Ledger, grace_seconds: float = GRACE_SECONDS) -> tuple[int, int]:
-    """Joins the parts that count, stage by stage, and removes those that were replaced longer than the grace time ago.
-    → numbers of parts before and after.
+    """Join the small parts that count, stage by stage, and delete parts that were replaced longer ago than the grace
+    time. → numbers of parts before and after.
 
     Raises ValueError naming a part whose bytes are not those that the manifest notes.
     """
@@ -41,8 +41,11 @@ def compact(ledger: Ledger, grace_seconds: float = GRACE_SECONDS) -> tuple[int, 
 
 
 def compact_after_job(ledger: Ledger) -> None:
-    """What a driver does when its job is done: joins the small parts where there are many. Without room on the disk
-    for both the old and the new ones they stay apart, which is printed."""
+    """Join the small parts when a driver's job is done, if there are at least MANY_PARTS.
+
+    Where that fails (no room on the disk for the old and the new parts together, a damaged part), print a warning and
+    leave the parts apart.
+    """
     try:
         if len(_small(ledger)) < MANY_PARTS:
             return
@@ -50,11 +53,11 @@ def compact_after_job(ledger: Ledger) -> None:
         print(f"library: {before} parts became {after}", flush=True)
     except (OSError, ValueError) as error:
         why = told(error) if isinstance(error, OSError) else error
-        print(f"warning: the library's parts could not be joined ({why}); compact.py does it later", flush=True)
+        print(f"warning: the library's parts could not be joined ({why}); join them later with compact.py", flush=True)
 
 
 def forget_after_job(ledger: Ledger) -> None:
-    """Removes what `compact_after_job` replaced; waits for the short grace time where it is not over."""
+    """Delete the parts that `compact_after_job` replaced; first wait until the short grace time is over."""
     replaced = ledger.manifest.replaced.values()
     if replaced:
         age = datetime.now(UTC) - datetime.fromisoformat(max(replaced))
@@ -63,12 +66,13 @@ def forget_after_job(ledger: Ledger) -> None:
 
 
 def _small(ledger: Ledger) -> list[Part]:
-    """The parts that count and are not full, in their order."""
+    """The parts that count and are not full, in the order in which they count."""
     return [part for path in ledger.run.library.parts() if not _is_full(part := _listed(ledger, path))]
 
 
 def _listed(ledger: Ledger, path: AnyPath) -> Part:
-    """What the manifest says of a part; it lacks what an actor committed that the driver took for dead."""
+    """What the manifest says of a part. The manifest lacks parts of actors that the driver took for dead: these parts
+    are read."""
     return ledger.manifest.parts.get(path.name) or describe_part(path)
 
 
@@ -77,7 +81,8 @@ def _is_full(part: Part) -> bool:
 
 
 def _groups(parts: list[Part]) -> Iterator[list[Part]]:
-    """Parts to be joined into one: of one stage and settings, in their order, up to the size of a full part."""
+    """Groups of parts, each to be joined into one: of one stage, shared model and settings, in their order, up to the
+    size of a full part."""
     for kind in sorted({_kind(part) for part in parts}):
         group: list[Part] = []
         for part in (part for part in parts if _kind(part) == kind):
@@ -95,7 +100,10 @@ def _kind(part: Part) -> tuple[int, str, str]:
 
 
 def _join(ledger: Ledger, group: list[Part], seen: set[str]) -> None:
-    """Commits one part of the scenes of several; of a scene that two of them hold, the row that counts."""
+    """Commit the scenes of several parts as one part. Where two parts hold a scene, the first row is taken: it counts.
+
+    seen: ids of the scenes that were joined before; this function adds to them.
+    """
     folder = ledger.run.library.folder
     rows = []
     for part in group:
@@ -107,7 +115,7 @@ def _join(ledger: Ledger, group: list[Part], seen: set[str]) -> None:
                 seen.add(row["scene_id"])
                 rows.append(row)
     if rows:
-        # Batches count their attempts from 1, so this name is never one of theirs.
+        # Batches count their attempts from 1, so attempt 0 never gives a batch's name.
         ledger.add(commit_part(folder, rows, part_name(ledger.epoch, 0, [row["scene_id"] for row in rows])))
     now = datetime.now(UTC).isoformat()
     for part in group:
@@ -116,7 +124,7 @@ def _join(ledger: Ledger, group: list[Part], seen: set[str]) -> None:
 
 
 def _forget(ledger: Ledger, grace_seconds: float) -> None:
-    """Removes replaced parts whose grace time is over; the manifest stops naming them only when they are gone."""
+    """Delete replaced parts whose grace time is over. The manifest notes them as replaced until they are gone."""
     limit = datetime.now(UTC) - timedelta(seconds=grace_seconds)
     gone = [name for name, when in ledger.manifest.replaced.items() if datetime.fromisoformat(when) <= limit]
     for name in gone:

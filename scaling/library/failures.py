@@ -1,7 +1,7 @@
-"""The failures of a run: events in JSON lines; a scene's latest event is the one that counts.
+"""The failures of a run: events as JSON lines; a scene's latest event counts.
 
-RUN/failures/events-<epoch>-<number>-<writer>.jsonl, a new file for each call, as an object store cannot append. Events
-of epochs that are closed are read from the manifest (`manifest.py`); those of the epoch in force from their files.
+RUN/failures/events-<epoch>-<number>-<writer>.jsonl: each call writes a new file, as an object store cannot append.
+Events of closed epochs are read from the manifest (`manifest.py`), events of the epoch in force from their files.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ RETRY = "retry"
 
 
 def event(scene_id: str, attempt: int, kind: str, message: str) -> Event:
-    """An event of now. kind: `retry` (it will be tried again) or the reason that it was given up (`bad input`, …)."""
+    """An event of now. kind: `retry` (the scene will be tried again), or why it was given up (`bad input`, …)."""
     when = datetime.now(UTC).isoformat()
     return Event(scene_id=scene_id, attempt=attempt, kind=kind, message=message, when=when)
 
 
 class FailureLog:
-    """Writes events, each call to a file of its own, under the epoch of the driver that this process works for."""
+    """Writes events under the epoch of the driver that this process works for, each call to a file of its own."""
 
     def __init__(self, folder: AnyPath, epoch: int = 0) -> None:
         self.folder, self.epoch = folder, epoch
         self.writer, self.number = uuid.uuid4().hex[:8], 0
 
     def add(self, events: Iterable[Event]) -> None:
-        """Raises OSError naming the file where it cannot be written."""
+        """Write the events to a new file. Raises OSError naming the file where it cannot be written."""
         lines = "".join(event.model_dump_json() + "\n" for event in events)
         if lines:
             name = f"events-{self.epoch:06d}-{self.number:06d}-{self.writer}.jsonl"
@@ -44,8 +44,10 @@ class FailureLog:
 
 
 def read_failures(folder: AnyPath, manifest: Manifest) -> dict[str, Event]:
-    """The latest event of each scene that has one. A line that is none, as one cut short by a crash, is passed over:
-    its scene is tried again."""
+    """The latest event of each scene that has one.
+
+    A line that is no event is skipped (a crash may cut a line short): its scene is tried again.
+    """
     latest = dict(manifest.failures)
     paths: Iterable[AnyPath] = folder.glob("events-*.jsonl")
     for path in sorted(paths, key=lambda path: path.name):

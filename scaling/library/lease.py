@@ -1,8 +1,9 @@
 """The lease of a run: one driver at a time may write to it.
 
-LEASES/lease-<epoch>[-<token>].json, rewritten every few seconds while its driver lives. Whoever takes the lease gets
-the next epoch. A driver that was paused and comes back finds a higher epoch: it must stop; what it commits all the same
-carries its old epoch, and readers ignore that (`manifest.py`). So the lease saves work, and epochs keep the run whole.
+LEASES/lease-<epoch>[-<token>].json, rewritten every few seconds while its driver lives. A driver that takes the lease
+gets the next epoch, a fencing token. A driver that was paused and wakes up finds a higher epoch: it must stop. What it
+still commits carries its old epoch, and readers ignore it (`manifest.py`). So the lease prevents double work, and
+the epochs keep the run consistent.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from scaling.storage.commit import commit_file
 from scaling.storage.paths import AnyPath
 
 RENEW_SECONDS = 3.0
-SILENT_SECONDS = 30.0  # a driver on another machine that has not renewed for so long is taken for dead
+SILENT_SECONDS = 30.0  # a driver that has not renewed its lease for this long is taken for dead
 
 
 class LeaseHeld(RuntimeError):
@@ -34,7 +35,7 @@ class LeaseLost(RuntimeError):
 
 
 class _Note(BaseModel):
-    """A lease file. machine: where `pid` means something; started: of that process; beat: grows at each renewal."""
+    """A lease file. machine: where `pid` is valid; started: when that process started; beat: grows at each renewal."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -47,7 +48,8 @@ class _Note(BaseModel):
 
 
 class Lease:
-    """Taken with `take`, held as a context manager; `check` says whether it is still ours."""
+    """A lease that this process holds: made by `take`, renewed by a thread until `release`. `check` raises where it is
+    lost."""
 
     def __init__(self, folder: AnyPath, path: AnyPath, epoch: int, note: _Note) -> None:
         self.folder, self.path, self.epoch, self._note = folder, path, epoch, note
@@ -58,10 +60,10 @@ class Lease:
 
     @classmethod
     def take(cls, folder: AnyPath, least_epoch: int) -> Lease:
-        """Takes the lease with an epoch above all before it and of at least `least_epoch`.
+        """Take the lease with an epoch above all earlier ones and of at least `least_epoch`.
 
-        Raises LeaseHeld where another driver is alive; that of a dead process on this machine is taken over at once,
-        that of another machine after SILENT_SECONDS without a sign of life.
+        The lease of a dead process on this machine is taken over at once, any other after SILENT_SECONDS without a sign
+        of life. Raises LeaseHeld where another driver is alive.
         """
         note = _this_process()
         while True:
@@ -76,18 +78,19 @@ class Lease:
                 return cls(folder, claimed, epoch, note)
 
     def check(self) -> None:
-        """Raises LeaseLost where another driver has taken the run over."""
+        """Raise LeaseLost where another driver has taken the run over."""
         if self._lost:
             raise LeaseLost(self._lost)
 
     def release(self) -> None:
-        """Lets the next driver start at once."""
+        """Stop renewing the lease and mark it as released, so that the next driver can start at once."""
         self._stop.set()
         self._thread.join()
         if not self._lost:
             replace_file(self.path, self._note.model_copy(update={"released": True}).model_dump_json().encode())
 
     def _renew(self) -> None:
+        """Renew the lease until it is released or another driver has taken the run over."""
         while not self._stop.wait(RENEW_SECONDS):
             try:
                 epoch, path = _newest(self.folder)
@@ -95,14 +98,14 @@ class Lease:
                     owner = _read(path)
                     who = f"process {owner.pid} on {owner.host}" if owner else "another driver"
                     self._lost = (
-                        f"{self.folder}: {who} has taken this run over, as this one gave no sign of life for "
-                        f"{SILENT_SECONDS:.0f} s; nothing is lost: what was committed before counts, the rest is "
-                        "fitted there"
+                        f"{self.folder}: {who} has taken this run over, as this process gave no sign of life for "
+                        f"{SILENT_SECONDS:.0f} s; nothing is lost: the scenes committed before count, and the new "
+                        "driver fits the rest"
                     )
                     return
                 self._note.beat += 1
                 replace_file(self.path, self._note.model_dump_json().encode())
-            except OSError:  # a full disk, a network: whoever needs the run's files will be told by their own writes
+            except OSError:  # a full disk, a network: the driver's own writes fail, too, and report it
                 continue
 
 
@@ -119,8 +122,11 @@ def holder(folder: AnyPath) -> str:
 
 
 def _claim(folder: AnyPath, epoch: int, note: _Note) -> AnyPath | None:
-    """Tries to be the one that holds an epoch. On a disk the first link wins. An object store has no exclusive write:
-    a claim holds where no other is to be seen after it was written; of two that meet at least one gives way."""
+    """Try to claim an epoch. → the lease file, or None where another driver claims it.
+
+    On a disk the first link wins. An object store has no exclusive write: a claim holds if no other is visible after it
+    was written. If two drivers claim at once, at least one of them gives way.
+    """
     data = note.model_dump_json().encode()
     if isinstance(folder, Path):
         path = folder / f"lease-{epoch:06d}.json"
@@ -129,16 +135,19 @@ def _claim(folder: AnyPath, epoch: int, note: _Note) -> AnyPath | None:
     replace_file(mine, data)
     if [path.name for path in _leases(folder) if _epoch(path) >= epoch] == [mine.name]:
         return mine
+    # Both drivers may have given way: random waits let one of them come first at the next try.
     mine.unlink(missing_ok=True)
     time.sleep(random.uniform(0.1, 1.0))
     return None
 
 
 def _wait_for_silence(path: AnyPath) -> None:
-    """Returns when the driver of a lease is known to be dead. Raises LeaseHeld at its next sign of life."""
+    """Return when the driver of a lease is dead, has released it, or was silent for SILENT_SECONDS. Raises LeaseHeld at
+    its next sign of life."""
     found = _read(path)
     if found is None or found.released or _died_here(found):
         return
+    # Beats are compared, not times: clocks of two machines may differ.
     deadline, told = time.monotonic() + SILENT_SECONDS, False
     while time.monotonic() < deadline:
         now = _read(path)
@@ -152,7 +161,8 @@ def _wait_for_silence(path: AnyPath) -> None:
         if not told and time.monotonic() > deadline - SILENT_SECONDS + 2 * RENEW_SECONDS:
             told = True
             print(
-                f"no sign of life of process {now.pid} on {now.host}: its run is taken over in {SILENT_SECONDS:.0f} s"
+                f"no sign of life of process {now.pid} on {now.host}: after {SILENT_SECONDS:.0f} s without one its run "
+                "is taken over"
             )
         time.sleep(RENEW_SECONDS / 10)
 
@@ -172,7 +182,7 @@ def _newest(folder: AnyPath) -> tuple[int, AnyPath | None]:
 
 
 def _read(path: AnyPath | None) -> _Note | None:
-    """None where the file is gone or says nothing: then nobody holds it."""
+    """The content of a lease file; None where the file is gone or unreadable: then nobody holds the lease."""
     try:
         return _Note.model_validate_json(path.read_bytes()) if path else None
     except (OSError, ValidationError):
@@ -184,7 +194,7 @@ def _this_process() -> _Note:
 
 
 def _machine() -> str:
-    """Differs wherever a process id means another process: machine, boot, container."""
+    """Differs wherever a process id may mean another process: machine, boot, container. "" without Linux."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{socket.gethostname()} {boot} {Path('/proc/self/ns/pid').readlink()}"
@@ -193,7 +203,7 @@ def _machine() -> str:
 
 
 def _started(pid: int) -> str:
-    """When a process started, in the kernel's ticks; process ids are used again. Empty where there is none."""
+    """When a process started, in the kernel's ticks, as process ids are used again. "" where there is no process."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except (OSError, IndexError):
@@ -201,5 +211,5 @@ def _started(pid: int) -> str:
 
 
 def _died_here(note: _Note) -> bool:
-    """Whether the process of a lease ran on this machine and is no more."""
+    """Whether the process of a lease ran on this machine and has ended."""
     return note.machine == _machine() != "" and _started(note.pid) != note.started

@@ -1,4 +1,4 @@
-"""The ledger of a driver: its lease on the run, what is committed, what failed, and the manifest that says so."""
+"""The ledger of a driver: its lease on the run, the committed parts, the failures, and the manifest that notes both."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from scaling.library.manifest import Event, Manifest, publish, read_manifest
 from scaling.library.parts import Part, describe_part, is_part, order, part_name
 from scaling.library.run_folder import RunFolder
 
-PUBLISH_SECONDS = 60.0  # so often at most the manifest is written while scenes are committed
+PUBLISH_SECONDS = 60.0  # least time between two manifests while scenes are committed
 
 
 class Ledger:
-    """Opened with `open_ledger` by the one process that drives a stage."""
+    """What a driver notes of its run. The one process that drives a stage opens it with `open_ledger`."""
 
     def __init__(self, run: RunFolder, lease: Lease) -> None:
         self.run, self.lease, self.epoch = run, lease, lease.epoch
@@ -26,11 +26,11 @@ class Ledger:
         self._publish()
 
     def check(self) -> None:
-        """Raises LeaseLost where another driver has taken the run over."""
+        """Raise LeaseLost where another driver has taken the run over."""
         self.lease.check()
 
     def check_shared(self, shared_hash: str) -> None:
-        """Raises SettingsError where the library holds scenes of another shared model than the one in use."""
+        """Raise SettingsError where the library holds scenes of another shared model than `shared_hash`."""
         others = {part.shared for part in self.manifest.parts.values()} - {shared_hash}
         if others:
             raise SettingsError(
@@ -43,22 +43,22 @@ class Ledger:
         return any(part.stage == 2 and part.settings_hash != settings_hash for part in self.manifest.parts.values())
 
     def find(self, attempt: int, batch: Iterable[str]) -> Part | None:
-        """The part of a batch, where its commit came through."""
+        """The part that this attempt at a batch committed; None where it committed none."""
         path = self.run.library.folder / "parts" / part_name(self.epoch, attempt, list(batch))
         return describe_part(path) if path.is_file() else None
 
     def add(self, part: Part) -> None:
-        """Notes a part that was committed under this epoch."""
+        """Note a part that was committed under this epoch; publish the manifest if the last one is old."""
         self.manifest.parts[part.name] = part
         if time.monotonic() - self._published > PUBLISH_SECONDS:
             self.publish()
 
     def record(self, events: Iterable[Event]) -> None:
-        """Writes what happened to scenes to the failures."""
+        """Write what happened to scenes to the run's failures."""
         self.log.add(events)
 
     def publish(self) -> None:
-        """Writes the manifest as it stands. Raises LeaseLost where the run is another driver's by now."""
+        """Write the manifest as it stands. Raises LeaseLost where another driver has taken the run over."""
         self.check()
         self.manifest.number += 1
         self.manifest.failures = read_failures(self.run.failures, self.manifest)
@@ -70,7 +70,7 @@ class Ledger:
 
 
 def _closing(run: RunFolder, epoch: int) -> Manifest:
-    """The first manifest of an epoch: it closes those before."""
+    """The first manifest of an epoch. It lists all parts that count now, and so closes the earlier epochs."""
     snapshot = run.library.snapshot()
     described = [snapshot.listed(path) or describe_part(path) for path in snapshot.paths]
     return Manifest(
@@ -83,11 +83,12 @@ def _closing(run: RunFolder, epoch: int) -> Manifest:
 
 @contextmanager
 def open_ledger(run: RunFolder) -> Iterator[Ledger]:
-    """Takes the run's lease and closes earlier epochs; at the end publishes the manifest and gives the lease back.
+    """Take the run's lease and close earlier epochs; at the end publish the manifest and release the lease.
 
     Raises LeaseHeld where another driver works on the run.
     """
     library = run.library.folder
+    # The new epoch must be above all epochs on disk, even where the lease files were lost.
     parts = [order(path.name)[0] for path in (library / "parts").glob("part-*.parquet") if is_part(path.name)]
     lease = Lease.take(library / "leases", max([read_manifest(library).epoch, *parts]) + 1)
     try:
@@ -95,7 +96,7 @@ def open_ledger(run: RunFolder) -> Iterator[Ledger]:
         try:
             yield ledger
         except BaseException:
-            with suppress(OSError, LeaseLost):  # what stopped the driver counts, not this
+            with suppress(OSError, LeaseLost):  # the error that stopped the driver is raised, not this one
                 ledger.publish()
             raise
         ledger.publish()

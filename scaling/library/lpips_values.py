@@ -1,5 +1,4 @@
-"""LPIPS of a run's fitted scenes, measured after they were fitted: RUN/lpips.parquet, beside a library that stays as it
-is."""
+"""LPIPS of a run's fitted scenes, measured after the fit and kept in RUN/lpips.parquet; the library is unchanged."""
 
 from __future__ import annotations
 
@@ -20,7 +19,7 @@ from scaling.storage.paths import AnyPath, file_of
 from scaling.training.evaluate import render_views
 from scaling.training.metrics.lpips import read_lpips
 
-FIT = ("scene_id", "shared", "settings_hash")  # names what was measured: a scene that is fitted anew is another one
+FIT = ("scene_id", "shared", "settings_hash")  # names what was measured: another fit of a scene is measured anew
 SCHEMA = pa.schema([*[(name, pa.string()) for name in (*FIT, "weights")], ("lpips", pa.float32())])
 
 Fit = tuple[str, ...]
@@ -28,14 +27,17 @@ Fit = tuple[str, ...]
 
 @dataclass(frozen=True)
 class LpipsValues:
-    """weights: SHA-256 of the file that all were measured with; values: mean LPIPS of each fit's test views."""
+    """values: mean LPIPS over each fit's test views; weights: SHA-256 of the weights' file that measured all of them,
+    "" where there are none."""
 
     weights: str
     values: dict[Fit, float] = field(default_factory=dict)
 
     def fill(self, rows: pa.Table) -> tuple[pa.Table, str | None]:
-        """The library's rows with what was measured in their column `lpips`; and `weights`, None where no row has a
-        value of these."""
+        """Put the measured values into column `lpips` of library rows; other rows keep their value.
+
+        → the rows, and `weights`: None where no row was measured.
+        """
         fits = list(zip(*(rows[name].to_pylist() for name in FIT)))
         if self.values.keys().isdisjoint(fits):
             return rows, None
@@ -45,7 +47,8 @@ class LpipsValues:
 
 
 def read_lpips_values(run: RunFolder) -> LpipsValues:
-    """What was measured; nothing where there is no such file. ValueError names one that is damaged."""
+    """Read what `measure_lpips` wrote; no values where there is no file. Rows of other weights than the first row's are
+    left out. Raises ValueError naming a damaged file."""
     path = run.path / "lpips.parquet"
     try:
         with open_table(*file_of(path)) as file:
@@ -59,14 +62,15 @@ def read_lpips_values(run: RunFolder) -> LpipsValues:
 
 
 def measure_lpips(run: RunFolder, weights: AnyPath, store: str | None = None) -> None:
-    """Renders the test views of all fitted scenes that were not yet measured with this file, on the GPU if there is
-    one, and writes RUN/lpips.parquet; what is measured when it is interrupted is kept.
+    """Measure LPIPS of the fitted scenes on their test views, on the GPU if there is one, and write RUN/lpips.parquet.
 
-    weights: safetensors; store: of the true views, instead of those that config.yaml names. Raises ValueError for wrong
-    weights, FileNotFoundError, LookupError or ValueError where scenes or their true views cannot be read.
+    Scenes that were already measured with the same weights are skipped. weights: a safetensors file; store: of the true
+    views, instead of the stores that config.yaml names. Raises ValueError for wrong weights, FileNotFoundError or
+    ValueError where scenes or their true views cannot be read.
     """
     network, sha256 = read_lpips(weights)
     run.check_fitted()
+    # Values of other weights cannot be compared with new ones, so they are dropped.
     known = read_lpips_values(run)
     found = LpipsValues(sha256, dict(known.values) if known.weights == sha256 else {})
     fits = {row["scene_id"]: _fit(row) for row in run.library.table(FIT).to_pylist()}
@@ -74,6 +78,7 @@ def measure_lpips(run: RunFolder, weights: AnyPath, store: str | None = None) ->
     device = chosen_device()
     network.to(device)
     models, truth = StoredModels(run, device), TrueViews(run, store)
+    # Measuring takes long: an interrupted call keeps the values that it has, and the next call goes on from them.
     try:
         for row in tqdm(run.library.rows(missing), "LPIPS", len(missing), unit=" scenes", disable=None):
             value = _measured(row, models, truth, network.mean)
@@ -86,7 +91,7 @@ def measure_lpips(run: RunFolder, weights: AnyPath, store: str | None = None) ->
 
 @torch.no_grad()
 def _measured(row: Mapping[str, Any], models: StoredModels, truth: TrueViews, mean_lpips: Any) -> float | None:
-    """Of a whole row; None where the scene has no test views."""
+    """Mean LPIPS over the test views of a whole row's scene; None where it has no test views."""
     shared, params = models.scene(row)
     views = truth.views(row["scene_id"], row["stage"], shared.settings.data)
     test = list(views.test_views)

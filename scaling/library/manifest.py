@@ -1,9 +1,9 @@
-"""The manifest of a library: which parts count, and which scenes failed, without opening a part.
+"""The manifest of a library: which parts count, and which scenes failed, known without opening a part.
 
-LIBRARY/manifests/manifest-<epoch>-<number>.json; the highest one is in force. A driver publishes its first one when it
-has taken the lease of its epoch, and with it closes the epochs before: of those the parts that it lists count and no
-others, so what a driver commits after it has lost its lease is never read. Of the manifest's own epoch every part that
-is on disk counts, listed or not.
+LIBRARY/manifests/manifest-<epoch>-<number>.json; the highest one is in force. When a driver has taken the lease of its
+epoch, it publishes its first manifest, which closes the earlier epochs: of their parts, only the listed ones count. So
+what a driver commits after it has lost its lease is never read. Of the manifest's own epoch every part on disk counts,
+listed or not.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from scaling.storage.atomic import read_limited
 from scaling.storage.commit import commit_file
 from scaling.storage.paths import AnyPath
 
-KEPT = 2  # manifests on disk: a reader may have just chosen the last but one
+KEPT = 2  # manifests on disk: a reader may just have chosen the last but one
 
 
 class Event(BaseModel):
-    """What happened to a scene. kind: `retry`, or why it was given up; when: ISO 8601, UTC."""
+    """What happened to a scene. kind: `retry`, or why the scene was given up; when: ISO 8601, UTC."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -32,8 +32,8 @@ class Event(BaseModel):
 
 
 class Manifest(BaseModel):
-    """epoch, number: as in its name; replaced: parts that `compact` joined into others, and when; failures: the latest
-    event of each scene that has one."""
+    """epoch, number: as in the file's name; parts: by name; replaced: names of parts that `compact` joined into others,
+    and when (ISO 8601, UTC); failures: the latest event of each scene that has one."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -48,9 +48,9 @@ class Manifest(BaseModel):
 def read_manifest(library: AnyPath) -> Manifest:
     """The manifest in force; an empty one of epoch 0 where there is none, as in libraries of format 1.
 
-    Raises ValueError naming a manifest that cannot be read.
+    Raises ValueError naming a manifest that cannot be read, FileNotFoundError where manifests vanish at every try.
     """
-    for _ in range(3):  # one that is chosen may be removed before it is read
+    for _ in range(3):  # the chosen manifest may be removed before it is read
         paths = _paths(library)
         if not paths:
             return Manifest()
@@ -73,7 +73,7 @@ def read_manifest(library: AnyPath) -> Manifest:
 
 
 def publish(library: AnyPath, manifest: Manifest) -> None:
-    """Writes a manifest, whole or not at all; older ones go."""
+    """Write a manifest, whole or not at all; delete all but the KEPT newest."""
     path = library / "manifests" / f"manifest-{manifest.epoch:06d}-{manifest.number:06d}.json"
     commit_file(path, manifest.model_dump_json().encode())
     for old in _paths(library)[:-KEPT]:

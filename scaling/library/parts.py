@@ -1,7 +1,8 @@
 """Parts of a library: Parquet files of fitted scenes, named by who committed them, never changed afterwards.
 
-A part's name carries the epoch of the driver's lease and the attempt of the batch, so that readers can tell a commit of
-a driver that had lost its lease (`manifest`), and which of two commits of a scene counts: the smallest.
+A part's name carries the epoch of the driver's lease and the attempt at the batch. From the epoch readers tell a commit
+of a driver that had lost its lease (`manifest`). Of two commits of a scene, the one with the smallest epoch and attempt
+counts.
 """
 
 from __future__ import annotations
@@ -27,20 +28,21 @@ from scaling.storage.paths import AnyPath, file_of
 _NAME = re.compile(r"part-(?:(\d{6})-(\d{4})-)?[0-9a-f]{20}\.parquet")
 NAME = r"^part-(\d{6}-\d{4}-)?[0-9a-f]{20}\.parquet$"
 NULLABLE = ("cohort", "hull", *METRICS)
+# Columns that older formats lack, and the format version that added them.
 ADDED = {
     "hull": 4,
     **dict.fromkeys(LATER_METRICS, 4),
-}  # columns that older formats do not have: the format version that brought them
-ROW_GROUP_BYTES = 1 << 20  # before compression: what is read to get one scene
-MOST_GAIN = (
-    16  # by compression; planes gain less, and readers refuse a file that unpacks to very much (`storage.parquet`)
-)
+}
+ROW_GROUP_BYTES = 1 << 20  # before compression; a reader reads one row group to get one scene
+# Highest compression ratio of a part, as readers refuse files that unpack to too much (`storage.parquet`). Planes
+# compress less.
+MOST_GAIN = 16
 FLOATS = (*METRICS, "seconds", "coefs.list.element")
 
 
 class Part(BaseModel):
-    """What is known of a part without opening it. num_bytes: of the file; stage, shared, settings_hash: as its rows
-    say, which agree."""
+    """What is known of a part without opening it. num_bytes, sha256: of the file; stage, shared, settings_hash: of its
+    rows, which agree."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -54,13 +56,16 @@ class Part(BaseModel):
 
 
 def part_name(epoch: int, attempt: int, batch: Collection[str]) -> str:
-    """The name under which attempt number `attempt` at the scenes of `batch` is committed."""
+    """Name of the part that attempt number `attempt` at the scene ids `batch` commits."""
     digest = hashlib.sha256("|".join(sorted(batch)).encode()).hexdigest()
     return f"part-{epoch:06d}-{attempt:04d}-{digest[:20]}.parquet"
 
 
 def order(name: str) -> tuple[int, int, str]:
-    """Sorts parts by epoch, then attempt: of two that hold a scene the first counts. Those of format 1 have neither."""
+    """Sort key of a part's name: epoch, attempt, name. If two parts hold a scene, the first counts.
+
+    Names of format 1 hold neither number: both are 0. Raises ValueError for other names.
+    """
     match = _NAME.fullmatch(name)
     if match is None:
         raise ValueError(f"{name!r:.80} is no name of a part")
@@ -68,15 +73,15 @@ def order(name: str) -> tuple[int, int, str]:
 
 
 def is_part(name: str) -> bool:
-    """Whether a file of parts/ is a committed part; temporary files are not."""
+    """Whether a file name in parts/ is a committed part's; names of temporary files are not."""
     return _NAME.fullmatch(name) is not None
 
 
 def commit_part(library: AnyPath, rows: Sequence[Mapping[str, Any]], name: str | None = None) -> Part:
-    """Commits the rows of a batch as one part, under a name of `part_name`; by default that of a library without
-    drivers. The same name again changes nothing. → the part as it is on disk.
+    """Commit the rows of a batch as one part. → the part as it is on disk.
 
-    Raises OSError naming the file where it cannot be written.
+    name: from `part_name`; None: the name of epoch 0 and attempt 0, for a library without drivers. Where the name
+    exists already, nothing is changed. Raises OSError naming the file where it cannot be written.
     """
     name = name or part_name(0, 0, [row["scene_id"] for row in rows])
     path = library / "parts" / name
@@ -87,15 +92,18 @@ def commit_part(library: AnyPath, rows: Sequence[Mapping[str, Any]], name: str |
 
 
 def encode_rows(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    """Rows of the schema as a Parquet file with a checksum on each page."""
+    """Rows of SCHEMA as the bytes of a Parquet file, with a checksum on each page."""
     table = pa.Table.from_pylist(list(rows), schema=SCHEMA)
     data = _encode(table, "zstd")
     return data if table.nbytes <= MOST_GAIN * len(data) else _encode(table, "none")
 
 
 def _encode(table: pa.Table, compression: str) -> bytes:
-    """Nobody reads statistics, nor the Arrow schema: in a part of 16 scenes they are half of the bytes. Of floats the
-    first bytes of all values come first, then the second ones, and so on: so they compress."""
+    """The table as the bytes of a Parquet file.
+
+    Statistics and the Arrow schema are left out: nobody reads them, and in a part of 16 scenes they are half of the
+    bytes. Floats are split by byte (the first bytes of all values, then the second bytes, …), so that they compress.
+    """
     return table_bytes(
         table, compression=compression, use_dictionary=False, use_byte_stream_split=list(FLOATS),
         write_statistics=False, store_schema=False, write_page_checksum=True,
@@ -104,7 +112,7 @@ def _encode(table: pa.Table, compression: str) -> bytes:
 
 
 def describe_part(path: AnyPath) -> Part:
-    """Reads a part to say what it holds. Raises ValueError naming it where it is damaged."""
+    """Read a part and describe it. Raises ValueError naming a part that is damaged or holds no scene."""
     rows = read_part(path, ["scene_id", "stage", "shared", "settings_hash"]).to_pylist()
     if not rows:
         raise damaged(path, "it holds no scene")
@@ -118,14 +126,18 @@ def _describe(name: str, data: bytes, rows: Sequence[Mapping[str, Any]]) -> Part
 
 
 def read_part(path: AnyPath, columns: Sequence[str]) -> pa.Table:
-    """Columns of a part, in the schema's types. ValueError names a part that is damaged or of a newer version."""
+    """Columns of a part, in the schema's types.
+
+    Raises ValueError naming a part that is damaged or of a newer format, FileNotFoundError where it is gone.
+    """
     with opened(path) as file:
         return _columns(path, file, columns)
 
 
 def read_scenes(path: AnyPath, wanted: Collection[str]) -> Iterator[dict[str, Any]]:
-    """Whole rows of the wanted scenes, one row group in memory at a time."""
+    """Yield the whole rows of the wanted scenes, one row group in memory at a time. Raises as `read_part` does."""
     with opened(path) as file:
+        # Ids are read first: a row group is read whole only if it holds a wanted scene.
         for group in range(file.num_row_groups):
             ids = _columns(path, file, ["scene_id"], group)["scene_id"].to_pylist()
             found = [index for index, scene_id in enumerate(ids) if scene_id in wanted]
@@ -140,7 +152,7 @@ def read_scenes(path: AnyPath, wanted: Collection[str]) -> Iterator[dict[str, An
 
 @contextmanager
 def opened(path: AnyPath) -> Iterator[pq.ParquetFile]:
-    """A part to read from, its checksums verified; what is wrong with it becomes a ValueError that names it."""
+    """Open a part for reading, with verified page checksums. A fault in the file becomes a ValueError that names it."""
     try:
         with open_table(*file_of(path)) as file:
             yield file
@@ -149,19 +161,20 @@ def opened(path: AnyPath) -> Iterator[pq.ParquetFile]:
 
 
 def damaged(path: AnyPath, why: str) -> ValueError:
-    """The error that names a part which cannot be used."""
+    """The error for a part that cannot be used; it names the part and says what to do."""
     return ValueError(
         f"{path}: not a readable part of a library ({why}): restore it, or remove it and fit its scenes again"
     )
 
 
 def _columns(path: AnyPath, file: pq.ParquetFile, columns: Sequence[str], row_group: int | None = None) -> pa.Table:
-    """Checked columns, of one row group or of all. A column that the schema does not have does no harm."""
+    """Checked columns of one row group, or of all. Columns that SCHEMA does not have are ignored."""
     version = read_columns(file, pa.schema([SCHEMA.field("format_version")]), row_group=row_group)
     newest = max(version["format_version"].to_pylist(), default=0)
     check_format(path, newest, FORMAT_VERSION)
     optional = [name for name, since in ADDED.items() if newest < since]
     table = read_columns(file, pa.schema([SCHEMA.field(name) for name in columns]), NULLABLE, row_group, optional)
+    # Ids and hashes become names of files, so they are checked whenever they are read.
     told = [name for name in ("scene_id", "stage", "shared", "cohort") if name in columns]
     try:
         check_ids(table.select(told).to_pylist())

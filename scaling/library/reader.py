@@ -1,4 +1,4 @@
-"""Reads a library of fitted scenes: the parts that its manifest and the epoch in force let count."""
+"""Reads a library of fitted scenes: the parts that count, by its manifest and the epoch in force."""
 
 from __future__ import annotations
 
@@ -14,31 +14,32 @@ from scaling.library.parts import Part, is_part, order, read_part, read_scenes
 from scaling.library.scene_row import PLANES, SCHEMA
 from scaling.storage.paths import AnyPath
 
-TRIES = 3  # of reading: compaction may have joined parts and taken them away meanwhile
+TRIES = 3  # to read: compaction may join and delete parts meanwhile
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What counts at one moment. paths: the parts that are there, in the order in which a scene's first row counts;
-    missing: names of parts that the manifest lists and that are not there."""
+    """What counts at one moment. paths: the parts that count, in order: a scene's first row counts; missing: names of
+    parts that the manifest lists and that do not exist."""
 
     manifest: Manifest
     paths: list[AnyPath]
     missing: list[str]
 
     def listed(self, path: AnyPath) -> Part | None:
-        """What the manifest says of a part; None where it was committed since."""
+        """What the manifest says of a part; None where the part was committed after the manifest."""
         return self.manifest.parts.get(path.name)
 
 
 class Library:
-    """A library's folder. A scene that two parts hold counts once: its smallest epoch and attempt."""
+    """A library's folder. If two parts hold a scene, the part with the smallest epoch and attempt counts."""
 
     def __init__(self, folder: AnyPath) -> None:
         self.folder = folder
 
     def snapshot(self) -> Snapshot:
-        """What counts now. ValueError names a manifest that cannot be read."""
+        """What counts now. Raises ValueError naming a manifest that cannot be read."""
+        # A listed part that is missing may have been joined just now: then a newer manifest does not list it.
         for _ in range(TRIES):
             manifest = read_manifest(self.folder)
             there = {path.name: path for path in (self.folder / "parts").glob("part-*.parquet") if is_part(path.name)}
@@ -50,11 +51,12 @@ class Library:
         return Snapshot(manifest, [there[name] for name in names], missing)
 
     def parts(self) -> list[AnyPath]:
-        """The parts that count; empty where there are none."""
+        """The parts that count; an empty list where there are none."""
         return self.snapshot().paths
 
     def table(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """Rows of all scenes; by default every column but the planes. Raises ValueError naming a damaged part."""
+        """Rows of all scenes, one for each; by default all columns but those of PLANES. Raises ValueError naming a
+        damaged part."""
         columns = list(columns or [name for name in SCHEMA.names if name not in PLANES])
         read = list(dict.fromkeys(["scene_id", *columns]))
         tables = self._tables(read)
@@ -73,7 +75,7 @@ class Library:
             return self._tables(columns, tries - 1)
 
     def stages(self) -> dict[str, int]:
-        """The committed scenes, each with the stage that fitted it. Of parts that the manifest lists none is opened."""
+        """The committed scenes, each with the stage that fitted it. Parts that the manifest lists are not opened."""
         found: dict[str, int] = {}
         snapshot = self.snapshot()
         for path in snapshot.paths:
@@ -88,11 +90,11 @@ class Library:
         return found
 
     def ids(self, stage: int | None = None) -> list[str]:
-        """Ids of the committed scenes of one stage or of both, without touching planes."""
+        """Ids of the committed scenes of one stage, or of both; no planes are read."""
         return [scene_id for scene_id, found in self.stages().items() if stage is None or found == stage]
 
     def scene(self, scene_id: str) -> dict[str, Any]:
-        """One scene's whole row. Raises LookupError naming the library where it is not there."""
+        """One scene's whole row. Raises LookupError naming the library where it does not hold the scene."""
         for row in self._find([scene_id]):
             return row
         ids = self.ids()
@@ -100,11 +102,11 @@ class Library:
         raise LookupError(f"{self.folder} holds no scene {scene_id!r}; {has}")
 
     def scenes(self, ids: Collection[str] | None = None) -> Iterator[dict[str, Any]]:
-        """Whole rows of all scenes, or of those of `ids` that are there, a few in memory at a time."""
+        """Yield the whole rows of all scenes, or of those of `ids` that exist, with a few in memory at a time."""
         yield from self._find(self.ids() if ids is None else ids)
 
     def rows(self, ids: Collection[str]) -> Iterator[dict[str, Any]]:
-        """Whole rows of these scenes, in the library's order; ids that it does not hold are left out."""
+        """Yield the whole rows of these scenes, in the library's order; ids that it does not hold are left out."""
         yield from self._find(ids)
 
     def _find(self, ids: Collection[str], tries: int = TRIES) -> Iterator[dict[str, Any]]:
@@ -119,14 +121,14 @@ class Library:
                     if row["scene_id"] in wanted:
                         wanted.discard(row["scene_id"])
                         yield row
-        except FileNotFoundError:  # the rest is in the joined parts
+        except FileNotFoundError:  # compaction deleted the part; the remaining scenes are in joined parts
             if tries == 1:
                 raise
             yield from self._find(wanted, tries - 1)
 
     def num_bytes(self, stage: int) -> int:
-        """Bytes on disk of the parts that hold scenes of a stage; of stage 2 also those of the cohorts' own copies and
-        of the manifest in force."""
+        """Bytes on disk of the parts that hold scenes of a stage; for stage 2 also of the cohorts' own tensors and of
+        the manifest in force."""
         snapshot = self.snapshot()
         total = 0
         for path in snapshot.paths:
@@ -135,7 +137,8 @@ class Library:
             if stage in stages:
                 total += part.num_bytes if part else path.stat().st_size
         if stage == 2:
-            for cohort in set(self.table()["cohort"].drop_null().to_pylist()):  # a stale driver's are nobody's
+            # Only cohorts that a row names: a driver that lost its lease may have left others.
+            for cohort in set(self.table()["cohort"].drop_null().to_pylist()):
                 files = (path for path in cohort_folder(self.folder, cohort).rglob("*") if path.is_file())
                 total += sum(path.stat().st_size for path in files)
             total += manifest_bytes(self.folder)

@@ -52,11 +52,11 @@ class RunFolder:
         return self.path / "failures"
 
     def latest_events(self) -> dict[str, Event]:
-        """The latest event of each scene that has one: tried again, or given up and why."""
+        """The latest event of each scene that has one: a retry, or why the scene was given up."""
         return read_failures(self.failures, self.library.snapshot().manifest)
 
     def given_up(self) -> dict[str, Event]:
-        """The scenes whose latest event says that they were given up. One that was fitted since is still among them."""
+        """The scenes whose latest event says that they were given up, including scenes that were fitted since."""
         return {scene_id: event for scene_id, event in self.latest_events().items() if event.kind != RETRY}
 
     @property
@@ -68,8 +68,9 @@ class RunFolder:
         return self.path / "metrics.json"
 
     def shared_in_use(self) -> AnyPath:
-        """The shared model of this run's stage 2: its own, or the one that --shared named, if it is still there."""
+        """Folder of the shared model of this run's stage 2: the one that --shared named, else the run's own."""
         named = to_path(self.read_config().get("stage2", {}).get("job", {}).get("shared", uri_of(self.shared)))
+        # config.yaml holds an absolute path: in a run that was moved, it leads to nothing.
         moved = not (named / "hash.txt").is_file() and (self.shared / "hash.txt").is_file()
         return self.shared if moved else named
 
@@ -78,7 +79,7 @@ class RunFolder:
         return RunFolder(self.shared_in_use().parent)
 
     def check_fitted(self) -> None:
-        """Raises FileNotFoundError where the run has no fitted scenes."""
+        """Raise FileNotFoundError where the run has no fitted scenes."""
         if not self.library.parts():
             raise FileNotFoundError(
                 f"{self.path}: no fitted scenes here (no library/parts/part-*.parquet); fit some with "
@@ -86,7 +87,7 @@ class RunFolder:
             )
 
     def check_same_job(self, stage: str, settings: Settings, job: dict[str, Any], ignore: set[str]) -> None:
-        """Raises SettingsError where config.yaml says that the stage was started with other settings or scenes.
+        """Raise SettingsError where config.yaml says that the stage was started with other settings or scenes.
 
         ignore: sections of the settings that may differ.
         """
@@ -95,7 +96,7 @@ class RunFolder:
             return
         before, now = (
             flatten({k: v for k, v in values.items() if k not in ignore})
-            # Over the defaults: a key that is younger than the run has the value that it had then: its default, mostly.
+            # Over the defaults: for a key that is newer than the run, its default is mostly what the run did.
             for values in (merge(Settings().model_dump(), as_noted(noted["settings"])), settings.model_dump())
         )
         changed = [f"{key} = {now.get(key)} (was {before.get(key)})" for key in now if now[key] != before.get(key)]
@@ -108,7 +109,7 @@ class RunFolder:
             )
 
     def write_config(self, stage: str, settings: Settings, job: dict[str, Any]) -> None:
-        """Notes a stage's resolved settings, versions and command line in config.yaml, beside the other stage's."""
+        """Note a stage's resolved settings, versions and command line in config.yaml; the other stage's are kept."""
         known = self.read_config()
         known[stage] = {
             "settings": settings.model_dump(),
@@ -121,7 +122,7 @@ class RunFolder:
         replace_file(self.path / "config.yaml", yaml.safe_dump(known, sort_keys=False).encode())
 
     def read_config(self) -> dict[str, Any]:
-        """What write_config noted, by stage; empty for a new folder. ValueError where the file is damaged."""
+        """What `write_config` noted, by stage; empty for a new folder. Raises ValueError where the file is damaged."""
         path = self.path / "config.yaml"
         if not path.exists():
             return {}
@@ -141,7 +142,8 @@ class RunFolder:
         return noted
 
     def store_of(self, stage: int) -> str:
-        """The scene store that a stage used, as its command named it. ValueError where config.yaml does not say."""
+        """The scene store that a stage used, as its command named it. Raises ValueError where config.yaml does not say
+        which."""
         store = self.read_config().get(f"stage{stage}", {"job": {}})["job"].get("store")
         if not isinstance(store, str):
             raise ValueError(f"{self.path}/config.yaml: does not say which store stage {stage} used; restore it")
@@ -149,7 +151,7 @@ class RunFolder:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that shape results."""
+    """Versions of Python and of the packages that influence results."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -160,10 +162,10 @@ def versions() -> dict[str, str]:
 
 
 def ids_hash(scene_ids: Sequence[str]) -> str:
-    """Twelve hexadecimal digits that change with any scene or their order."""
+    """Twelve hexadecimal digits that change with any scene id and with their order."""
     return hashlib.sha256("|".join(scene_ids).encode()).hexdigest()[:12]
 
 
 def settings_hash(settings: Settings) -> str:
-    """Twelve hexadecimal digits that change with any setting that shapes results."""
+    """Twelve hexadecimal digits that change with any setting that influences results."""
     return hashlib.sha256(json.dumps(settings.shaping(), sort_keys=True).encode()).hexdigest()[:12]

@@ -1,4 +1,4 @@
-"""A fitted scene as one row of the library: its planes as bytes, its coefs, its metrics."""
+"""A fitted scene as one row of the library: its planes and hull as bytes, its coefs, its metrics."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from scaling.library.coding.packed import SCALED, decode_levels, encode_levels, 
 from scaling.models.rounding import LEVELS, best_scale, to_levels
 from scaling.models.triplanes import SceneParams
 
-# 1: parts without the epoch and attempt in their names, no manifest; 2: nothing compressed, float64 metrics, no int4;
-# 3: no hulls, whole numbers as int8 or two in a byte; 4: Huffman codes, deflated hulls
+# Older versions. 1: part names without epoch and attempt, no manifest; 2: no compression, float64 metrics, no int4;
+# 3: no hulls, whole numbers as int8 or two in a byte; 4: Huffman codes, deflated hulls.
 FORMAT_VERSION = 5
 METRICS = (
     "psnr", "ssim", "lpips", "train_psnr", "train_ssim", "autoencoder_psnr", "autoencoder_ssim", "mean_image_psnr",
     "latent_psnr", "ms_ssim", "flip", "train_ms_ssim", "train_flip", "autoencoder_ms_ssim", "autoencoder_flip",
 )  # fmt: skip
-LATER_METRICS = METRICS[METRICS.index("ms_ssim") :]  # older parts have no such columns
-COEF_BITS = 12  # one more than float16 has
+LATER_METRICS = METRICS[METRICS.index("ms_ssim") :]  # older parts lack these columns
+COEF_BITS = 12  # significant bits of a stored coef, one more than float16 has
 PLANES = ("micro_planes", "micro_dtype", "micro_shape", "micro_scale", "coefs", "hull")
 SCHEMA = pa.schema(
     [
@@ -53,9 +53,9 @@ SCHEMA = pa.schema(
 class PackedScene:
     """One scene's parameters as bytes.
 
-    micro_dtype float32, float16: the numbers themselves; coded: whole numbers, to be multiplied by one scale per plane
-    and channel, scale [P · F_mic] (see packed.py). Rows of format 3 and before: int8, or int4, two in a byte. hull: see
-    `pack_hull`; None where rays are sampled evenly.
+    micro_dtype: "float32" and "float16" hold the numbers themselves; "coded" holds whole numbers (see packed.py), to be
+    multiplied by one scale per plane and channel, micro_scale [P · F_mic]. Rows of format 3 and before hold "int8" or
+    "int4" (two numbers in a byte) instead. hull: see `pack_hull`; None where rays are sampled evenly.
     """
 
     micro_planes: bytes
@@ -67,18 +67,20 @@ class PackedScene:
 
     @property
     def num_bytes(self) -> int:
-        """What a scene takes beside its id and metrics."""
+        """Bytes of a scene without its id and metrics."""
         return len(self.micro_planes) + 4 * len(self.micro_scale) + 4 * len(self.coefs) + len(self.hull or b"")
 
 
 class NotFinite(ValueError):
-    """A fit diverged: it left numbers that cannot be stored."""
+    """A fit diverged: its numbers are not finite, or too large to be stored."""
 
 
 def pack_scene(params: SceneParams, micro_dtype: str) -> PackedScene:
-    """params of one scene: micro_planes [P, F_mic, K, K], coefs [M], hull [CELLS³]. Coefs keep COEF_BITS significant
-    bits, all of them beside float32 planes. Raises NotFinite, or ValueError for a type that is not one of stage 2's
-    settings."""
+    """Pack the parameters of one scene: micro_planes [P, F_mic, K, K], coefs [M], hull [CELLS³] or None.
+
+    micro_dtype: a value of setting stage2.micro_dtype. Coefs keep COEF_BITS significant bits; with "float32" all bits.
+    Raises NotFinite where the fit diverged, ValueError for another micro_dtype.
+    """
     micro, coefs = params.micro_planes.detach().cpu().float(), params.coefs.detach().cpu().float().numpy()
     if not (torch.isfinite(micro).all() and np.isfinite(coefs).all()):
         raise NotFinite("the fit diverged: planes or coefs are not finite")
@@ -90,13 +92,14 @@ def pack_scene(params: SceneParams, micro_dtype: str) -> PackedScene:
             scales.flatten().tolist(),
         )
     elif micro_dtype in ("float16", "float32"):
-        with np.errstate(over="ignore"):  # told below
+        with np.errstate(over="ignore"):  # an overflow to infinity raises NotFinite below
             array = micro.numpy().astype(micro_dtype)
         data = array.tobytes()
         if not np.isfinite(array).all():
             raise NotFinite("the fit diverged: micro planes exceed the range of what they are stored as")
     else:
         raise ValueError(f"micro planes are stored as float32, float16 or {', '.join(LEVELS)}, not {micro_dtype!r}")
+    # Rounding may carry a coef beyond float32's range, so coefs are checked again.
     if micro_dtype != "float32":
         coefs = _rounded(coefs)
     if not np.isfinite(coefs).all():
@@ -107,15 +110,16 @@ def pack_scene(params: SceneParams, micro_dtype: str) -> PackedScene:
 
 
 def _rounded(numbers: NDArray[np.float32]) -> NDArray[np.float32]:
-    """To COEF_BITS significant bits, whatever the size: what is 0 in every number takes no room when compressed."""
+    """Numbers rounded to COEF_BITS significant bits, whatever their magnitude. The lower bits are 0 in every number, so
+    they take no room when compressed."""
     mantissa, exponent = np.frexp(numbers)
     with np.errstate(over="ignore"):
         return np.ldexp((mantissa * 2**COEF_BITS).round() / 2**COEF_BITS, exponent)
 
 
 def unpack_scene(row: Mapping[str, Any]) -> SceneParams:
-    """The parameters of a row (or of a PackedScene's fields): micro_planes [P, F_mic, K, K], coefs [M], float32, hull
-    [CELLS³] or None.
+    """Parameters from a library row (or from a PackedScene's fields): micro_planes [P, F_mic, K, K] and coefs [M],
+    float32; hull [CELLS³], bool, or None.
 
     Raises ValueError naming the scene where bytes, shape and type do not fit together, or numbers are not finite.
     """

@@ -1,4 +1,4 @@
-"""How a run stands, from its files alone: neither Ray nor its driver is asked, and no planes are read."""
+"""The state of a run, from its files alone: Ray and the driver are not asked, and no planes are read."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from scaling.models.shared_files import read_text
 
 
 def status_text(run: RunFolder) -> str:
-    """A few lines for the terminal. Raises FileNotFoundError where the folder holds no run."""
+    """The state of a run in a few lines for the terminal. Raises FileNotFoundError where the folder holds no run."""
     noted = run.read_config()
     if not noted:
         raise FileNotFoundError(2, "no run here (no config.yaml); name the folder that --run named", str(run.path))
@@ -28,7 +28,7 @@ def _stage1(run: RunFolder, noted: dict[str, dict]) -> list[str]:
     if (run.shared / "hash.txt").is_file():
         return [f"stage 1  done: shared model {read_text(run.shared / 'hash.txt').strip()[:12]}…"]
     if "stage1" not in noted:
-        return ["stage 1  not in this run: stage 2 stands on the shared model of another one"]
+        return ["stage 1  not in this run: stage 2 uses the shared model of another run"]
     checkpoints = (path.name for path in (run.checkpoints / "stage1").glob("?????-*"))
     last = max(checkpoints, default="")
     return [f"stage 1  {f'epoch {int(last[:5])} is done' if last[:5].isdecimal() else 'no epoch is done'}"]
@@ -53,7 +53,7 @@ def _library(run: RunFolder) -> list[str]:
     if snapshot.missing:
         ids = sum(len(snapshot.manifest.parts[name].scene_ids) for name in snapshot.missing)
         lines.append(
-            f"missing  {len(snapshot.missing)} parts that the manifest lists, with {ids} scenes: restore them, or fit "
-            f"those again with the same stage-2 command ({', '.join(snapshot.missing[:3])})"
+            f"missing  {len(snapshot.missing)} parts that the manifest lists, with {ids} scenes: restore the parts, or "
+            f"fit the scenes again with the same stage-2 command ({', '.join(snapshot.missing[:3])})"
         )
     return lines

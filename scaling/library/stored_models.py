@@ -1,4 +1,4 @@
-"""The models that a run's fitted scenes stand on: the shared model, or their cohort's own copy of it."""
+"""The models that a run's scenes were fitted on: the shared model, or their cohort's own copy of it."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from scaling.storage.paths import AnyPath
 
 
 def chosen_device(device: torch.device | str | None = None) -> torch.device:
-    """The device itself; None: the GPU if there is one."""
+    """The given device; None: the GPU if there is one, else the CPU."""
     return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 class StoredModels:
-    """Reads them when a scene asks for one. Shared models are kept; of cohorts the last one alone, as a library's
-    scenes come cohort by cohort. known: models already in memory, by their hash."""
+    """Reads a model when the first scene needs it. Shared models stay in memory; of the cohorts' models only the last
+    one, as a library's scenes come cohort by cohort. known: models already in memory, by their hash."""
 
     def __init__(
         self, run: RunFolder, device: torch.device | str = "cpu", known: Mapping[str, SharedModel] | None = None
@@ -35,8 +35,10 @@ class StoredModels:
         self._cohort: tuple[str, SharedModel] | None = None
 
     def of(self, row: Mapping[str, Any]) -> SharedModel:
-        """The model that a library row (scene_id, shared, cohort) names, frozen, on the device. Raises ValueError where
-        it is not found, SharedModelError or ValueError where its files are damaged."""
+        """The model that a library row (scene_id, shared, cohort) names, frozen, on the device.
+
+        Raises ValueError where it is not found, SharedModelError or ValueError where its files are damaged.
+        """
         if row["shared"] not in self._shared:
             self._shared[row["shared"]] = load_shared(self._folder(row), self.device)[0]
         shared = self._shared[row["shared"]]
@@ -48,8 +50,8 @@ class StoredModels:
         return self._cohort[1]
 
     def scene(self, row: Mapping[str, Any]) -> tuple[SharedModel, SceneParams]:
-        """A whole row's model, and its parameters as readers get them: [1, P, F_mic, K, K] and [1, M]. ValueError names
-        the library and the scene where the two do not fit."""
+        """A whole row's model, and its parameters (S = 1) as stored: micro planes [1, P, F_mic, K, K], coefs [1, M],
+        hull [1, CELLS³] or None. Raises ValueError naming the library and the scene where the two do not fit."""
         model = self.of(row)
         try:
             check_fits(row, model)

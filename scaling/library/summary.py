@@ -1,4 +1,4 @@
-"""metrics.json and scenes.parquet: a run's quality and cost, from the library's own rows."""
+"""metrics.json and scenes.parquet: a run's quality and cost, computed from the library's rows."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ UNNAMED = "no category"
 
 
 def summarise(run: RunFolder) -> dict[str, Any]:
-    """Writes RUN/metrics.json and RUN/scenes.parquet. → the metrics.
+    """Write RUN/metrics.json and RUN/scenes.parquet. → the metrics.
 
     Raises FileNotFoundError where the run has no fitted scenes.
     """
@@ -34,8 +34,8 @@ def summarise(run: RunFolder) -> dict[str, Any]:
 
 
 def gather(run: RunFolder) -> tuple[dict[str, Any], pa.Table]:
-    """What metrics.json would say of the library as it is now, and the library's rows without planes, in the order in
-    which they were committed. Nothing is written. FileNotFoundError where the run has no fitted scenes."""
+    """Compute what metrics.json says of the library as it is now; nothing is written. → the metrics, and the library's
+    rows without planes, in the library's order. Raises FileNotFoundError where the run has no fitted scenes."""
     run.check_fitted()
     table = run.library.table()
     stages = [table.filter(pc.equal(table["stage"], stage)) for stage in (1, 2)]
@@ -50,6 +50,7 @@ def gather(run: RunFolder) -> tuple[dict[str, Any], pa.Table]:
 
 
 def _stage(run: RunFolder, rows: pa.Table, measured: LpipsValues, stage: int) -> dict[str, Any]:
+    """The metrics of one stage's rows."""
     rows, weights = measured.fill(rows)
     lpips = mean(rows, "lpips")
     return {
@@ -59,7 +60,7 @@ def _stage(run: RunFolder, rows: pa.Table, measured: LpipsValues, stage: int) ->
             "lpips": lpips,
             "lpips_reason": _why_none() if lpips is None else None,
             "lpips_network": None if lpips is None else NETWORK,
-            "lpips_weights": weights,  # None beside a value: those that torchmetrics fetched
+            "lpips_weights": weights,  # None beside a value: torchmetrics fetched its own
         },
         "train": _means(rows, "train_"),
         "autoencoder": _means(rows, "autoencoder_"),
@@ -77,7 +78,7 @@ def _why_none() -> str:
 
 
 def _categories(rows: pa.Table) -> dict[str, Any]:
-    """Quality by category; empty where all scenes are of one."""
+    """Quality by category; empty where all scenes have the same category."""
     names = sorted(set(rows["category"].to_pylist()))
     parts = {name: rows.filter(pc.equal(rows["category"], name)) for name in names if len(names) > 1}
     return {
@@ -93,17 +94,17 @@ def _categories(rows: pa.Table) -> dict[str, Any]:
 
 
 def _means(rows: pa.Table, side: str = "") -> dict[str, float | None]:
-    """Of the metrics that stand on every side: test views (""), "train_" and "autoencoder_"."""
+    """Means of VIEW_METRICS, which each side has: test views (""), "train_" and "autoencoder_"."""
     return {name: mean(rows, f"{side}{name}") for name in VIEW_METRICS}
 
 
 def mean(rows: pa.Table, key: str) -> float | None:
-    """Mean of a column over the scenes that have it; None where none has."""
+    """Mean of a column over the scenes with a finite value; None where no scene has one."""
     values = rows[key].drop_null()
     return pc.mean(values.filter(pc.is_finite(values))).as_py()
 
 
-# Of the table on the terminal: label, path in metrics.json, how it is written.
+# Rows of the table on the terminal: label, path in metrics.json, number format.
 ROWS: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("scenes fitted", ("num_scenes",), ",d"),
     ("test PSNR, dB", ("test", "psnr"), ".2f"),
@@ -148,7 +149,7 @@ def failed_scenes(run: RunFolder, committed: Collection[str]) -> dict[str, Event
 
 
 def failures_text(run: RunFolder, most: int = 10) -> str:
-    """The failed scenes, one a line; empty where there are none."""
+    """The failed scenes, one a line, at most `most` of them; "" where there are none."""
     failed = sorted(failed_scenes(run, set(run.library.ids())).items())
     lines = [f"  {scene_id}: {event.kind}: {event.message}" for scene_id, event in failed[:most]]
     more = [f"  … and {len(failed) - most} more"] if len(failed) > most else []

@@ -1,8 +1,7 @@
-"""The part of space that planes span: a cuboid, split into cells; and which cells a ray goes through.
+"""The box: the cuboid that planes span, split into cells, and the cells that a ray goes through.
 
-A scene says for each cell what rays find there: 0 where there is nothing (its views carve it away, see
-training/measure/visual_hull.py), else 1 + its density, as far as that is known (see `SharedModel.cells`). Rays are
-sampled in cells above 0.
+Each scene has one value per cell: 0 where its views carve the cell away (see training/measure/visual_hull.py), else
+1 + the density that is known there so far (see `SharedModel.cells`). Rays are sampled in cells above 0.
 """
 
 from __future__ import annotations
@@ -14,19 +13,22 @@ from torch import Tensor, nn
 
 from scaling.cameras import Rays
 
-# Low and high corners of all that may be measured: what cameras at distance 1.3 see of the world (method: 0.5 to 2.1).
+# Low and high corner of the largest cuboid that can be measured: what cameras at distance 1.3 see between the depths
+# 0.5 and 2.1, which the paper samples.
 WIDEST = ((-0.8, -0.8, -0.8), (0.8, 0.8, 0.8))
 CELLS = 40  # a side, whatever the cuboid's proportions
-OLD_CELLS, OLD_STEPS = 48, 64  # of `filled` and of `span`, as in shared models of format 2 and before
-RAYS_AT_ONCE = 1 << 14  # looked up together, which bounds the memory that takes
-STEPS = 48  # parts of a ray's way through the cuboid, each about as long as a cell
+OLD_CELLS, OLD_STEPS = 48, 64  # cells a side of `filled`, parts of `span`: as in shared models of formats 1 and 2
+RAYS_AT_ONCE = 1 << 14  # rays that `span` looks up together: they bound its memory
+STEPS = 48  # equal parts of a ray's path through the cuboid, each about as long as a cell
 
 
 @dataclass(frozen=True)
 class Parts:
-    """A ray's way through the cuboid in STEPS equal parts: where it enters, near [..., R], the length of a part
-    [..., R] (world units; 0 of a ray that misses the cuboid), and what the scene's cells say there, values [..., R,
-    STEPS]."""
+    """The paths of rays through the cuboid, each in STEPS equal parts.
+
+    near [..., R]: distance at which a ray enters; length [..., R]: of one part, world units, 0 where the ray misses the
+    cuboid; values [..., R, STEPS]: of the scene's cells, at the middles of the parts.
+    """
 
     near: Tensor
     length: Tensor
@@ -34,19 +36,22 @@ class Parts:
 
     @property
     def far(self) -> Tensor:
-        """Where rays leave the cuboid, [..., R]."""
+        """Distances [..., R] at which rays leave the cuboid."""
         return self.near + STEPS * self.length
 
     @property
     def hit(self) -> Tensor:
-        """Rays [..., R] that have a part to sample."""
+        """Which rays have a part to sample, [..., R] (bool)."""
         return (self.values > 0).any(-1) & (self.length > 0)
 
 
 class Box(nn.Module):
-    """side: of a cube around the origin, world units; None: a cuboid that is measured (training/measure/box.py) and
-    stored with the shared model. Until then it is the WIDEST. filled: cells that `span` looks for; shared models of
-    format 2 and before carve those that no object of stage 1 fills."""
+    """The cuboid that planes span.
+
+    side: of a cube around the origin, world units; None: the cuboid is measured (training/measure/box.py) and stored
+    with the shared model; until then it is the WIDEST. filled: the cells that `span` keeps, all of them in new shared
+    models; in those of format 2 and before, the cells that objects of stage 1 fill.
+    """
 
     corners: Tensor
     filled: Tensor
@@ -70,12 +75,12 @@ class Box(nn.Module):
         return torch.tensor([[-1.0] * 3, [1.0] * 3]) * (self.side / 2) if self.side is not None else self.corners.cpu()
 
     def centres(self) -> Tensor:
-        """The middles of all cells [CELLS³, 3] in the box's coordinates, the last axis fastest; on the CPU."""
+        """Centres of all cells [CELLS³, 3] in the box's coordinates, the last axis fastest; on the CPU."""
         axis = (2 * torch.arange(CELLS) + 1) / CELLS - 1
         return torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), -1).view(-1, 3)
 
     def into(self, rays: Rays) -> Rays:
-        """The same rays in the box's coordinates, [−1, 1] inside; distances along them stay world units."""
+        """The same rays in the box's coordinates, [−1, 1] inside; distances along them remain in world units."""
         if self.side is not None:
             return Rays(rays.origins * (2 / self.side), rays.directions * (2 / self.side))
         low, high = self.corners
@@ -83,11 +88,11 @@ class Box(nn.Module):
         return Rays((rays.origins - (low + high) / 2) / half, rays.directions / half)
 
     def crossed(self, rays: Rays) -> Tensor:
-        """Rays [..., R] that go through the box, whatever its cells say. [..., R], bool."""
+        """Which rays [..., R] go through the box, whatever its cells say → [..., R] (bool)."""
         return _slabs(self.into(rays))[2]
 
     def parts(self, rays: Rays, cells: Tensor) -> Parts:
-        """Rays [S, R] of S scenes, cells [S, CELLS³] → their parts with the cells' values."""
+        """Divide rays [S, R] of S scenes into parts, and look up their cells [S, CELLS³]."""
         inside = self.into(rays)
         near, far, _ = _slabs(inside)
         length = (far - near) / STEPS
@@ -97,9 +102,9 @@ class Box(nn.Module):
         return Parts(near, length, cells.flatten()[numbers + offset])
 
     def span(self, rays: Rays) -> tuple[Tensor, Tensor, Tensor]:
-        """Distances at which rays enter and leave what is `filled`: near [..., R], far [..., R], hit [..., R] (bool).
+        """Distances at which rays [..., R] enter and leave the filled cells → near, far, hit (bool), each [..., R].
 
-        A ray that meets nothing has near = far, so no length to sample.
+        A box with a side is filled everywhere. A ray that meets no filled cell has near = far: no length to sample.
         """
         inside = self.into(rays)
         near, far, hit = _slabs(inside)
@@ -114,8 +119,8 @@ class Box(nn.Module):
         return near, far, hit
 
     def _filled_part(self, inside: Rays, near: Tensor, far: Tensor, hit: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Of [R] rays that cross the cuboid from near to far: from the first filled cell to the last one."""
-        # The middles of OLD_STEPS parts of the way through the cuboid.
+        """Shorten near to far [R] to the path from the first filled cell to the last → near, far, hit (bool)."""
+        # Cells are looked up at the middles of OLD_STEPS equal parts of the path through the cuboid.
         place = (torch.arange(OLD_STEPS, device=near.device) + 0.5) / OLD_STEPS
         depths = near[..., None] + (far - near)[..., None] * place
         full = self.filled.flatten()[cell_numbers(inside, depths, OLD_CELLS)] & hit[..., None]
@@ -129,8 +134,8 @@ class Box(nn.Module):
 
 
 def cell_numbers(inside: Rays, depths: Tensor, cells: int) -> Tensor:
-    """The cell, of so many a side, the last axis fastest, at each depth [..., R, D] of rays [..., R] in the box's
-    coordinates."""
+    """Index of the cell at each depth [..., R, D] of rays [..., R] in the box's coordinates; points outside take the
+    nearest cell. cells: number of cells a side; the index counts the last axis fastest."""
     number = torch.zeros_like(depths, dtype=torch.int64)
     for origin, direction in zip(inside.origins.unbind(-1), inside.directions.unbind(-1)):
         along = (origin[..., None] + depths * direction[..., None] + 1) * (cells / 2)
@@ -139,7 +144,11 @@ def cell_numbers(inside: Rays, depths: Tensor, cells: int) -> Tensor:
 
 
 def _slabs(rays: Rays) -> tuple[Tensor, Tensor, Tensor]:
-    """Where rays in the box's coordinates cross the cube from −1 to 1: near, far, hit."""
+    """Distances at which rays [..., R] in the box's coordinates enter and leave the cube from −1 to 1 (slab method).
+
+    → near (at least 0), far, hit (bool), each [..., R]; a ray that misses has near = far.
+    """
+    # A ray parallel to a face would divide by zero.
     safe = torch.where(rays.directions.abs() < 1e-9, torch.full_like(rays.directions, 1e-9), rays.directions)
     first = (-1 - rays.origins) / safe
     second = (1 - rays.origins) / safe

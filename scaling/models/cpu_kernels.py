@@ -1,10 +1,10 @@
-"""What a CPU does most, as loops that Numba compiles: where to sample rays, planes' features at points, compositing.
+"""The most frequent work on a CPU, as loops that Numba compiles: sampling of rays, features of points, compositing.
 
-In torch each of these is dozens of passes over small tensors; here a ray goes through all of them while it is in the
+In torch each of these makes dozens of passes over small tensors; here all of them happen to a ray while it is in the
 core's cache. The torch code stays the reference (`rays_through`, `surface_depths`, `sample_planes` with
-`combine_planes`, `quadrature`); tests hold the two against each other, gradients included. Compiled code is kept beside
-this file, as Python keeps its own. Loops count features without a sign: only then does the compiler know that no index
-counts from an array's end, and adds eight at once.
+`combine_planes`, `quadrature`); tests compare the two, gradients included. Compiled code is cached beside this file, as
+Python caches its own. Feature counts are unsigned integers: only then does the compiler know that no index is negative
+(which would count from an array's end), and vectorises the loops over features, eight at once.
 """
 
 # The loops are compiled for numpy arrays, whose types no annotation says.
@@ -20,17 +20,17 @@ import numpy as np
 from numba import njit
 
 f32 = np.float32
-# With a whole number beside them, Numba would go on in double precision.
+# A Python number in their place would make Numba continue in double precision.
 ZERO, HALF, ONE, TWO, TINY = f32(0), f32(0.5), f32(1), f32(2), f32(1e-9)
 
 
 def compiled(**options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Decorator: Numba compiles the loop when it is first called, and keeps what comes out on disk."""
+    """Decorator: Numba compiles the loop at its first call, and caches the compiled code on disk."""
 
     def decorate(loop: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return njit(cache=True, nogil=True, error_model="numpy", **options)(loop)
-        except RuntimeError:  # neither beside this file nor in the user's cache may anything be written
+        except RuntimeError:  # no folder for the cache is writable, neither beside this file nor the user's
             return njit(nogil=True, error_model="numpy", **options)(loop)
 
     return decorate
@@ -38,7 +38,8 @@ def compiled(**options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any
 
 @compiled()
 def into_box(origin, direction, low, high, start, along):
-    """A ray, [3] each, in the box's coordinates: start and along [3]; see `Box.into`. → where it enters and leaves."""
+    """Fill start and along [3]: a ray (origin, direction [3]) in the box's coordinates; see `Box.into`. low, high: the
+    box's corners [3]. → distances at which the ray enters and leaves the box, equal where it misses."""
     near, far = ZERO, f32(np.inf)
     for axis in range(3):
         half = (high[axis] - low[axis]) / TWO
@@ -52,12 +53,14 @@ def into_box(origin, direction, low, high, start, along):
 
 @compiled()
 def surface_depths(start, along, near, far, cells, side, places, blur, evenly, weights, cdf, before, depths, lengths):
-    """One ray's samples, as `sampling.surface_depths` draws them: cells [side³]; places [D] in [0, 1) in the strata;
-    weights [parts], cdf and before [parts + 1]: room. Fills depths [D], lengths [D − 1]. → whether any cell is above
-    0."""
+    """Draw one ray's samples like `sampling.surface_depths`: fill depths [D], lengths [D − 1]. → whether the ray meets
+    a cell above 0.
+
+    cells [side³]; places [D] in the strata, in [0, 1); weights [parts], cdf and before [parts + 1]: scratch memory.
+    """
     parts, half = len(weights), f32(side / 2)
     step = (far - near) / f32(parts)
-    # Parts in cells above 0, and the weight that volume rendering gives each.
+    # Weights of the parts in volume rendering; before[n]: how many of the first n parts lie in cells above 0.
     through, filled = ONE, 0
     before[0] = 0
     for part in range(parts):
@@ -75,7 +78,8 @@ def surface_depths(start, along, near, far, cells, side, places, blur, evenly, w
                 weights[part] = through * (ONE - kept)
                 through *= kept
         before[part + 1] = filled
-    # Of each the largest beside it, part of it spread evenly, summed up.
+    # A cell is coarser than a surface, so a part takes the largest weight within `blur` of it. The CDF mixes these
+    # weights with an even distribution.
     total = ZERO
     for part in range(parts):
         largest = ZERO
@@ -89,7 +93,7 @@ def surface_depths(start, along, near, far, cells, side, places, blur, evenly, w
     for part in range(parts):
         cdf[part + 1] = cdf[part] + share * (before[part + 1] - before[part]) + scale * cdf[part + 1]
     whole = max(cdf[parts], TINY)
-    # Strata ascend, so the parts that they fall into do.
+    # Inverting the CDF takes one pass: strata ascend, and so do the parts that they fall into.
     part, last = 0, ZERO
     for sample in range(len(depths)):
         wanted = (f32(sample) + places[sample]) / f32(len(depths)) * whole
@@ -107,8 +111,10 @@ def surface_depths(start, along, near, far, cells, side, places, blur, evenly, w
 
 @compiled()
 def surface_samples(origins, directions, low, high, cells, places, parts, blur, evenly, depths, lengths, far, hit):
-    """Rays [S, R, 3], the box's corners [3] each, cells [S, side³], places [S, R, D]. Fills depths [S, R, D], lengths
-    [S, R, D − 1], far [S, R] and hit [S, R]; see `sampling.samples_in`."""
+    """Fill depths [S, R, D], lengths [S, R, D − 1], far [S, R] and hit [S, R]; see `sampling.samples_in`.
+
+    origins, directions [S, R, 3]; low, high: the box's corners [3]; cells [S, side³]; places [S, R, D] in the strata.
+    """
     start, along = np.empty(3, f32), np.empty(3, f32)
     weights, cdf, before = np.empty(parts, f32), np.empty(parts + 1, f32), np.empty(parts + 1, f32)
     side = round(cells.shape[1] ** (1 / 3))
@@ -123,7 +129,7 @@ def surface_samples(origins, directions, low, high, cells, places, parts, blur, 
 
 @compiled()
 def ray_through(cam2world, intrinsics, pixel, size, origin, direction):
-    """Fills origin and direction [3] of the ray through a pixel of a square image; see `cameras.rays_through`."""
+    """Fill origin and direction [3] of the ray through a pixel of a square image; see `cameras.rays_through`."""
     u, v = (f32(pixel % size) + HALF) / f32(size), (f32(pixel // size) + HALF) / f32(size)
     y = (v - intrinsics[1, 2]) / intrinsics[1, 1]
     x = (u - intrinsics[0, 2] - intrinsics[0, 1] * y) / intrinsics[0, 0]
@@ -141,9 +147,13 @@ def drawn_samples(
     uniforms, rows, drawn, counts, cam2world, intrinsics, latents, size, low, high, cells, parts, blur, evenly,
     pixels, targets, points, lengths,
 ):  # fmt: skip
-    """What `RayTable.batch` and `surface_samples` do: uniforms [S, R, 1 + D], cells [S, side³]; rows [S] of the table:
-    drawn [T, n], counts [T], cam2world [T, V, 4, 4], intrinsics [T, V, 3, 3], latents [T, V · size², C]. Fills pixels
-    [S, R], targets [S, R, C], points [S, R, D, 3] in the box's coordinates, and lengths [S, R, D − 1]."""
+    """Draw random rays and their samples: `RayTable.batch` and `surface_samples` in one loop.
+
+    uniforms [S, R, 1 + D]: the first number chooses the ray, the others place its samples; cells [S, side³]; rows [S]:
+    the scenes' rows in the table. Table: drawn [T, n], counts [T], cam2world [T, V, 4, 4], intrinsics [T, V, 3, 3],
+    latents [T, V · size², C]. Fills pixels [S, R], targets [S, R, C], points [S, R, D, 3] in the box's coordinates, and
+    lengths [S, R, D − 1].
+    """
     start, along, origin, direction = np.empty(3, f32), np.empty(3, f32), np.empty(3, f32), np.empty(3, f32)
     weights, cdf, before = np.empty(parts, f32), np.empty(parts + 1, f32), np.empty(parts + 1, f32)
     depths = np.empty(points.shape[2], f32)
@@ -151,7 +161,7 @@ def drawn_samples(
     for s in range(uniforms.shape[0]):
         row = rows[s]
         for r in range(uniforms.shape[1]):
-            # A number just below 1 times a large count may round up to it.
+            # A number just below 1 times a large count may round up to the count.
             place = min(int(uniforms[s, r, 0] * f32(counts[row])), counts[row] - 1)
             chosen = drawn[row, place]
             view, pixels[s, r] = chosen // size**2, chosen % size**2
@@ -169,8 +179,8 @@ def drawn_samples(
 
 @compiled()
 def neighbours(point, size, places, weights):
-    """Of a point's coordinates [3] in [−1, 1] each the two texels beside it, places [3, 2], and their weights [3, 2]; 0
-    beyond the edge."""
+    """Fill the two texels beside each coordinate of a point [3]: places [3, 2], and their linear weights [3, 2], which
+    are 0 beyond the edge. Coordinates are in [−1, 1] inside the box; size: texels a side."""
     for axis in range(3):
         # Points far away must not overflow an int.
         at = min(max((point[axis] + ONE) * f32(size / 2) - HALF, f32(-2)), f32(size + 1))
@@ -183,9 +193,11 @@ def neighbours(point, size, places, weights):
 
 @compiled(fastmath=True)
 def sample_and_combine(texels, points, columns, product, keeps, sampled, features):
-    """texels [S, P, K², F], points [S, N, 3], columns [P, 2]: the coordinates along width and
-    height of each plane. Fills features [S, N, F]: Π (1 + f) − 1 over the planes, or their sum, and where it `keeps`
-    them sampled [S, N, P, F], what each plane says."""
+    """Fill features [S, N, F] of points [S, N, 3]: Π (1 + f) − 1 over the planes where `product` is true, or their sum;
+    and where `keeps` is true, sampled [S, N, P, F], each plane's own features.
+
+    texels [S, P, K², F]; columns [P, 2]: the coordinates along width and height of each plane.
+    """
     size, num_planes, width = round(math.sqrt(texels.shape[2])), texels.shape[1], np.uint64(texels.shape[3])
     places, weights = np.empty((3, 2), np.int64), np.empty((3, 2), f32)
     for s in range(points.shape[0]):
@@ -197,6 +209,7 @@ def sample_and_combine(texels, points, columns, product, keeps, sampled, feature
             for plane in range(num_planes):
                 x, y = columns[plane, 0], columns[plane, 1]
                 table, found = texels[s, plane], sampled[s if keeps else 0, n if keeps else 0, plane]
+                # Texels a, b above and c, d below the projection; bilinear weights are products of linear ones.
                 top, bottom = places[y, 0] * size, places[y, 1] * size
                 a, b = table[top + places[x, 0]], table[top + places[x, 1]]
                 c, d = table[bottom + places[x, 0]], table[bottom + places[x, 1]]
@@ -217,8 +230,8 @@ def sample_and_combine(texels, points, columns, product, keeps, sampled, feature
 
 @compiled(fastmath=True)
 def scatter_gradient(gradient, sampled, points, columns, product, texels):
-    """The gradient [S, N, ≥ F] of features on to texels [S, P, K², F], the first F of them, which are 0 before; see
-    `sample_and_combine`."""
+    """Add the gradient of features [S, N, ≥ F] (its first F numbers) to that of texels [S, P, K², F], which must be 0
+    before; sampled, points, columns, product: see `sample_and_combine`."""
     size, num_planes, width = round(math.sqrt(texels.shape[2])), texels.shape[1], np.uint64(texels.shape[3])
     places, weights, own = np.empty((3, 2), np.int64), np.empty((3, 2), f32), np.empty(width, f32)
     for s in range(points.shape[0]):
@@ -234,6 +247,7 @@ def scatter_gradient(gradient, sampled, points, columns, product, texels):
                             said = sampled[s, n, other]
                             for k in range(width):
                                 own[k] *= ONE + said[k]
+                # Each of the four texels takes its bilinear share.
                 table = texels[s, plane]
                 for corner in range(4):
                     i, j = corner // 2, corner % 2
@@ -244,12 +258,44 @@ def scatter_gradient(gradient, sampled, points, columns, product, texels):
 
 
 @compiled()
-def composite_error(heads, lengths, backgrounds, pixels, targets, weight, errors, gradient):
-    """Renders rays and takes their error back: `quadrature`, `composite` and the mean squared error, with gradients.
+def _back_through_ray(towards, back, colours, weights, after, slope, lengths, wanted, out):
+    """Fill `out` [D, 1 + C], the gradient of a ray's error with respect to what the field's head says of its D samples.
 
-    heads [S, R, D, 1 + C]: the field's raw density and colours before the sigmoid; lengths [S, R, D − 1]; backgrounds
-    [1 or h · w, C]; targets [S, R, C] in [−1, 1]. Fills errors [S], `weight` times the mean of each scene, and
-    `gradient`, of their sum with respect to heads."""
+    towards [C]: the error's derivative by each composited colour; back [C]: the background; colours [D, C]; weights,
+    after (transmittance behind each interval), slope (of the density) [D]; lengths [D − 1]; wanted [D]: room.
+    """
+    # wanted: the error's derivative by the weight of each interval.
+    for d in range(len(weights) - 1):
+        wanted[d] = 0
+        for c in range(len(towards)):
+            wanted[d] += towards[c] * ((colours[d, c] + colours[d + 1, c]) * HALF - back[c])
+    # More density in an interval raises its own weight and dims all intervals after it: going from the far end,
+    # `behind` adds up what those lose.
+    out[:] = 0
+    behind = ZERO
+    for d in range(len(weights) - 2, -1, -1):
+        at_raw = (wanted[d] * after[d] - behind) * lengths[d] * slope[d] * HALF
+        behind += wanted[d] * weights[d]
+        out[d, 0] += at_raw
+        out[d + 1, 0] += at_raw
+        for c in range(len(towards)):
+            out[d, 1 + c] += towards[c] * weights[d] * HALF
+            out[d + 1, 1 + c] += towards[c] * weights[d] * HALF
+    # Through the sigmoid, whose value is recovered from the colour.
+    for d in range(len(weights)):
+        for c in range(len(towards)):
+            part = (colours[d, c] + f32(0.001)) / f32(1.002)
+            out[d, 1 + c] *= f32(1.002) * part * (ONE - part)
+
+
+@compiled()
+def composite_error(heads, lengths, backgrounds, pixels, targets, weight, errors, gradient):
+    """Render rays and propagate their error back: `quadrature`, `composite`, the mean squared error and its gradient.
+
+    heads [S, R, D, 1 + C]: the field's raw density, and colours before the sigmoid; lengths [S, R, D − 1]; backgrounds
+    [1 or h · w, C]; pixels [S, R]; targets [S, R, C] in [−1, 1]. Fills errors [S], each scene's mean times `weight`,
+    and `gradient`, that of the errors' sum with respect to heads.
+    """
     num_rays, samples, channels = heads.shape[1], heads.shape[2], heads.shape[3] - 1
     density, slope, weights = np.empty(samples, f32), np.empty(samples, f32), np.empty(samples, f32)
     after, wanted = np.empty(samples, f32), np.empty(samples, f32)
@@ -264,6 +310,7 @@ def composite_error(heads, lengths, backgrounds, pixels, targets, weight, errors
                     colours[d, c] = f32(1.002) / (ONE + f32(math.exp(-head[d, 1 + c]))) - f32(0.001)
             through, opacity = ONE, ZERO
             for d in range(samples - 1):
+                # Softplus, without overflow of exp; slope is its derivative.
                 raw = (head[d, 0] + head[d + 1, 0]) * HALF - ONE
                 e = f32(math.exp(-abs(raw)))
                 density[d] = max(raw, ZERO) + f32(math.log1p(e))
@@ -273,6 +320,7 @@ def composite_error(heads, lengths, backgrounds, pixels, targets, weight, errors
                 through *= kept
                 after[d] = through
                 opacity += weights[d]
+            # The error, and towards: its derivative by each composited colour in [0, 1].
             for c in range(channels):
                 colour = (ONE - opacity) * back[c]
                 for d in range(samples - 1):
@@ -280,24 +328,5 @@ def composite_error(heads, lengths, backgrounds, pixels, targets, weight, errors
                 difference = TWO * colour - ONE - targets[s, r, c]
                 total += difference * difference
                 towards[c] = f32(4) * difference * per_value
-            # Of each interval: what a little more of its weight does, and from behind, what lies after it loses.
-            for d in range(samples - 1):
-                wanted[d] = 0
-                for c in range(channels):
-                    wanted[d] += towards[c] * ((colours[d, c] + colours[d + 1, c]) * HALF - back[c])
-            out = gradient[s, r]
-            out[:] = 0
-            behind = ZERO
-            for d in range(samples - 2, -1, -1):
-                at_raw = (wanted[d] * after[d] - behind) * lengths[s, r, d] * slope[d] * HALF
-                behind += wanted[d] * weights[d]
-                out[d, 0] += at_raw
-                out[d + 1, 0] += at_raw
-                for c in range(channels):
-                    out[d, 1 + c] += towards[c] * weights[d] * HALF
-                    out[d + 1, 1 + c] += towards[c] * weights[d] * HALF
-            for d in range(samples):
-                for c in range(channels):
-                    part = (colours[d, c] + f32(0.001)) / f32(1.002)
-                    out[d, 1 + c] *= f32(1.002) * part * (ONE - part)
+            _back_through_ray(towards, back, colours, weights, after, slope, lengths[s, r], wanted, gradient[s, r])
         errors[s] = total * per_value

@@ -13,13 +13,13 @@ from scaling.models import cpu_kernels
 
 
 def takes(*tensors: Tensor) -> bool:
-    """Whether these loops take all of the tensors: single precision on a CPU, and nothing that is being compiled."""
+    """Whether these loops can take all of the tensors: float32 on a CPU, and not inside torch.compile."""
     plain = all(tensor.device.type == "cpu" and tensor.dtype == torch.float32 for tensor in tensors)
     return plain and not torch.compiler.is_compiling()
 
 
 def as_numpy(tensor: Tensor) -> np.ndarray:
-    """The same memory where that is contiguous."""
+    """The tensor as an array, without its gradient; they share memory where the tensor is contiguous."""
     return tensor.detach().contiguous().numpy()
 
 
@@ -27,8 +27,11 @@ def surface_samples(
     origins: Tensor, directions: Tensor, bounds: Tensor, cells: Tensor, places: Tensor,
     parts: int, blur: int, evenly: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """See `sampling.samples_in`: rays [S, R, 3], bounds [2, 3], cells [S, side³], places [S, R, D] in the strata
-    → depths [S, R, D], lengths [S, R, D − 1], far [S, R], hit [S, R] (bool)."""
+    """Samples as in `sampling.samples_in`: origins and directions [S, R, 3], bounds [2, 3], cells [S, side³], places
+    [S, R, D] in the strata, in [0, 1) → depths [S, R, D], lengths [S, R, D − 1], far [S, R], hit [S, R] (bool).
+
+    Raises ValueError where numbers of scenes or rays differ.
+    """
     rays, samples = places.shape[:2], places.shape[2]
     if not (origins.shape == directions.shape == (*rays, 3) and len(cells) == len(origins)):
         raise ValueError(f"cells of {len(cells)} scenes for rays of shape {list(origins.shape)}")
@@ -42,9 +45,12 @@ def surface_samples(
 
 
 def plane_features(planes: Tensor, points: Tensor, columns: Sequence[tuple[int, int]], product: bool) -> Tensor:
-    """planes [S, P, F, K, K], points [S, N, 3], [−1, 1] inside the box; columns: the coordinates along width and height
-    of each plane → [S, N, F]; the gradient reaches the planes alone."""
-    # The loops look at no shape again: they would read beyond an array's end.
+    """Sample and combine planes [S, P, F, K, K] at points [S, N, 3], [−1, 1] inside the box → features [S, N, F].
+
+    columns: see `triplanes.axis_columns`; product: Π (1 + f) − 1 over the planes, else their sum. Gradients reach the
+    planes only. Raises ValueError where numbers of scenes or planes differ, or planes are not square.
+    """
+    # The loops check no shapes: with a wrong one they would read beyond an array's end.
     if len(planes) != len(points) or planes.shape[1] != len(columns) or planes.shape[-1] != planes.shape[-2]:
         raise ValueError(
             f"planes of shape {list(planes.shape)} for {len(columns)} pairs of axes and points of shape "
@@ -77,8 +83,8 @@ class _PlaneFeatures(torch.autograd.Function):
 def features_of(
     texels: Tensor, points: Tensor, columns: np.ndarray, product: bool, keeps: bool
 ) -> tuple[Tensor, Tensor]:
-    """texels [S, P, K², F], points [S, N, 3] → features [S, N, F], and what each plane said [S, N, P, F],
-    if it `keeps` that."""
+    """Texels [S, P, K², F], points [S, N, 3] → features [S, N, F], and each plane's own features, which the gradient
+    of a product needs: [S, N, P, F] where `keeps` is true, else [1, 1, P, F] without meaning."""
     count, (num_planes, width) = points.shape[:2], texels.shape[1::2]
     features, sampled = torch.empty(*count, width), torch.empty(*(count if keeps else (1, 1)), num_planes, width)
     cpu_kernels.sample_and_combine(

@@ -11,8 +11,8 @@ from scaling.models.precision import networks
 
 
 class Field(nn.Module):
-    """Linear F → width and the activation, `num_layers` times, then Linear width → 1 + C; the paper: once, softplus. No
-    view direction (paper, section 2)."""
+    """`num_layers` hidden layers of `width` with an activation, then Linear width → 1 + C; no view direction (paper,
+    section 2). The paper has one hidden layer, with softplus."""
 
     def __init__(
         self,
@@ -31,10 +31,10 @@ class Field(nn.Module):
         self.head = nn.Linear(width, 1 + num_colours)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """features [S, N, F] of N points (combined over planes) → raw densities [S, N], colours [S, N, C] in
+        """Features [S, N, F] of N points (combined over planes) → raw densities [S, N], colours [S, N, C] in
         (−0.001, 1.001).
 
-        The colour head is sigmoid(·) · 1.002 − 0.001, so that 0 and 1 are reached at finite values.
+        Colours are sigmoid(·) · 1.002 − 0.001, so that finite values reach 0 and 1.
         """
         with networks(features, self.precision):
             for layer in (self.hidden, *self.more):

@@ -33,8 +33,12 @@ def quadrature(
     depths [..., R, D], raw_densities [..., R, D], colours [..., R, D, C]; lengths [..., R, D − 1]: how much of each
     interval counts, where a part of it is known to be empty; None: all of it
     → colours [..., R, C] in [0, 1], depth [..., R], opacity [..., R], weights [..., R, D − 1].
-    density = softplus(mean raw − 1), α = 1 − exp(−density δ), weight = α Π (1 − α before it). The depth is the mean
-    depth of the weights, kept between the ray's own ends (an empty ray gets its far end, with no gradient).
+    density = softplus(mean raw − 1), α = 1 − exp(−density · length), weight = α Π (1 − α before it). The depth is the
+    weighted mean of the intervals' middles, kept between the ray's ends; an empty ray has its far end, and no gradient.
+
+    >>> depths, raw, colours = torch.tensor([0.0, 1, 2]), torch.ones(3), torch.ones(3, 1)
+    >>> quadrature(depths, raw, colours)[3]  # density = softplus(0) = ln 2: each unit of length stops half of the light
+    tensor([0.5000, 0.2500])
     """
     lengths = depths[..., 1:] - depths[..., :-1] if lengths is None else lengths
     middle = (depths[..., 1:] + depths[..., :-1]) / 2
@@ -52,15 +56,19 @@ def quadrature(
 
 
 def composite(colours: Tensor, opacity: Tensor, background: Tensor) -> Tensor:
-    """Colours over the background (both in [0, 1]), mapped to [−1, 1]: 2 (Σ w c + (1 − Σ w) b) − 1.
+    """Composite colours over the background (both in [0, 1]), and map to [−1, 1]: 2 (Σ w c + (1 − Σ w) b) − 1.
 
-    colours [..., R, C], opacity [..., R], background [C] or [..., R, C].
+    colours [..., R, C] (Σ w c), opacity [..., R] (Σ w), background [C] or [..., R, C] (b).
     """
     return 2 * (colours + (1 - opacity[..., None]) * background) - 1
 
 
 class Renderer(nn.Module):
-    """How planes become colours; it has no parameters. near and far None: where a ray crosses what the box holds."""
+    """Renders planes to colours; it has no parameters.
+
+    near, far: fixed distances, world units; None: where a ray enters and leaves the box's filled cells. samples: strata
+    a ray; importance_samples: drawn from a first pass, 0: one pass only.
+    """
 
     def __init__(
         self,
@@ -81,7 +89,7 @@ class Renderer(nn.Module):
 
     @property
     def uniforms_per_ray(self) -> int:
-        """Random numbers in [0, 1) that one ray takes: jitter of the strata, then importance samples."""
+        """How many random numbers in [0, 1) one ray takes: jitter of the strata, then importance samples."""
         return self.samples + self.importance_samples
 
     def forward(
@@ -93,11 +101,11 @@ class Renderer(nn.Module):
         uniforms: Tensor | None = None,
         chosen: Samples | None = None,
     ) -> RenderOutput:
-        """planes [S, P, F, K, K], rays [S, R], background [C] or [S, R, C], and uniforms
-        [S, R, uniforms_per_ray], both in [0, 1]; chosen: where the rays are sampled; None: evenly, in all of the box or
-        between near and far.
+        """Render rays [S, R] through planes [S, P, F, K, K], over a background [C] or [S, R, C] in [0, 1].
 
-        Without uniforms every sample lies in the middle of its stratum: the same picture each time.
+        uniforms [S, R, uniforms_per_ray] in [0, 1) place the samples in their strata; None: in the middles, so the
+        picture is the same each time. chosen: the samples of the rays, whose places are fixed already; None: strata of
+        equal length between the ends that `span` returns.
         """
         lengths = None
         if chosen is not None:
@@ -107,6 +115,7 @@ class Renderer(nn.Module):
             depths = stratified_depths(*self.span(rays)[:2], self.samples, jitter)
         inside = self.box.into(rays)
         raw, colours = self.query(planes, field, inside, depths)
+        # The second pass adds samples where the first found density; both are composited together.
         if self.importance_samples:
             *_, weights = quadrature(depths, raw, colours)
             fine = importance_depths(depths, weights, self._importance_uniforms(depths, uniforms))
@@ -119,16 +128,16 @@ class Renderer(nn.Module):
         return RenderOutput(composite(out, opacity, background), depth, opacity)
 
     def span(self, rays: Rays) -> tuple[Tensor, Tensor, Tensor]:
-        """The part of each ray that is sampled: near and far [..., R], world units, and whether there is any [..., R]
-        (bool): of what crosses the box, or of all rays between a fixed near and far."""
+        """The part of each ray [..., R] that is sampled → near, far (world units), and whether there is any (bool), all
+        [..., R]: those of `Box.span`, or for every ray the fixed near and far."""
         if self.near is None or self.far is None:
             return self.box.span(rays)
         like = rays.origins[..., 0]
         return torch.full_like(like, self.near), torch.full_like(like, self.far), torch.ones_like(like).bool()
 
     def query(self, planes: Tensor, field: Field, inside: Rays, depths: Tensor) -> tuple[Tensor, Tensor]:
-        """Field at depths [S, R, D] of rays in the box's coordinates → raw densities [S, R, D], colours [S, R, D, C];
-        plane features are combined as `combine` says."""
+        """Query the field at depths [S, R, D] of rays in the box's coordinates → raw densities [S, R, D], colours
+        [S, R, D, C]."""
         points = inside.origins[..., None, :] + depths[..., None] * inside.directions[..., None, :]
         features = point_features(planes, points.flatten(1, 2), self.plane_axes, self.combine)
         raw, colours = field(features)

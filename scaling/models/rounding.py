@@ -1,4 +1,4 @@
-"""Micro planes as few whole numbers: levels · scale, one scale a plane and channel."""
+"""Micro planes as small whole numbers: levels · scale, with one scale per plane and channel."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import torch
 from torch import Tensor
 
 LEVELS = {"int3": (-4, 3), "int4": (-8, 7), "int5": (-16, 15), "int6": (-32, 31), "int8": (-128, 127)}
-# With few levels, finer steps gain more than clipping the largest values costs: 2 dB on bell-shaped ones. A scale below
-# 0 turns the longer side of -8..7 to where the values need it: 0.5 dB more.
+# With few levels, a smaller scale gains more by finer steps than it loses by clipping the largest values: 2 dB for
+# bell-shaped values. A negative scale turns the longer side of −8..7 to the sign that needs it: 0.5 dB more.
 CLIPPINGS = tuple(sign * part / 10 for part in range(3, 11) for sign in (1, -1))
 SEARCHED = ("int3", "int4", "int5", "int6")  # with more levels clipping gains nothing
 
 
 def best_scale(micro: Tensor, dtype: str) -> Tensor:
-    """micro [..., P, F_mic, K, K] → scales [..., P, F_mic, 1, 1]: that of CLIPPINGS that loses least (squared error),
-    or the one that clips nothing.
+    """Scales that round micro planes best. micro [..., P, F_mic, K, K] → [..., P, F_mic, 1, 1].
 
-    Planes that are rounded already come out as they are: the scales that give the largest value one of the levels are
-    tried, too.
+    For types in SEARCHED, the scale with the least squared error of those in CLIPPINGS and those that put the largest
+    value on one of the levels; thanks to the latter, planes that are rounded already stay as they are. For other types,
+    the scale that clips nothing.
     """
     low, _ = LEVELS[dtype]
     flat = micro.flatten(-2)
@@ -35,10 +35,10 @@ def best_scale(micro: Tensor, dtype: str) -> Tensor:
 
 
 def to_levels(micro: Tensor, scale: Tensor, dtype: str) -> Tensor:
-    """The nearest levels, as floats; the same shape."""
+    """The nearest levels of micro / scale, as floats; the same shape."""
     return (micro / scale).round_().clamp_(*LEVELS[dtype])
 
 
 def rounded(micro: Tensor, scale: Tensor, dtype: str) -> Tensor:
-    """micro as it is stored and read again."""
+    """Micro planes as they are after storing and reading: levels · scale."""
     return to_levels(micro, scale, dtype).mul_(scale)

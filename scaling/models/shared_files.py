@@ -1,4 +1,4 @@
-"""A shared model on disk. Nothing that its files say is taken on trust: SharedModelError names the file."""
+"""Save and load shared models. Their files are not trusted: all are checked, and SharedModelError names the file."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ from scaling.storage.formats import check_format
 from scaling.storage.json_yaml import parse_json
 from scaling.storage.paths import AnyPath
 
-# 1: one background for all pixels, a cube, no student; 2: sums of features, no hulls; 3: fields of softplus
+# Older formats. 1: one background for all pixels, a cube as the box, no student; 2: a point's features are summed over
+# planes, no hulls; 3: softplus in the field.
 FORMAT_VERSION = 4
-FILES = {  # where tensors of these names are stored, without the prefix; all others are in planes.safetensors
+FILES = {  # prefix of a tensor's name → the file that stores it without the prefix; all others: planes.safetensors
     "autoencoder.vae.": f"autoencoder/{WEIGHTS}",
     "autoencoder.decoder.": f"autoencoder/{WEIGHTS}",
     "decoder.": "decoder/model.safetensors",
@@ -34,15 +35,18 @@ MAX_JSON_BYTES = 1 << 20
 
 
 class SharedModelError(ValueError):
-    """A shared model that cannot be used; the message names the file and what to do."""
+    """A shared model cannot be used; the message names the file and what to do."""
 
 
 def save_shared(model: SharedModel, folder: AnyPath, scene_ids: list[str]) -> str:
-    """Writes the shared model; hash.txt comes last and marks it whole. → its hash."""
+    """Write the shared model to `folder`, with the ids of the scenes that it was trained on. → its hash.
+
+    hash.txt is removed first and written last: where it exists, the model is complete.
+    """
     (folder / "hash.txt").unlink(missing_ok=True)
     config = {"format_version": FORMAT_VERSION, "settings": model.settings.model_dump()}
     replace_file(folder / "config.json", json.dumps(config, indent=1).encode())
-    if model.autoencoder.has_decoder:  # without one it has no tensors, and the settings say all of it
+    if model.autoencoder.has_decoder:  # without one there are no tensors, and the settings describe it fully
         replace_file(folder / "autoencoder" / "config.json", model.autoencoder.config_json().encode())
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     for file, (_, part) in _by_file(tensors).items():
@@ -54,9 +58,9 @@ def save_shared(model: SharedModel, folder: AnyPath, scene_ids: list[str]) -> st
 
 
 def load_shared(folder: AnyPath, device: torch.device | str = "cpu") -> tuple[SharedModel, str]:
-    """The shared model in `folder`, frozen, and its hash.
+    """Load the shared model in `folder`, frozen. → the model and its hash.
 
-    Raises SharedModelError naming the file where one is missing, of a newer format, or changed since it was saved.
+    Raises SharedModelError naming the file that is missing, has a newer format, or was changed since it was saved.
     """
     model = _read(folder, read_config(folder))
     saved = read_hash(folder)
@@ -70,10 +74,10 @@ def load_shared(folder: AnyPath, device: torch.device | str = "cpu") -> tuple[Sh
 
 
 def settings_on(folder: AnyPath, settings: Settings, given: dict[str, Any]) -> Settings:
-    """Settings of a stage-2 run: what the shared model in `folder` fixes comes from it, stage 2's own from `settings`.
+    """Settings of a stage-2 run: `stage2` and `seed` from `settings`, all others from the shared model in `folder`.
 
-    given: dotted keys that the user named. Raises SettingsError where one contradicts the shared model, and
-    SharedModelError where there is none.
+    given: the settings that the user named, by dotted key. Raises SettingsError where one contradicts the shared model,
+    SharedModelError where `folder` holds no complete shared model.
     """
     fixed = read_config(folder).model_dump(exclude={"stage2", "seed"})
     known, asked = flatten(fixed), flatten(settings.model_dump())
@@ -85,7 +89,10 @@ def settings_on(folder: AnyPath, settings: Settings, given: dict[str, Any]) -> S
 
 
 def read_config(folder: AnyPath) -> Settings:
-    """The settings that a shared model was trained with. Raises SharedModelError where there is no whole model."""
+    """The settings that a shared model was trained with.
+
+    Raises SharedModelError where `folder` holds no complete shared model or its config.json cannot be used.
+    """
     if not (folder / "hash.txt").is_file():
         raise SharedModelError(
             f"{folder}: no shared model here (no hash.txt); make one with "
@@ -95,7 +102,7 @@ def read_config(folder: AnyPath) -> Settings:
     config = read_json(path)
     version, values = config.get("format_version"), config.get("settings")
     if not isinstance(version, int) or not isinstance(values, dict):
-        raise SharedModelError(f"{path}: not a shared model's: format_version or settings are missing; {RESTORE}")
+        raise SharedModelError(f"{path}: no shared model's config: format_version or settings are missing; {RESTORE}")
     check_format(path, version, FORMAT_VERSION, SharedModelError)
     try:
         return make_settings(as_noted(values))
@@ -104,12 +111,15 @@ def read_config(folder: AnyPath) -> Settings:
 
 
 def read_hash(folder: AnyPath) -> str:
-    """The hash that stage 1 gave the shared model in `folder`; `load_shared` holds its tensors against it."""
+    """The hash in the hash.txt of `folder`, written by stage 1; `load_shared` compares the tensors with it."""
     return read_text(folder / "hash.txt").strip()
 
 
 def read_scene_ids(folder: AnyPath) -> list[str]:
-    """Ids of the scenes that the shared model in `folder` was trained on. SharedModelError where it names none."""
+    """Ids of the scenes that the shared model in `folder` was trained on.
+
+    Raises SharedModelError where scenes.txt is missing or empty.
+    """
     ids = read_text(folder / "scenes.txt").split()
     if not ids:
         raise SharedModelError(f"{folder}/scenes.txt: names none of the scenes of stage 1; {RESTORE}")
@@ -117,7 +127,10 @@ def read_scene_ids(folder: AnyPath) -> list[str]:
 
 
 def _read(folder: AnyPath, settings: Settings) -> SharedModel:
-    """Built on the meta device first: sizes are compared before memory is taken for what config.json says."""
+    """The model that `settings` and the files describe, with its tensors.
+
+    It is built on the meta device, so that sizes are compared before memory is taken for what config.json asks for.
+    """
     with torch.device("meta"):
         model = _described(folder, settings)
     tensors: dict[str, Tensor] = {}
@@ -128,12 +141,13 @@ def _read(folder: AnyPath, settings: Settings) -> SharedModel:
 
 
 def _described(folder: AnyPath, settings: Settings) -> SharedModel:
+    """The model without its tensors; it has an adapted decoder and a student where their folders exist."""
     autoencoder = None
     if settings.autoencoder.has_decoder:
         autoencoder = described_autoencoder(folder / "autoencoder", settings.autoencoder, settings.precision)
     try:
         model = SharedModel(settings, autoencoder)
-    except (SettingsError, RuntimeError, TypeError) as error:  # torch's own say where in C++ they come from
+    except (SettingsError, RuntimeError, TypeError) as error:  # torch's messages go on with a C++ trace
         why = str(error).splitlines()[0]
         raise SharedModelError(f"{folder}/config.json: no model can be made of it ({why}); {RESTORE}") from error
     if (folder / "decoder").is_dir():
@@ -144,7 +158,8 @@ def _described(folder: AnyPath, settings: Settings) -> SharedModel:
 
 
 def _by_file(tensors: dict[str, Tensor]) -> dict[str, tuple[str, dict[str, Tensor]]]:
-    """Where a state is stored: file → what it leaves out of the names, and its tensors. Every file holds some."""
+    """Sort a state's tensors by file: file → the prefix that it leaves out of names, and its tensors by shortened name.
+    A file without tensors is left out."""
     files: dict[str, tuple[str, dict[str, Tensor]]] = {}
     for name, tensor in tensors.items():
         file, prefix = next(((f, p) for p, f in FILES.items() if name.startswith(p)), ("planes.safetensors", ""))
@@ -153,7 +168,7 @@ def _by_file(tensors: dict[str, Tensor]) -> dict[str, tuple[str, dict[str, Tenso
 
 
 def read_text(path: AnyPath, most: int = MAX_FILE_BYTES) -> str:
-    """A text file of at most `most` bytes. Raises SharedModelError naming it where it is missing or no text."""
+    """Read a text file. Raises SharedModelError naming it where it is missing, over `most` bytes, or not UTF-8."""
     try:
         return read_limited(path, most).decode("utf-8")
     except OSError as error:
@@ -165,7 +180,7 @@ def read_text(path: AnyPath, most: int = MAX_FILE_BYTES) -> str:
 
 
 def read_json(path: AnyPath) -> dict[str, Any]:
-    """The object in a JSON file. Raises SharedModelError naming the file where there is none."""
+    """Read the object in a JSON file. Raises SharedModelError naming the file where it holds no object."""
     text = read_text(path, MAX_JSON_BYTES)
     try:
         values = parse_json(text)
@@ -177,17 +192,23 @@ def read_json(path: AnyPath) -> dict[str, Any]:
 
 
 def described_autoencoder(folder: AnyPath, settings: AutoencoderSettings, precision: str) -> ImageAutoencoder:
-    """An autoencoder as folder/config.json describes it, its weights not read yet."""
+    """An autoencoder as folder/config.json describes it, without its weights.
+
+    Raises SharedModelError naming config.json where no autoencoder can be made of it.
+    """
     path = folder / "config.json"
     config = read_json(path)
     try:
         return empty_autoencoder(settings, config, precision)
-    except Exception as error:  # diffusers checks little of it: any error can come of any value
+    except Exception as error:  # diffusers checks little: any value can raise any error
         raise SharedModelError(f"{path}: no autoencoder can be made of it ({error}); {RESTORE}") from error
 
 
 def read_tensors(path: AnyPath, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A safetensors file that must hold exactly the names, types and shapes of `expected`, all numbers finite."""
+    """Read a safetensors file, which must hold exactly the names, types and shapes of `expected`, all numbers finite.
+
+    Raises SharedModelError naming the file where it does not.
+    """
     try:
         return tensors.read_tensors(path, expected)
     except ValueError as error:

@@ -1,7 +1,7 @@
-"""The shared model: what stage 1 trains once and every scene of stage 2 stands on.
+"""The shared model: stage 1 trains it once, and every scene of stage 2 uses it.
 
-Autoencoder, field, base planes, the background, and the statistics of stage 1's scenes; saved as safetensors
-and JSON, and named by the SHA-256 of its tensors.
+It holds the autoencoder, the field, the base planes, the background and the statistics of stage 1's scenes. It is saved
+as safetensors and JSON, and named by the SHA-256 of its tensors.
 """
 
 from __future__ import annotations
@@ -26,8 +26,11 @@ from scaling.storage.tensors import tensors_hash
 
 
 class SharedModel(nn.Module):
-    """settings: those of stage 1; representation, rendering, autoencoder, image size and precision are read from them.
-    autoencoder: one that was built for them; None: it is built."""
+    """Autoencoder, field, base planes, background and statistics, as one module.
+
+    settings: those of stage 1; of them the model reads representation, rendering, autoencoder, image size, precision,
+    and the student's sizes. autoencoder: one that was built for these settings; None: build it.
+    """
 
     background: Tensor
     coefs_mean: Tensor
@@ -48,28 +51,30 @@ class SharedModel(nn.Module):
                 f"data.image_size ({settings.data.image_size}) must be a multiple of {autoencoder.shrink}, "
                 "by which the autoencoder shrinks an image's side"
             )
-        self.decoder: nn.Module | None = None  # adapted to rendered latents; see adapt_decoder
-        self.student: Student | None = None  # distilled from what `decode` uses; see add_student
+        self.decoder: nn.Module | None = None  # adapted to rendered latents by `adapt_decoder`
+        self.student: Student | None = None  # added by `add_student`, distilled from the decoder that `decode` uses
         num_planes = len(shape.plane_axes)
         self.micro_shape = (num_planes, shape.micro_features, shape.resolution, shape.resolution)
         base = torch.randn(shape.num_base_planes, num_planes, shape.macro_features, *self.micro_shape[2:])
-        # Without base planes there is nothing to train, so nothing may claim to be a parameter.
+        # Without base planes there is nothing to train: an empty tensor must not count as trainable.
         self.base_planes = nn.Parameter(base * shape.base_std, requires_grad=base.numel() > 0)
         self.field = self.new_field()
         self.renderer = Renderer(
             tuple(shape.plane_axes), Box(shape.box_side), settings.rendering.near, settings.rendering.far,
             settings.rendering.samples, settings.rendering.importance_samples, shape.combine,
         )  # fmt: skip
+        # A network encodes the same white differently at different pixels, so then each pixel has its own background.
         each_pixel = settings.rendering.background == "views" and autoencoder.has_encoder
         pixels = (self.latent_size**2,) if each_pixel else ()
         self.register_buffer("background", torch.ones(*pixels, autoencoder.latent_channels))
+        # Statistics of stage 1's scenes, filled at its end.
         for name, size in (("coefs_mean", shape.num_base_planes), ("coefs_std", shape.num_base_planes)):
             self.register_buffer(name, torch.zeros(size))
         for name in ("micro_mean", "micro_std"):
             self.register_buffer(name, torch.zeros(()))
 
     def new_field(self) -> Field:
-        """A field of this model's sizes with random weights."""
+        """A field of this model's sizes, with random weights."""
         shape = self.settings.representation
         features, colours = shape.micro_features + shape.macro_features, self.autoencoder.latent_channels
         sizes = features, shape.field_width, colours, shape.field_layers
@@ -77,7 +82,7 @@ class SharedModel(nn.Module):
 
     @property
     def latent_size(self) -> int:
-        """Side of a latent image."""
+        """Side of a latent image, in latent pixels."""
         return self.settings.data.image_size // self.autoencoder.shrink
 
     @property
@@ -85,9 +90,9 @@ class SharedModel(nn.Module):
         return self.background.device
 
     def adapt_decoder(self) -> nn.Module:
-        """Gives the model a decoder of its own for rendered latents; a copy of the autoencoder's at first.
+        """Give the model its own decoder for rendered latents, at first a copy of the autoencoder's. → that decoder.
 
-        SettingsError where the autoencoder has no decoder.
+        A decoder that is there already is kept. Raises SettingsError where the autoencoder has no decoder.
         """
         if not self.autoencoder.has_decoder:
             raise SettingsError("stage1.adapt: there is no decoder to adapt; set stage1.adapt.num_epochs to 0")
@@ -96,9 +101,9 @@ class SharedModel(nn.Module):
         return self.decoder
 
     def add_student(self) -> Student:
-        """Gives the model a small decoder for stage 2 to fit through (see student.py), with random weights at first.
+        """Give the model a small decoder for fits in stage 2 (see student.py), at first with random weights. → it.
 
-        SettingsError where the autoencoder has no decoder to learn from.
+        A student that is there already is kept. Raises SettingsError where the autoencoder has no decoder to distil.
         """
         if not self.autoencoder.has_decoder:
             raise SettingsError("stage1.distil: there is no decoder to distil; set stage1.distil.num_epochs to 0")
@@ -111,10 +116,10 @@ class SharedModel(nn.Module):
         return self.student
 
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Loads a whole state, by name as `state_dict` gives it, with the adapted decoder and the student if it holds
-        them.
+        """Load a whole state, by name as `state_dict` returns it; adds the adapted decoder and the student first where
+        the state holds them.
 
-        RuntimeError where names or shapes differ.
+        Raises RuntimeError where names or shapes differ.
         """
         if any(name.startswith("decoder.") for name in tensors):
             self.adapt_decoder()
@@ -123,8 +128,11 @@ class SharedModel(nn.Module):
         self.load_state_dict(tensors)
 
     def background_of(self, num_rays: int, pixels: Tensor | None) -> Tensor:
-        """What rays through `pixels` [S, R] of a latent image show where they meet nothing; None: of whole views, in
-        order. → [C], or [S, R, C] ([R, C] of whole views); in [0, 1]."""
+        """Background colours in [0, 1] of rays through `pixels` [S, R] of a latent image.
+
+        pixels None: num_rays rays R of whole views, in order. → [C] where all pixels share one background, else
+        [S, R, C], for whole views [R, C].
+        """
         if self.background.dim() == 1:
             return self.background
         if pixels is not None:
@@ -132,14 +140,17 @@ class SharedModel(nn.Module):
         return self.background.repeat(num_rays // len(self.background), 1)
 
     def latent_rays(self, cam2world: Tensor, intrinsics: Tensor) -> Rays:
-        """Rays of latent images: [..., 4, 4], [..., 3, 3] → Rays [..., h · w]."""
+        """Rays through all pixels of latent images: cam2world [..., 4, 4], intrinsics [..., 3, 3] → [..., h · w]."""
         return pixel_rays(cam2world, intrinsics, self.latent_size, self.latent_size)
 
     @torch.no_grad()
     def cells(self, planes: Tensor, hull: Tensor | None) -> Tensor | None:
-        """What rays find in each cell of the box (see models/box.py): tri-planes [S, P, F_mic + F_mac, K, K] of S
-        scenes and their hulls [S, CELLS³] → [S, CELLS³] uint8: 0 outside of the hull, else 1 + the density in the
-        cell's middle, up to 254. None where rays are sampled evenly. Scenes without a hull: all of the box."""
+        """Values of the box's cells (see models/box.py), [S, CELLS³] uint8: 0 outside the hull, else 1 + the density at
+        the cell's centre, at most 255. None where rays are sampled evenly.
+
+        planes: fused tri-planes [S, P, F_mic + F_mac, K, K]; hull: of each scene, [S, CELLS³]; None: the whole box.
+        Raises ValueError where the hulls have another shape.
+        """
         if self.settings.rendering.sampled != "hull":
             return None
         if hull is not None and hull.shape != (len(planes), CELLS**3):
@@ -150,7 +161,7 @@ class SharedModel(nn.Module):
             hull = torch.ones(len(planes), CELLS**3, dtype=torch.bool, device=planes.device)
         cells = hull.to(torch.uint8)
         centres = self.renderer.box.centres().to(planes.device)
-        for row in range(len(planes)):  # hulls differ in size
+        for row in range(len(planes)):  # one by one: hulls differ in size
             inside = hull[row].nonzero()[:, 0]
             if len(inside):
                 density = self.renderer.densities(planes[row : row + 1], self.field, centres[inside])
@@ -158,7 +169,7 @@ class SharedModel(nn.Module):
         return cells
 
     def cells_of(self, params: SceneParams) -> Tensor | None:
-        """The `cells` of S scenes as they are, in their own hulls."""
+        """The `cells` of S scenes, of their present planes and in their own hulls."""
         return self.cells(fuse_planes(params.micro_planes, params.coefs, self.base_planes), params.hull)
 
     def render(
@@ -169,10 +180,10 @@ class SharedModel(nn.Module):
         pixels: Tensor | None = None,
         cells: Tensor | None = None,
     ) -> RenderOutput:
-        """Rays [S, R] of S scenes → colours [S, R, C] in [−1, 1] (normalised latents), depth, opacity.
+        """Render rays [S, R] of S scenes → colours [S, R, C] in [−1, 1] (normalised latents), depth, opacity.
 
-        pixels [S, R]: which of a latent image's h · w they go through; None: R rays of whole views, in order. cells:
-        what `cells` made of the scenes before; None: of the scenes as they are.
+        uniforms: see `Renderer.forward`. pixels [S, R]: which of a latent image's h · w pixels the rays go through;
+        None: R rays of whole views, in order. cells: from an earlier call of `cells`; None: computed from the params.
         """
         planes = fuse_planes(params.micro_planes, params.coefs, self.base_planes)
         if cells is None:
@@ -187,8 +198,8 @@ class SharedModel(nn.Module):
         pixels: Tensor | None = None,
         cells: Tensor | None = None,
     ) -> RenderOutput:
-        """As `render`, of tri-planes [S, P, F_mic + F_mac, K, K] that are fused already, or were made by a model, and
-        their `cells`; None: sampled evenly."""
+        """As `render`, from tri-planes [S, P, F_mic + F_mac, K, K] that are fused already or come from a generative
+        model. cells: those of the tri-planes (see `cells`); None: rays are sampled evenly."""
         background = self.background_of(rays.origins.shape[1], pixels)
         if cells is not None:
             chosen = samples_in(self.renderer.box, rays, cells, self.renderer.samples, uniforms)
@@ -196,11 +207,12 @@ class SharedModel(nn.Module):
         elif self.renderer.near is None and pixels is None:
             chosen = None
             _, far, hit = self.renderer.span(rays)
-        else:  # all of them have a part to sample
+        else:  # between a fixed near and far every ray has a part to sample; random rays were drawn to meet something
             return self.renderer(planes, self.field, rays, background, uniforms)
-        if pixels is not None:  # a step's random rays were chosen because they meet something
+        if pixels is not None:  # a training step's rays: chosen where the scene is, so few of them meet nothing
             return self.renderer(planes, self.field, rays, background, uniforms, chosen)
-        # None of the rays that meet nothing is sampled, but for those that fill up a scene's number to the largest.
+        # In whole views many rays meet nothing, and are not sampled: each scene's hits are sorted to the front. Scenes
+        # with fewer hits than the largest number are padded with rays that miss.
         most = int(hit.sum(1).max())
         order = hit.byte().argsort(dim=1, descending=True, stable=True)[:, :most]
         scene = torch.arange(len(order), device=order.device)[:, None]
@@ -217,21 +229,21 @@ class SharedModel(nn.Module):
         )
 
     def as_latents(self, colours: Tensor) -> Tensor:
-        """Colours of whole views, or of squares of them, [B, h · w, C] → latents [B, C, h, w]; h = w."""
+        """Colours [B, h · w, C] of whole views, or of square crops → latents [B, C, h, w], with h = w."""
         side = math.isqrt(colours.shape[1])
         return colours.transpose(1, 2).unflatten(2, (side, side))
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Rendered latents [B, C, h, w] → images [B, 3, H, W] in [0, 1], by the adapted decoder where there is one."""
+        """Decode rendered latents [B, C, h, w] → images [B, 3, H, W] in [0, 1], with the adapted decoder if present."""
         return self.autoencoder.decode(latents, self.decoder)
 
     def start_params(self, num_scenes: int) -> SceneParams:
-        """Where stage 2 starts: zero micro planes [S, P, F_mic, K, K] and stage 1's mean coefs [S, M]."""
+        """Initial params of stage 2: zero micro planes [S, P, F_mic, K, K] and stage 1's mean coefs [S, M]."""
         micro = torch.zeros(num_scenes, *self.micro_shape, device=self.device)
         return SceneParams(micro, self.coefs_mean.expand(num_scenes, -1).clone())
 
     def random_params(self, generators: list[torch.Generator]) -> SceneParams:
-        """Where stage 1 starts, and stage 2 where stage2.start is random, one generator a scene.
+        """Random initial params, for stage 1, and for stage 2 where stage2.start is random. generators: one a scene.
 
         → micro planes [S, P, F_mic, K, K] and coefs [S, M], both normal with mean 0 and the settings' standard
         deviations, micro_std and coefs_std.

@@ -1,8 +1,8 @@
-"""The student: a small decoder of rendered latents, distilled in stage 1, through which stage 2 moves scenes.
+"""The student: a small decoder of rendered latents, distilled in stage 1, through which stage 2 fits scenes.
 
-The real decoder spends nearly all of its work at growing resolutions. This one keeps the latents' own, and turns
-features into pixels at the very end, so that a step through it costs next to nothing. It is no substitute where
-pictures are made: what it is good for is the direction in which an image's error moves its latents.
+The real decoder spends nearly all of its work at growing resolutions. The student stays at the latents' resolution and
+turns features into pixels at the very end, so a step through it costs next to nothing. It does not replace the decoder
+where pictures are made: it only provides the direction in which an image's error moves its latents.
 """
 
 from __future__ import annotations
@@ -15,8 +15,11 @@ from scaling.models.precision import networks
 
 
 class Student(nn.Module):
-    """channels: of the latents; shrink: pixels a side of one latent; latent_std: how far latents spread; width:
-    features; num_blocks: residual blocks."""
+    """A residual network at the latents' resolution, then a pixel shuffle.
+
+    channels: of the latents; shrink: pixels a side of one latent; latent_std: rough spread of the latents, which are
+    divided by it; width: features; num_blocks: residual blocks.
+    """
 
     def __init__(
         self, channels: int, shrink: int, latent_std: float, width: int, num_blocks: int, precision: str
@@ -30,7 +33,7 @@ class Student(nn.Module):
         self.head = nn.Conv2d(width, 3 * shrink**2, 3, padding=1)
 
     def forward(self, latents: Tensor) -> Tensor:
-        """latents [B, C, h, w], normalised → images [B, 3, h · shrink, w · shrink] in [0, 1], clamped."""
+        """Normalised latents [B, C, h, w] → images [B, 3, h · shrink, w · shrink] in [0, 1], clamped."""
         with networks(latents, self.precision):
             features = self.stem(latents / self.latent_std)
             for block in self.blocks:

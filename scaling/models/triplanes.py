@@ -21,11 +21,11 @@ Combine = Literal["product", "sum"]
 
 @dataclass(frozen=True)
 class SceneParams:
-    """What belongs to S scenes: their micro planes [S, P, F_mic, K, K], their coefs [S, M] over the base planes, and
-    their visual hulls [S, CELLS³] (bool): the box's cells that their views do not carve away. None: they have none.
+    """The tensors that S scenes own; everything else is shared.
 
-    Everything else is shared. SharedModel.start_params and random_params make them; library/scene_row.py packs
-    them.
+    micro_planes [S, P, F_mic, K, K]; coefs [S, M] over the base planes; hull [S, CELLS³] (bool): the visual hulls, the
+    cells of the box that the scenes' views do not carve away; None: there are no hulls. SharedModel.start_params and
+    random_params make SceneParams; library/scene_row.py packs them.
     """
 
     micro_planes: Tensor
@@ -37,14 +37,16 @@ class SceneParams:
         return SceneParams(self.micro_planes[rows], self.coefs[rows], hull)
 
     def to(self, device: torch.device | str) -> SceneParams:
-        """The same on a device."""
+        """The same params on a device."""
         hull = None if self.hull is None else self.hull.to(device)
         return SceneParams(self.micro_planes.to(device), self.coefs.to(device), hull)
 
 
 def hull_between(first: SceneParams, second: SceneParams, *places: float) -> Tensor | None:
-    """Where a mixture of two scenes may be, [S, CELLS³]: at the ends (all places 0, or all 1) the one's own hull,
-    between them where either is; None where one has no hull."""
+    """Visual hull of a mixture of two scenes, [S, CELLS³] (bool); None where either scene has no hull.
+
+    places in [0, 1]: 0 stands for `first`, 1 for `second`. All 0 or all 1: that scene's own hull; else the union.
+    """
     if first.hull is None or second.hull is None:
         return None
     if set(places) <= {0.0} or set(places) <= {1.0}:
@@ -55,7 +57,7 @@ def hull_between(first: SceneParams, second: SceneParams, *places: float) -> Ten
 def mix_base_planes(coefs: Tensor, base_planes: Tensor) -> Tensor:
     """Macro planes Σ_k w_i^k B_k. coefs [S, M], base_planes [M, P, F_mac, K, K] → [S, P, F_mac, K, K].
 
-    ValueError where the two have another M.
+    Raises ValueError where coefs and base planes differ in M.
     """
     num_scenes, num_base = coefs.shape
     if base_planes.shape[0] != num_base:
@@ -67,31 +69,35 @@ def fuse_planes(micro_planes: Tensor, coefs: Tensor, base_planes: Tensor) -> Ten
     """Tri-planes of S scenes: micro features first, then macro features.
 
     micro_planes [S, P, F_mic, K, K], coefs [S, M], base_planes [M, P, F_mac, K, K] → [S, P, F_mic + F_mac, K, K].
-    F_mic = 0 or M = F_mac = 0 leave that part out.
+    F_mic = 0 leaves out the micro features, M = F_mac = 0 the macro features.
+
+    >>> micro, base = torch.ones(1, 3, 1, 2, 2), torch.ones(4, 3, 1, 2, 2)
+    >>> fuse_planes(micro, torch.full((1, 4), 0.5), base)[0, 0, :, 0, 0]  # a texel: its micro 1, its macro 4 · 0.5 · 1
+    tensor([1., 2.])
     """
     if base_planes.numel() == 0:
         return micro_planes
     macro_planes = mix_base_planes(coefs, base_planes)
     if not micro_planes.shape[2]:
         return macro_planes
-    # A texel's features lie side by side in memory, as points are sampled.
+    # Sampling a point reads all features of a texel: they lie side by side in memory.
     parts = [part.permute(0, 1, 3, 4, 2) for part in (micro_planes, macro_planes)]
     return torch.cat(parts, dim=-1).permute(0, 1, 4, 2, 3)
 
 
 def texels_together(planes: Tensor) -> Tensor:
-    """The same planes [S, P, F, K, K], laid out in memory so that a texel's features lie side by side, as points are
-    sampled; a copy."""
+    """A copy of planes [S, P, F, K, K] in which a texel's features lie side by side in memory, as sampling reads them;
+    the shape stays the same."""
     return planes.permute(0, 1, 3, 4, 2).clone(memory_format=torch.contiguous_format).permute(0, 1, 4, 2, 3)
 
 
 def axis_columns(plane_axes: Sequence[str]) -> list[tuple[int, int]]:
-    """The coordinates along width and height of each plane."""
+    """Indices of the coordinates along width and height of each plane: "xz" → (0, 2)."""
     return [(AXES[axes[0]], AXES[axes[1]]) for axes in plane_axes]
 
 
 def project(points: Tensor, plane_axes: Sequence[str]) -> Tensor:
-    """Points on each plane. points [S, N, 3], [−1, 1] inside the box → [S, P, N, 2].
+    """Project points onto each plane. points [S, N, 3], [−1, 1] inside the box → [S, P, N, 2].
 
     The first axis of a plane runs along its width, the second along its height.
     """
@@ -100,11 +106,10 @@ def project(points: Tensor, plane_axes: Sequence[str]) -> Tensor:
 
 
 def sample_planes(planes: Tensor, points: Tensor, plane_axes: Sequence[str]) -> Tensor:
-    """Bilinear samples of every plane at the points' projections; zero outside the box. What a GPU computes, and the
-    reference for what a CPU does (cpu_kernels.py).
+    """Sample every plane bilinearly at the points' projections; texels beyond the edge count as zero.
 
-    planes [S, P, F, K, K], points [S, N, 3], [−1, 1] inside the box → [S, P, F, N]. ValueError unless every plane has
-    its axes.
+    planes [S, P, F, K, K], points [S, N, 3], [−1, 1] inside the box → [S, P, F, N]. A GPU runs this function; a CPU
+    runs the loops of cpu_kernels.py, for which it is the reference. Raises ValueError unless every plane has its axes.
     """
     num_scenes, num_planes = planes.shape[:2]
     if num_planes != len(plane_axes):
@@ -115,8 +120,11 @@ def sample_planes(planes: Tensor, points: Tensor, plane_axes: Sequence[str]) -> 
 
 
 def combine_planes(features: Tensor, combine: Combine) -> Tensor:
-    """A point's features from those of its projections, [S, P, …] → [S, …]: their sum over planes (paper), or
-    Π (1 + f) − 1, so that zero planes are neutral and a point is something only where every plane says so."""
+    """Combine the features of a point's P projections, [S, P, …] → [S, …]: their sum (paper) or Π (1 + f) − 1.
+
+    In the product a feature of 0 is neutral, and −1 on one plane overrules the others: each plane can say that a point
+    is empty.
+    """
     if combine == "sum":
         return features.sum(1)
     product, *others = (1 + features).unbind(1)
@@ -126,14 +134,15 @@ def combine_planes(features: Tensor, combine: Combine) -> Tensor:
 
 
 def point_features(planes: Tensor, points: Tensor, plane_axes: Sequence[str], combine: Combine) -> Tensor:
-    """planes [S, P, F, K, K], points [S, N, 3], [−1, 1] inside the box → their features [S, N, F]."""
+    """Sample planes at points, and combine. planes [S, P, F, K, K], points [S, N, 3], [−1, 1] inside the box
+    → [S, N, F]."""
     if cpu_ops.takes(planes, points) and not points.requires_grad:
         return cpu_ops.plane_features(planes, points, axis_columns(plane_axes), combine == "product")
     return combine_planes(sample_planes(planes, points, plane_axes), combine).transpose(1, 2)
 
 
 def total_variation(planes: Tensor) -> Tensor:
-    """(‖Δh‖² + ‖Δw‖²) / (H + W), mean over the S tri-planes. planes [S, P, F, H, W] → scalar."""
+    """Total variation (‖Δh‖² + ‖Δw‖²) / (H + W), mean over the S tri-planes. planes [S, P, F, H, W] → scalar."""
     height, width = planes.shape[-2:]
     along_height = (planes[..., 1:, :] - planes[..., :-1, :]).square().sum()
     along_width = (planes[..., :, 1:] - planes[..., :, :-1]).square().sum()

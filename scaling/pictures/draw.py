@@ -40,12 +40,12 @@ def turntable(
     elevation: float = ELEVATION,
     focal: float = 1.02,
 ) -> dict[str, Pixels]:
-    """One turn around a scene (params of S = 1). radius: world units; elevation: radians; focal: of the image size.
+    """Render one turn around a scene (params of S = 1). radius: world units; elevation: radians; focal: fraction of the
+    image size.
 
-    → "rgb", "latents" (small images, or the first three channels, each stretched over the turn) and "depth" (near
-    yellow, far blue, empty white), each [num_frames, H, W, 3]; latents and depth are rendered at the latents' size and
-    enlarged.
-    ValueError where num_frames is below 1.
+    → "rgb", "latents" (small images, or the first three channels, each stretched to its range over the turn) and
+    "depth" (near yellow, far blue, empty white), each [num_frames, H, W, 3]. Latents and depth are rendered at the
+    latents' size and enlarged. Raises ValueError where num_frames is below 1.
     """
     if num_frames < 1:
         raise ValueError(f"a turntable needs at least 1 frame, not {num_frames}")
@@ -60,40 +60,42 @@ def turntable(
 
 
 def to_pixels(images: Tensor) -> Pixels:
-    """Images [..., 3, H, W] in [0, 1] → [..., H, W, 3]; values outside are clamped."""
+    """Images [..., 3, H, W] in [0, 1] → pixels [..., H, W, 3]; values outside of the range are clamped."""
     return (images.detach().cpu().clamp(0, 1) * 255).round().to(torch.uint8).movedim(-3, -1).numpy()
 
 
 def latent_colours(latents: Tensor, stretch: tuple[Tensor, Tensor] | None = None) -> Pixels:
-    """Latents [N, C, h, w] → [N, h, w, 3]: three channels, each stretched from its lowest to its highest value.
+    """Latents [N, C, h, w] → colours [N, h, w, 3]: three channels, each stretched from its lowest to its highest value.
 
-    Normalised latents fill a part of [−1, 1] only, so colours compare within a call, not between calls; unless all of
-    them are given the `latent_range` of one.
+    stretch: the range to use, from `latent_range`; None: that of these latents. Normalised latents fill only a part of
+    [−1, 1], so colours of two calls can be compared only if both calls are given the same range.
     """
     low, high = latent_range(latents) if stretch is None else stretch
     return to_pixels((_three(latents) - low) / (high - low).clamp(min=1e-6))
 
 
 def shown_range(shared: SharedModel) -> tuple[Tensor, Tensor] | None:
-    """The range for `latent_colours` of latents that are small images: their colours as they are. None of others."""
+    """The range for `latent_colours` of latents that are small images: it leaves their colours as they are. None for
+    other latents."""
     if shared.autoencoder.has_encoder:
         return None
     return torch.tensor(-1.0, device=shared.device), torch.tensor(1.0, device=shared.device)
 
 
 def latent_range(latents: Tensor) -> tuple[Tensor, Tensor]:
-    """The lowest and highest values, [1, 3, 1, 1] each, of the channels that `latent_colours` shows."""
+    """Lowest and highest values, [1, 3, 1, 1] each, of the channels that `latent_colours` shows."""
     chosen = _three(latents)
     return chosen.amin((0, 2, 3), keepdim=True), chosen.amax((0, 2, 3), keepdim=True)
 
 
 def _three(latents: Tensor) -> Tensor:
-    """Three channels of [N, C, h, w]; the last is repeated where there are fewer."""
+    """The first three channels of [N, C, h, w]; the last is repeated where there are fewer."""
     return latents[:, [min(index, latents.shape[1] - 1) for index in range(3)]]
 
 
 def depth_colours(depth: Tensor, opacity: Tensor) -> Pixels:
-    """Depth and opacity [N, h, w] → [N, h, w, 3]: DEPTH_COLOURS over the solid pixels' range, faded to white."""
+    """Depth and opacity [N, h, w] → colours [N, h, w, 3]: DEPTH_COLOURS over the depth range of the solid pixels (more
+    than half opaque), faded to white where opacity is low."""
     distance, solid = depth.detach().cpu().double().numpy(), opacity.detach().cpu().double().numpy()
     inside = distance[solid > 0.5]
     low, high = (inside.min(), inside.max()) if inside.size else (0.0, 1.0)
@@ -110,7 +112,8 @@ def enlarge(pixels: Pixels, factor: int) -> Pixels:
 
 
 def grid(rows: Sequence[Sequence[Pixels]], gutter: int = 2) -> Pixels:
-    """Images of one size [H, W, 3], row by row, with white gutters between them; short rows end in white."""
+    """One picture of images [H, W, 3] of one size, row by row, with white gutters between them; short rows end in
+    white."""
     height, width, _ = rows[0][0].shape
     num_columns = max(len(row) for row in rows)
     sheet = np.full(
@@ -126,7 +129,8 @@ def grid(rows: Sequence[Sequence[Pixels]], gutter: int = 2) -> Pixels:
 def contact_sheet(
     truth: Tensor, rendered: Tensor, autoencoded: Tensor | None = None, show_error: bool = True, gutter: int = 2
 ) -> Pixels:
-    """Rows: truth, render, autoencoded truth (where given), error; one column a view. Each [V, 3, H, W] in [0, 1]."""
+    """Rows: truth, render, autoencoded truth (if given), error (if shown); one column a view. Each [V, 3, H, W] in
+    [0, 1]."""
     kinds = [truth, rendered]
     if autoencoded is not None:
         kinds.append(autoencoded)
@@ -136,7 +140,8 @@ def contact_sheet(
 
 
 def error_image(truth: Tensor, rendered: Tensor) -> Tensor:
-    """White where render and truth agree, black where they differ by half the range or more. All [V, 3, H, W]."""
+    """Error pictures: white where render and truth agree, black where they differ by half the range or more, mean over
+    channels. All [V, 3, H, W]."""
     error = (rendered.cpu() - truth.cpu()).abs().mean(1, keepdim=True)
     return (1 - 2 * error).expand_as(truth)
 
@@ -149,13 +154,13 @@ def overview(truth: Tensor, rendered: Tensor, scenes_per_row: int = 4) -> Pixels
 
 
 def save_png(path: AnyPath, image: Pixels) -> AnyPath:
-    """Writes an image [H, W, 3]; makes its folder. → path."""
+    """Write an image [H, W, 3]; make its folder. → path."""
     replace_file(path, encode_png(image))
     return path
 
 
 def save_video(path_without_suffix: AnyPath, frames: Pixels, fps: int = 24) -> list[AnyPath]:
-    """Writes frames [N, H, W, 3] as .mp4 (H.264) and as .gif (looping for ever); makes their folder. → both paths.
+    """Write frames [N, H, W, 3] as .mp4 (H.264) and as .gif (looping for ever); make their folder. → both paths.
 
     Small frames are enlarged to at least 128 pixels a side. Players round a GIF's frame time to 10 ms.
     """
@@ -163,7 +168,7 @@ def save_video(path_without_suffix: AnyPath, frames: Pixels, fps: int = 24) -> l
     mp4, gif = (path_without_suffix.parent / f"{path_without_suffix.name}{suffix}" for suffix in (".mp4", ".gif"))
     # H.264's usual pixel format halves the colour resolution, so sides must be even.
     even = np.pad(frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), mode="edge")
-    with tempfile.TemporaryDirectory() as folder:  # the encoder writes to a disk only
+    with tempfile.TemporaryDirectory() as folder:  # the encoder can only write to a disk
         temporary = Path(folder) / "video.mp4"
         iio.imwrite(temporary, even, plugin="FFMPEG", fps=fps, codec="libx264", macro_block_size=2)
         replace_file(mp4, temporary.read_bytes())
@@ -180,10 +185,10 @@ def render_scene_pictures(
     num_frames: int = 48,
     fps: int = 24,
 ) -> list[AnyPath]:
-    """Writes <folder>/<scene_id>/turntable-{rgb,latents,depth}.{mp4,gif} and, of views, contact-sheet.png. → paths.
+    """Write <folder>/<scene_id>/turntable-{rgb,latents,depth}.{mp4,gif} and contact-sheet.png. → paths.
 
-    params: of S = 1. views: the scene's, whose cameras also set the turntable's distance and focal length; None: the
-    defaults of `turntable`, and no contact sheet. ValueError where scene_id is no safe name for a folder.
+    params: of S = 1. views: the scene's; their cameras also set the turntable's distance and focal length; None: the
+    defaults of `turntable`, and no contact sheet. Raises ValueError where scene_id is no safe name for a folder.
     """
     folder = folder / check_scene_id(scene_id)
     if views is None:
@@ -199,7 +204,7 @@ def render_scene_pictures(
 
 @torch.no_grad()
 def scene_sheet(shared: SharedModel, params: SceneParams, views: SceneViews, num_views: int = SHEET_VIEWS) -> Pixels:
-    """The contact sheet of up to num_views test views, spread over all of them. params: of S = 1. → [H', W', 3]."""
+    """Contact sheet of up to num_views test views, spread over all of them. params: of S = 1. → [H', W', 3]."""
     chosen = some_test_views(views, num_views)
     truth = views.images[chosen].to(shared.device)
     rendered = render_views(shared, params, views.cam2world[chosen], views.intrinsics[chosen])["images"]
@@ -210,6 +215,6 @@ def scene_sheet(shared: SharedModel, params: SceneParams, views: SceneViews, num
 
 
 def some_test_views(views: SceneViews, num_views: int) -> list[int]:
-    """Up to num_views of a scene's test views, spread over all of them."""
+    """Indices of up to num_views of a scene's test views, spread over all of them."""
     spread = np.linspace(0, len(views.test_views) - 1, min(num_views, len(views.test_views)))
     return [views.test_views[round(place)] for place in spread]

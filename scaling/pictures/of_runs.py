@@ -1,4 +1,4 @@
-"""Pictures of a run's fitted scenes, from the library as it is on disk."""
+"""Pictures of a run's fitted scenes, drawn from the library on disk."""
 
 from __future__ import annotations
 
@@ -25,8 +25,11 @@ LogImage = Callable[[str, np.ndarray, int], None]
 def log_scene_pictures(
     run: RunFolder, source: SceneSource, ids: Sequence[str], stage: str, log_image: LogImage, models: StoredModels
 ) -> None:
-    """Writes RUN/pictures/<stage>-scenes.png (a test view each, truth beside render) and <stage>-test-views.png (some
-    test views of each: truth, render, autoencoder, error), and logs each scene's sheet as a step of one key."""
+    """Draw fitted scenes beside their true views from `source`, and log each scene's sheet as a step of one key.
+
+    Writes RUN/pictures/<stage>-scenes.png (one test view of each scene, truth beside render) and <stage>-test-views.png
+    (up to four test views of each: truth, render, autoencoder, error).
+    """
     if not ids:
         return
     truths, renders, sheets = [], [], []
@@ -39,8 +42,9 @@ def log_scene_pictures(
         log_image(f"{stage}/scenes", sheet, step)
         truths.append(views.images[views.test_views[0]])
         renders.append(first_test_view(shared, params, views))
-    factor = math.ceil(SMALLEST_VIDEO / size)  # so that small images can be looked at
+    factor = math.ceil(SMALLEST_VIDEO / size)  # small images are enlarged
     save_png(run.pictures / f"{stage}-scenes.png", enlarge(overview(torch.stack(truths), torch.stack(renders)), factor))
+    # Scenes may have different numbers of test views, so narrower sheets are padded with white.
     widest = max(sheet.shape[1] for sheet in sheets)
     padded = [np.pad(s, ((0, 0), (0, widest - s.shape[1]), (0, 0)), constant_values=255) for s in sheets]
     save_png(run.pictures / f"{stage}-test-views.png", enlarge(grid([[sheet] for sheet in padded], gutter=10), factor))
@@ -53,10 +57,10 @@ def first_test_view(shared: SharedModel, params: SceneParams, views: SceneViews)
 
 
 def render_stored_scenes(run: RunFolder, ids: Sequence[str], num_frames: int = 48) -> list[AnyPath]:
-    """Turntables and contact sheets of fitted scenes in RUN/pictures/<id>/. → the files written.
+    """Write turntables and contact sheets of fitted scenes into RUN/pictures/<id>/. → the files written.
 
-    Truth comes from the source that the scene's stage used, as config.yaml names it. Raises LookupError where a scene
-    is not in the library, FileNotFoundError or ValueError where its source or shared model cannot be read.
+    The true views come from the source that the scene's stage used, as config.yaml names it. Raises LookupError where a
+    scene is not in the library, FileNotFoundError or ValueError where its source or shared model cannot be read.
     """
     rows = [run.library.scene(scene_id) for scene_id in ids]
     written: list[AnyPath] = []

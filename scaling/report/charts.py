@@ -1,6 +1,6 @@
-"""The report's charts: drawn by matplotlib, put into the page as SVG that takes its text and lines from the page's CSS.
+"""The report's charts, drawn by matplotlib as SVG. The page's CSS gives text and lines their font and colours.
 
-No text of a file is drawn: names of runs stand in the page, beside their colours.
+No text that comes from a file is drawn: the names of runs stand in the page, beside their colours.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 from scaling.report.figures import Cost
 from scaling.report.tables import bytes_text, count_text
 
-# Of the runs, in their order; all of them are told apart on white and on black.
+# Of the runs, in order. They can be told apart on white and on black.
 COLOURS = ("#2f6fde", "#e0662b", "#159a6c", "#9a55d6", "#d13c5a", "#0f9bb4", "#b58a00", "#7b8794")
-INK, FAINT = "#010203", "#040506"  # stand for the page's own colours until the SVG is written
+INK, FAINT = "#010203", "#040506"  # placeholders, which the page's own colours replace in the SVG
 SIZE = (5.2, 3.0)  # inches of 72 points; text of 9 points
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none", "svg.hashsalt": "report", "font.size": 9, "text.color": INK, "axes.labelcolor": INK,
@@ -32,7 +32,7 @@ STYLE: dict[Any, Any] = {
     "ytick.labelcolor": INK, "grid.color": FAINT, "grid.linewidth": 0.6, "axes.grid": True, "axes.axisbelow": True,
     "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False,
 }  # fmt: skip
-TIMES = {  # ticks in seconds
+TIMES = {  # tick in seconds → its text
     size * factor: f"{factor:,} {unit}"
     for size, unit, factors in (
         (1, "s", (1, 3, 10, 30)), (60, "min", (1, 3, 10, 30)), (3600, "h", (1, 3, 10)),
@@ -42,7 +42,7 @@ TIMES = {  # ticks in seconds
 } | {86_400: "1 day"}  # fmt: skip
 POWERS = [factor * 10**power for power in range(18) for factor in (1, 3)]
 MOST_TICKS = 7
-WIDE = 5  # from where on, highest over lowest value, an axis is logarithmic
+WIDE = 5  # an axis may be logarithmic where the highest value is more than so many times the lowest
 
 
 def colour(index: int) -> str:
@@ -51,9 +51,9 @@ def colour(index: int) -> str:
 
 
 def cost_chart(costs: Sequence[Cost], of: str) -> Markup:
-    """Totals against the number of scenes, both on logarithmic axes: dots where measured, a line by the formula.
+    """Totals against the number of scenes, on logarithmic axes: dots are measured, lines are the formula.
 
-    of: "seconds" or "bytes". A cost that is not known is left out; its index still counts for the colours.
+    of: "seconds" or "bytes". A cost that is not known has no line; its index still counts for the colours.
     """
     measured = [point for cost in costs for point in cost.measured]
     most = 10 ** math.ceil(math.log10(max(10_000, 10 * max((n for n, _ in measured), default=1))))
@@ -78,7 +78,8 @@ def cost_chart(costs: Sequence[Cost], of: str) -> Markup:
 
 
 def histogram(values: Sequence[Sequence[float]], label: str = "test PSNR, dB") -> Markup:
-    """How many scenes (in percent of the run's, where there are several runs) have which value; a run a series."""
+    """A histogram over scenes, one series for each run, with a dashed line at its mean. With several runs, heights are
+    percentages of the run's scenes."""
     every = [value for series in values for value in series]
     edges = np.linspace(min(every) - 1e-3, max(every) + 1e-3, _num_bins(max(map(len, values))) + 1)
     several = len(values) > 1
@@ -104,11 +105,14 @@ def _num_bins(num_values: int) -> int:
 def curve_chart(
     series: Sequence[tuple[int, Sequence[tuple[int, float]]]], xlabel: str, ylabel: str, log: bool, label: str
 ) -> Markup:
-    """Lines through (step, value), each with the index of its run, in that run's colour."""
+    """Lines through (step, value) points. series: (index of the run, points); a line has its run's colour.
+
+    log: a logarithmic axis of values, where all are above 0 and they span more than a factor of WIDE.
+    """
 
     def draw(axes: Axes) -> None:
         for index, points in series:
-            width = 1.5 + 1.5 * min(series[-1][0] - index, 3)  # a line under the same line of a later run is seen
+            width = 1.5 + 1.5 * min(series[-1][0] - index, 3)  # an earlier run stays visible beneath an equal line
             size = 2 + width if len(points) <= 40 else 0
             axes.plot(*zip(*points), "-o", color=colour(index), linewidth=width, markersize=size)
         axes.set(xlabel=xlabel, ylabel=ylabel)
@@ -125,8 +129,10 @@ def curve_chart(
 
 
 def _ticks(axes: Axes, which: str, ticks: Sequence[float], text: Callable[[float], str]) -> None:
-    """Of these ticks those within the axis, with a text each; every second or third one where they are too many. The y
-    axis grows to end at ticks, so that it has two at least."""
+    """Set the ticks that lie within the axis, each with its text; where they are too many, only every second or third.
+
+    The y axis first grows until it ends at ticks, so that it has at least two.
+    """
     axis, (low, high) = (axes.xaxis, axes.get_xlim()) if which == "x" else (axes.yaxis, axes.get_ylim())
     if which == "y":
         low = max((tick for tick in ticks if tick <= low), default=low)
@@ -139,15 +145,16 @@ def _ticks(axes: Axes, which: str, ticks: Sequence[float], text: Callable[[float
 
 
 def _chart(draw: Callable[[Axes], None], label: str) -> Markup:
-    """An SVG of the page's width and colours, its ids unlike those of any other chart."""
+    """An SVG with the width and the colours of the page. Its ids differ from those of every other chart."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=SIZE, layout="constrained")
         draw(figure.add_subplot())
         out = io.StringIO()
-        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))  # the same figures give the same SVG
         figure.savefig(out, format="svg", transparent=True, metadata=nothing)
     svg = out.getvalue()
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor").replace(FAINT, "var(--line)")
+    # matplotlib's ids are unique in one SVG only, and the page holds several.
     name = hashlib.sha256(svg.encode()).hexdigest()[:8]
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>c{name}-", svg)
     head = Markup('<svg role="img" aria-label="{}"').format(label)

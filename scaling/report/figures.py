@@ -1,4 +1,4 @@
-"""The numbers that a report is made of: a run's metrics, its scenes, and what N scenes cost with the shared part."""
+"""The numbers that a report is made of: a run's metrics, its scenes, and what N scenes cost, shared part included."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ from scaling.library.run_folder import RunFolder
 from scaling.library.summary import failed_scenes, gather
 from scaling.storage.paths import uri_of
 
-Curves = Mapping[str, Sequence[tuple[int, float]]]  # metric → (step, value), steps rising
-MOST_POINTS = 60  # measured points of a chart
+Curves = Mapping[str, Sequence[tuple[int, float]]]  # metric → (step, value), in increasing order of steps
+MOST_POINTS = 60  # measured points in a chart
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What N scenes cost in all, seconds or bytes: shared + N · each; None where it is not known.
+    """What N scenes cost in all, in seconds or bytes: shared + N · each. Either is None where it is not known.
 
-    measured: (N, total) as the library grew, its shared part included."""
+    measured: (N, total) as the library grew, shared part included.
+    """
 
     shared: float | None
     each: float | None
@@ -39,13 +40,16 @@ class Cost:
         return self.shared is not None and self.each is not None
 
     def total(self, num_scenes: float) -> float:
-        """ValueError where the formula is not known."""
+        """shared + N · each. Raises ValueError where either is not known."""
         if self.shared is None or self.each is None:
             raise ValueError("the cost is not known")
         return self.shared + num_scenes * self.each
 
     def cheaper_from(self, other: Cost) -> float | None:
-        """The number of scenes from which this costs less than `other`; None where it never does. Both are known."""
+        """The number of scenes from which on this costs less than `other`; None where it never does.
+
+        Raises ValueError where either cost is not known.
+        """
         if self.shared is None or self.each is None or other.shared is None or other.each is None:
             raise ValueError("the cost is not known")
         if self.each >= other.each:
@@ -55,9 +59,12 @@ class Cost:
 
 @dataclass(frozen=True)
 class RunFigures:
-    """One run of a report. label: its name, another one than any other run's; metrics: as metrics.json; stage: 2, or 1
-    where stage 2 has fitted nothing; rows: the stage's scenes, without planes; noted: flat settings, and numbers of
-    scenes and stores of both stages; failed: the scenes that were given up."""
+    """One run of a report.
+
+    label: its name, unique in the report; metrics: as in metrics.json; stage: the stage that is shown: 2, or 1 where
+    stage 2 has fitted nothing; rows: the scenes of that stage, without planes; noted: see `noted_settings`; failed: the
+    scenes that were given up.
+    """
 
     run: RunFolder
     library: SceneLibrary
@@ -78,13 +85,13 @@ class RunFigures:
 
     @property
     def fits_alone(self) -> bool:
-        """Whether its scenes share no planes and no autoencoder: what the method is measured against."""
+        """Whether its scenes share no planes and no autoencoder, which makes it a baseline of the method."""
         noted = self.noted
         no_decoder = noted.get("autoencoder.kind") == "super_resolution" and not noted.get("autoencoder.decoder_blocks")
         return noted.get("representation.num_base_planes") == 0 and no_decoder
 
     def psnr(self) -> dict[str, float]:
-        """Test PSNR of the scenes that have one."""
+        """Scene id → test PSNR in dB, for the scenes that have a finite one."""
         return {
             scene_id: value
             for scene_id, value in zip(self.rows["scene_id"].to_pylist(), self.rows["psnr"].to_pylist())
@@ -92,7 +99,7 @@ class RunFigures:
         }
 
     def psnr_by_category(self) -> dict[str, tuple[float, int]]:
-        """Mean test PSNR and number of scenes."""
+        """Category → mean test PSNR in dB, and the number of scenes that it is the mean of."""
         psnr, groups = self.psnr(), dict[str, list[float]]()
         for scene_id, category in zip(self.rows["scene_id"].to_pylist(), self.rows["category"].to_pylist()):
             if scene_id in psnr:
@@ -101,7 +108,10 @@ class RunFigures:
 
 
 def read_figures(run: RunFolder, label: str, curves: Curves) -> RunFigures:
-    """FileNotFoundError where the run has no library, ValueError naming a part or a config.yaml that is damaged."""
+    """Gather the figures of a run.
+
+    Raises FileNotFoundError where the run has no library, ValueError naming a part or a config.yaml that is damaged.
+    """
     metrics, table = gather(run)
     fitted = [table.filter(pc.equal(table["stage"], stage)) for stage in (1, 2)]
     stage = 2 if len(fitted[1]) else 1
@@ -116,8 +126,11 @@ def read_figures(run: RunFolder, label: str, curves: Curves) -> RunFigures:
 
 
 def noted_settings(run: RunFolder) -> dict[str, Any]:
-    """Flat settings as config.yaml notes them, those of the last stage that was started, and as `stage 1: num_scenes`
-    what else each stage was told; empty where there is no config.yaml."""
+    """The settings of stage 2 as config.yaml notes them, flat; those of stage 1 where stage 2 was not started.
+
+    `stage 1: num_scenes`, `stage 1: store` and the same keys of stage 2 hold the number of scenes and the store that
+    each stage was given. Empty where config.yaml notes no stage. Raises ValueError where config.yaml is damaged.
+    """
     noted = run.read_config()
     stages = {
         "stage1": noted.get("stage1") or run.stage1_run().read_config().get("stage1"),
@@ -126,7 +139,7 @@ def noted_settings(run: RunFolder) -> dict[str, Any]:
     last = stages["stage2"] or stages["stage1"]
     if last is None:
         return {}
-    # Over the defaults: a key that is younger than the run has the value that it had then.
+    # Keys that are newer than the run get the value that held at its time: from `as_noted`, else the default.
     settings = merge(Settings().model_dump(), as_noted(last["settings"]))
     if stages["stage2"] is None:
         del settings["stage2"]
@@ -140,8 +153,10 @@ def noted_settings(run: RunFolder) -> dict[str, Any]:
 
 
 def _stage1_seconds(run: RunFolder, table: pa.Table) -> float | None:
-    """Device seconds that the shared model took: its own scenes have them noted, a share each. None where no library
-    that holds those is known."""
+    """Device seconds that the shared model took: the sum over stage 1's scenes, each of which notes its share.
+
+    None where no library with these scenes is found, or one of them notes no seconds.
+    """
     models = set(table["shared"].to_pylist())
     trained = table
     if not pc.any(pc.equal(table["stage"], 1)).as_py():
@@ -160,7 +175,8 @@ def _seconds(shared: float | None, seconds: Sequence[float | None], each: float 
 
 
 def _measured_bytes(run: RunFolder, shared_bytes: int) -> list[tuple[int, float]]:
-    """(scenes, bytes in all) after each part of stage 2: parts, cohorts' own copies, the manifest, the shared model."""
+    """(scenes, bytes in all) after each part of stage 2: the bytes of parts, cohorts' own copies, the manifest and the
+    shared model."""
     total, seen, cohorts, points = shared_bytes + manifest_bytes(run.library.folder), set[str](), set[str](), []
     for path in run.library.parts():
         rows = read_part(path, ["scene_id", "stage", "cohort"])
@@ -178,7 +194,7 @@ def _measured_bytes(run: RunFolder, shared_bytes: int) -> list[tuple[int, float]
 
 
 def _thinned(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
-    """At most MOST_POINTS of them, at equal factors of N, the last one always."""
+    """At most MOST_POINTS of the points, at equal ratios of N; the last point is always kept."""
     if len(points) <= MOST_POINTS:
         return list(points)
     places = np.geomspace(1, len(points), MOST_POINTS).round().astype(int) - 1

@@ -1,4 +1,4 @@
-"""The report's pictures: scenes beside their truth, base planes, and what lies between two scenes; all as data URIs."""
+"""The report's pictures, as data URIs: scenes beside their true views, base planes, interpolations of two scenes."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from scaling.pictures.draw import ELEVATION, Pixels, error_image, some_test_view
 from scaling.report.figures import RunFigures
 from scaling.training.evaluate import render_views
 
-VIEWS = 3  # of a scene
-STEPS = 7  # of an interpolation, both ends among them
+VIEWS = 3  # shown of a scene
+STEPS = 7  # of an interpolation, both ends included
 MOST_BASE_PLANES = 16
-MOST_CANDIDATES = 300  # for the two ends of an interpolation
-AZIMUTH = math.radians(35.0)  # of the camera that sees an interpolation
+MOST_CANDIDATES = 300  # scenes that are compared, all pairs, to find the two ends of an interpolation
+AZIMUTH = math.radians(35.0)  # of the camera that renders an interpolation
 
 
 @dataclass(frozen=True)
 class Strip:
-    """A row of pictures. label: what they show; pictures: data URIs; run: the index of the run whose colour the label
-    has; note: below the label."""
+    """A row of pictures. label: what they show; pictures: data URIs; run: index of the run whose colour marks the
+    label, None for no mark; note: text below the label."""
 
     label: str
     pictures: Sequence[str]
@@ -42,7 +42,7 @@ class Strip:
 
 @dataclass(frozen=True)
 class Sheet:
-    """Strips below each other; heads: over their columns; notes: sentences that go with it."""
+    """Strips below each other. heads: titles of the columns; notes: sentences below the strips."""
 
     title: str
     strips: Sequence[Strip]
@@ -63,8 +63,11 @@ def _strip(label: str, images: Tensor, run: int | None = None, note: str = "") -
 
 
 def scene_sheets(runs: Sequence[RunFigures]) -> list[Sheet]:
-    """The best, the median and the worst scene by the mean of the runs' test PSNR, among the scenes that all of them
-    fitted: truth beside what each run renders, and of a single run its autoencoder and its error, too."""
+    """Sheets of the best, the median and the worst scene: the true views and the renders of each run.
+
+    Scenes are ranked by test PSNR, the mean over the runs; only scenes that every run fitted are ranked. A sheet of a
+    single run also shows the output of its autoencoder and the error of its render.
+    """
     found = [run.psnr() for run in runs]
     common = {scene_id: [of[scene_id] for of in found] for scene_id in found[0] if all(scene_id in of for of in found)}
     order = sorted(common, key=lambda scene_id: (-float(np.mean(common[scene_id])), scene_id))
@@ -76,7 +79,7 @@ def scene_sheets(runs: Sequence[RunFigures]) -> list[Sheet]:
 def _scene_sheet(runs: Sequence[RunFigures], scene_id: str, which: str) -> Sheet:
     scenes = [run.library[scene_id] for run in runs]
     views, note = _views(runs[0], scenes[0])
-    if views is None:
+    if views is None:  # the renders are shown without the truth, from around the scene
         poses, intrinsics, truth = orbit(VIEWS, 1.3), normalised_intrinsics(1.02).expand(VIEWS, 3, 3), None
     else:
         seen = some_test_views(views, VIEWS)
@@ -102,7 +105,7 @@ def _figures(scene: Scene) -> str:
 
 @torch.no_grad()
 def _checks(shared: SharedModel, truth: Tensor, rendered: Tensor) -> list[Strip]:
-    """What the autoencoder makes of the truth, and where the render is wrong."""
+    """Two strips: the truth, encoded and decoded (left out where latents are the pixels), and the render's error."""
     strips = []
     if not shared.autoencoder.is_identity:
         encoded = shared.autoencoder.encode(truth.to(shared.device))
@@ -111,7 +114,7 @@ def _checks(shared: SharedModel, truth: Tensor, rendered: Tensor) -> list[Strip]
 
 
 def _views(run: RunFigures, scene: Scene) -> tuple[SceneViews | None, str]:
-    """A scene's views; where they cannot be read, none and a sentence why."""
+    """A scene's true views and ""; where they cannot be read, None and a sentence that says why."""
     try:
         return stored_views(run.run, scene.scene_id, scene.stage, scene.shared.settings.data), ""
     except (OSError, ValueError) as error:
@@ -122,8 +125,10 @@ def _views(run: RunFigures, scene: Scene) -> tuple[SceneViews | None, str]:
 
 
 def base_plane_sheet(run: RunFigures) -> Sheet | None:
-    """The base planes that scenes use most; their features as colours by three principal components, the same for all
-    planes. None where there are none."""
+    """A sheet of the base planes that scenes use most; None where the model has no base planes.
+
+    Colours are the first three principal components of the features, the same three for all planes.
+    """
     model = run.library[_typical(run)].shared
     if not model.base_planes.numel():
         return None
@@ -132,28 +137,31 @@ def base_plane_sheet(run: RunFigures) -> Sheet | None:
     order = use.argsort(descending=True)[:MOST_BASE_PLANES].tolist()
     pixels = principal_colours(base)
     axes = model.settings.representation.plane_axes
-    # The second axis of a plane runs along its height: it points up here, as in a drawing.
+    # A plane's second axis runs along its height. Rows are flipped, so that this axis points up, as in a drawing.
     strips = [Strip(axis, [data_uri(pixels[k, p, ::-1]) for k in order]) for p, axis in enumerate(axes)]
     of = f" of {len(base)}" if len(base) > len(order) else ""
     notes = [
-        f"{len(order)}{of} base tri-planes, the most used ones first, each with its share of what coefs and the "
-        "planes' size come to. Colours are the first three principal components of the "
-        f"{base.shape[2]} features; each plane has {base.shape[3]} by {base.shape[4]} texels."
+        f"{len(order)}{of} base tri-planes, the most used ones first, each with its share of the total use. Use is the "
+        "root mean square of a plane's coefs times that of its values. Colours are the first three principal "
+        f"components of the {base.shape[2]} features; each plane has {base.shape[3]} by {base.shape[4]} texels."
     ]
     if run.rows["cohort"].null_count < len(run.rows):
-        notes.append(f"Those of the cohort of scene {_typical(run)}: each cohort fine-tunes a copy of its own.")
+        notes.append(f"These belong to the cohort of scene {_typical(run)}: each cohort fine-tunes a copy of its own.")
     heads = [f"B{k + 1}, {100 * use[k] / use.sum().clamp(min=1e-12):.0f} %" for k in order]
     return Sheet("", strips, heads, notes)
 
 
 def principal_colours(planes: Tensor) -> Pixels:
-    """[M, P, F, H, W] → [M, P, H, W, 3]: the first three principal components of the features over all texels, each
-    stretched over 98 % of its values; fewer features than three leave channels at the middle."""
+    """Colours of planes: the first three principal components of the features over all texels.
+
+    [M, P, F, H, W] → [M, P, H, W, 3], uint8. The range of a channel spans the middle 98 % of its component's values.
+    With fewer than three features the channels that are left over are 128.
+    """
     texels = planes.movedim(2, -1).reshape(-1, planes.shape[2]).double()
     centred = texels - texels.mean(0)
     axes = torch.linalg.eigh(centred.T @ centred).eigenvectors.flip(1)[:, :3]
     largest = axes.gather(0, axes.abs().argmax(0, keepdim=True))
-    values = centred @ (axes * largest.sign())  # a sign of its own would flip the colours from one machine to the next
+    values = centred @ (axes * largest.sign())  # eigh leaves signs open: fixed, colours agree between machines
     low, high = (torch.quantile(_some(values), q, dim=0) for q in (0.01, 0.99))
     values = ((values - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
     colours = torch.full((len(values), 3), 0.5, dtype=torch.float64)
@@ -163,12 +171,12 @@ def principal_colours(planes: Tensor) -> Pixels:
 
 
 def _some(values: Tensor, most: int = 1_000_000) -> Tensor:
-    """torch.quantile takes no more than 16 million numbers."""
+    """Evenly spread rows, fewer than 2 · `most`: torch.quantile takes no more than 16 million numbers."""
     return values[:: max(1, len(values) // most)]
 
 
 def _typical(run: RunFigures) -> str:
-    """A scene of median test PSNR; any where none has one."""
+    """The scene of median test PSNR; the first scene where none has a test PSNR."""
     psnr = run.psnr()
     order = sorted(psnr, key=lambda scene_id: (psnr[scene_id], scene_id))
     return order[len(order) // 2] if order else run.rows["scene_id"][0].as_py()
@@ -179,12 +187,15 @@ def _typical(run: RunFigures) -> str:
 
 @torch.no_grad()
 def interpolation_sheet(run: RunFigures) -> Sheet | None:
-    """From one scene to another in equal steps: coefs and micro planes, and coefs alone, without any micro planes. None
-    where no two scenes stand on the same model."""
+    """A sheet that goes from one scene to another in equal steps; None where no two scenes belong to the same model.
+
+    The first strip interpolates coefs and micro planes, the second one coefs alone, without any micro planes.
+    """
     ends = _ends(run)
     if ends is None:
         return None
     first, last = (run.library[scene_id] for scene_id in ends)
+    # The camera has the distance and the focal length of the true views; without these, those of the turntables.
     views, _ = _views(run, first)
     radius, focal = 1.3, 1.02
     if views is not None:
@@ -209,13 +220,15 @@ def interpolation_sheet(run: RunFigures) -> Sheet | None:
 
 
 def _between(first: SceneParams, last: SceneParams, place: float) -> SceneParams:
-    """Linear: 0 is the first scene, 1 the last. What lies between them may be where either is."""
+    """The linear interpolation of two scenes: place 0 is the first, 1 the last. Between them the hull is the union of
+    both hulls."""
     micro = torch.lerp(first.micro_planes, last.micro_planes, place)
     return SceneParams(micro, torch.lerp(first.coefs, last.coefs, place), hull_between(first, last, place))
 
 
 def _ends(run: RunFigures) -> tuple[str, str] | None:
-    """Of the better half of the scenes that share the typical scene's model, the two whose coefs differ most."""
+    """The two scenes whose coefs differ most, among the better half (by test PSNR) of the scenes that share the typical
+    scene's model. None where there are fewer than two."""
     rows = run.run.library.table(["scene_id", "stage", "psnr", "shared", "cohort", "coefs"]).to_pylist()
     rows = [row for row in rows if row["stage"] == run.stage]
     typical = next(row for row in rows if row["scene_id"] == _typical(run))

@@ -1,4 +1,4 @@
-"""The sections of a report, from its figures: what each one says, draws and lists."""
+"""The sections of a report, made from its figures: what each section says, draws and lists."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from scaling.report.tables import (
     settings_table,
 )
 
-MOST_FAILURES = 10  # listed of a run
+MOST_FAILURES = 10  # listed for each run
 TILES = (
     ("test PSNR", "psnr", lambda value: f"{decibels(value)} dB"),
     ("device time a scene", "seconds_per_scene", seconds_text),
@@ -40,7 +40,7 @@ STAGE2_CURVES = (("stage2/psnr", "mean test PSNR, dB"), ("stage2/scenes_per_hour
 
 @dataclass(frozen=True)
 class Chart:
-    """title: what it shows; svg: the picture; notes: sentences below it."""
+    """A chart. title: what it shows; svg: the picture; notes: sentences below it."""
 
     title: str
     svg: Markup
@@ -49,8 +49,11 @@ class Chart:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page; what is empty is left out. sheets: pictures; charts stand beside each other where there is
-    room, tables too."""
+    """A part of the page; its empty parts are left out.
+
+    tiles: headline numbers (name, value, text); tables: (caption, table); sheets: pictures. Charts are shown side by
+    side where there is room, and so are tables.
+    """
 
     anchor: str
     title: str
@@ -63,7 +66,7 @@ class Section:
 
 
 def report_sections(runs: Sequence[RunFigures]) -> list[Section]:
-    """In the page's order."""
+    """All sections, in the order of the page."""
     return [
         _summary(runs), _cost(runs), _quality(runs), _scenes(runs), _training(runs), _planes(runs),
         _interpolation(runs), _settings(runs), _origin(runs),
@@ -89,7 +92,7 @@ def _summary(runs: Sequence[RunFigures]) -> Section:
 
 
 def _what(run: RunFigures) -> str:
-    """The run in a sentence or two."""
+    """The run in a few sentences."""
     noted, trained, fitted = run.noted, run.metrics["stage1"]["num_scenes"], run.metrics["num_scenes"]
     told = [f"{trained:,} scenes trained the shared model."] if trained else []
     if fitted:
@@ -109,11 +112,11 @@ def _held(noted: Mapping[str, Any]) -> str:
 
 
 def _progress(run: RunFigures) -> list[str]:
-    """What is missing of a run, and what failed."""
+    """Sentences on what a run has not done yet, and on what failed."""
     asked, fitted = run.noted.get("stage 2: num_scenes"), run.metrics["num_scenes"]
     told = []
     if run.stage == 1:
-        told.append(f"{run.label}: stage 2 has fitted no scene yet; what is shown are the scenes of stage 1.")
+        told.append(f"{run.label}: stage 2 has fitted no scene yet; the scenes shown are those of stage 1.")
     elif isinstance(asked, int) and fitted + len(run.failed) < asked:
         told.append(f"{run.label}: stage 2 has fitted {fitted:,} of {asked:,} scenes so far.")
     if run.failed:
@@ -129,7 +132,7 @@ def _cost(runs: Sequence[RunFigures]) -> Section:
     section = Section(
         "cost", "Cost against the number of scenes",
         "What N scenes cost in all: total(N) = shared cost + N · cost of a scene. The shared cost is stage 1's device "
-        "time, and the bytes of the shared model. Dots are measured as the library grew, lines are the formula.",
+        "time, or the bytes of the shared model. Dots were measured as the library grew; lines are the formula.",
         notes=[*(_not_known(run) for run in runs if not run.seconds.is_known), *_alone(runs)],
     )  # fmt: skip
     charts, tables = [], []
@@ -156,18 +159,18 @@ def _not_known(run: RunFigures) -> str:
     if run.stage == 1:
         return f"{run.label}: what a further scene costs is known once stage 2 has fitted some."
     return (
-        f"{run.label}: stage 1's device time is not known, as the run that trained its shared model is not found; only "
-        "bytes are drawn."
+        f"{run.label}: the device time of stage 1 is not known, because the run that trained the shared model was not "
+        "found; only bytes are drawn."
     )
 
 
 def _alone(runs: Sequence[RunFigures]) -> list[str]:
-    """From how many scenes on a run is cheaper than one that fits every scene alone."""
+    """Sentences that say from how many scenes on each run is cheaper than a run that fits every scene alone."""
     alone = [run for run in runs if run.fits_alone]
     if not alone:
         return [
-            "What fitting every scene alone costs is not among these runs: give a run of --preset rgb_triplanes, which "
-            "shares neither planes nor an autoencoder, with one more --run, and it is drawn here too."
+            "None of these runs fits every scene alone, so there is no cost to compare with. To see one, add a run of "
+            "--preset rgb_triplanes, which shares neither planes nor an autoencoder, with one more --run."
         ]
     base, told = alone[0], [f"{alone[0].label} fits every scene alone: its scenes share no planes and no autoencoder."]
     for run in runs:
@@ -197,14 +200,14 @@ def _training(runs: Sequence[RunFigures]) -> Section:
     charts = [*_stage1_charts(runs), *_stage2_charts(runs)]
     without = [run.label for run in runs if not run.curves]
     notes = [
-        f"{', '.join(without)}: no curves, as MLflow's database beside the run folder (or the server that "
-        "MLFLOW_TRACKING_URI names) holds none of it."
+        f"{', '.join(without)}: no curves, because MLflow's database beside the run folder (or the server that "
+        "MLFLOW_TRACKING_URI names) holds none."
     ] * bool(without)
     return Section("training", "Training curves", charts=charts, notes=notes)
 
 
 def _stage1_charts(runs: Sequence[RunFigures]) -> list[Chart]:
-    """A chart for each loss of stage 1, a line for each run and phase."""
+    """One chart for each loss of stage 1, with one line for each run and phase."""
     losses: dict[str, list[tuple[int, str, Sequence[tuple[int, float]]]]] = {}
     for index, run in enumerate(runs):
         for key, points in run.curves.items():
@@ -212,6 +215,7 @@ def _stage1_charts(runs: Sequence[RunFigures]) -> list[Chart]:
             phase, _, loss = rest.partition("/")
             if stage == "stage1" and points:
                 losses.setdefault(loss, []).append((index, phase, points))
+    # Charts come in the order in which training first used the losses.
     charts = []
     for loss, found in sorted(losses.items(), key=lambda item: min(points[0][0] for _, _, points in item[1])):
         found.sort(key=lambda line: (line[0], line[2][0]))
@@ -241,9 +245,10 @@ def _stage2_charts(runs: Sequence[RunFigures]) -> list[Chart]:
 
 
 def _scenes(runs: Sequence[RunFigures]) -> Section:
-    title, intro = "Scenes", "Views that were not trained on. In the row of errors white is none, black half the range."
+    title, intro = "Scenes", "Views that were not trained on. Errors: white is none, black half the range or more."
     if len(runs) == 1:
         return Section("scenes", title, intro, sheets=scene_sheets(runs))
+    # The same id may name another scene in another store, or with another number of views.
     sources = {(run.noted.get(f"stage {run.stage}: store"), run.noted.get("data.embedded_views")) for run in runs}
     sheets = scene_sheets(runs) if len(sources) == 1 else []
     if sheets:
@@ -254,7 +259,7 @@ def _scenes(runs: Sequence[RunFigures]) -> Section:
         for run in runs
         for sheet in scene_sheets([run])
     ]
-    return Section("scenes", title, intro, sheets=each, notes=["The runs have no scene of one source in common."])
+    return Section("scenes", title, intro, sheets=each, notes=["The runs have no scene of the same source in common."])
 
 
 def _planes(runs: Sequence[RunFigures]) -> Section:
@@ -263,7 +268,7 @@ def _planes(runs: Sequence[RunFigures]) -> Section:
 
 def _interpolation(runs: Sequence[RunFigures]) -> Section:
     section = "Between two scenes"
-    return _each("between", section, runs, interpolation_sheet, "no two of its scenes stand on the same model")
+    return _each("between", section, runs, interpolation_sheet, "no two of its scenes share a model")
 
 
 def _each(
@@ -284,8 +289,8 @@ def _settings(runs: Sequence[RunFigures]) -> Section:
         return Section("settings", "Settings", notes=notes)
     table = settings_table(runs)
     if not table.rows:
-        return Section("settings", "Settings", notes=["They are the same." if len(runs) > 1 else "All are defaults."])
-    intro = "Those that differ between the runs." if len(runs) > 1 else "Those that differ from the defaults."
+        return Section("settings", "Settings", notes=["All are the same." if len(runs) > 1 else "All are defaults."])
+    intro = "Settings that differ between the runs." if len(runs) > 1 else "Settings that differ from the defaults."
     return Section("settings", "Settings", intro, tables=[("", table)])
 
 

@@ -1,4 +1,4 @@
-"""The report's tables: numbers as a reader wants them, with the values that they stand for."""
+"""The report's tables: numbers as text that is easy to read, with the full values behind them."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ import humanize
 from scaling.config import Settings, flatten
 from scaling.report.figures import Cost, RunFigures
 
-NONE = "-"  # where there is no number or setting
+NONE = "-"  # stands where there is no number or setting
 SCENE_COUNTS = (100, 1_000, 10_000, 100_000)
 
 
 @dataclass(frozen=True)
 class Cell:
-    """text: what is shown; value: the number behind it, where there is one; best: of its row."""
+    """text: what is shown; value: the number behind the text, if there is one; best: whether it is the best of its
+    row."""
 
     text: str
     value: float | None = None
@@ -29,7 +30,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """note: what the row's label means, in a few words."""
+    """A row of a table. note: what the label means, in a few words."""
 
     label: str
     cells: Sequence[Cell]
@@ -38,14 +39,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """head: over each column of cells, the corner over the labels first."""
+    """head: the title of each column; the first one stands over the labels of the rows."""
 
     head: Sequence[str]
     rows: Sequence[Row]
 
     @property
     def of_numbers(self) -> bool:
-        """Whether its columns are aligned as numbers are."""
+        """Whether the columns are aligned as numbers."""
         return any(cell.value is not None for row in self.rows for cell in row.cells)
 
 
@@ -66,7 +67,7 @@ def bytes_text(num_bytes: float) -> str:
 
 
 def _three(value: float) -> str:
-    """Some three digits."""
+    """The number with about three digits."""
     return f"{value:,.{0 if value >= 100 else 1 if value >= 10 else 2}f}"
 
 
@@ -82,7 +83,7 @@ def _share(value: float) -> str:
     return f"{value:.3f}"
 
 
-# label, path in metrics.json, form, which is best (1: the highest, -1: the lowest, 0: neither), note
+# Label, path in metrics.json, form, which value is best (1: the highest, -1: the lowest, 0: none is marked), note.
 METRIC_ROWS: tuple[tuple[str, str, Form, int, str], ...] = (
     ("scenes fitted", "num_scenes", count_text, 0, ""),
     ("scenes failed", "num_failed", count_text, 0, ""),
@@ -91,7 +92,7 @@ METRIC_ROWS: tuple[tuple[str, str, Form, int, str], ...] = (
     ("test MS-SSIM", "test.ms_ssim", _share, 1, "SSIM at several scales, as many as fit the images"),
     ("test FLIP", "test.flip", _share, -1, "the error that an eye sees; lower is better"),
     ("test LPIPS", "test.lpips", _share, -1, "lower is better"),
-    ("train PSNR, dB", "train.psnr", decibels, 0, "as many training views"),
+    ("train PSNR, dB", "train.psnr", decibels, 0, "on as many training views"),
     ("train SSIM", "train.ssim", _share, 0, ""),
     ("train MS-SSIM", "train.ms_ssim", _share, 0, ""),
     ("train FLIP", "train.flip", _share, 0, ""),
@@ -106,7 +107,7 @@ METRIC_ROWS: tuple[tuple[str, str, Form, int, str], ...] = (
         "seconds_per_scene",
         seconds_text,
         -1,
-        "stage 2: encoding to commit; stage 1: its part of the training",
+        "stage 2: from encoding to packing; stage 1: its share of the training",
     ),
     ("bytes a scene", "bytes_per_scene", bytes_text, -1, "on disk, ids and metrics included"),
     ("shared model", "shared_bytes", bytes_text, 0, "once, for all scenes"),
@@ -114,8 +115,10 @@ METRIC_ROWS: tuple[tuple[str, str, Form, int, str], ...] = (
 
 
 def metrics_table(columns: Sequence[tuple[str, Mapping[str, Any]]], compare: bool) -> Table:
-    """(head, metrics as metrics.json has them of a stage) a column; compare: the best of a row is marked. A row that no
-    column has a number for is left out."""
+    """A table of METRIC_ROWS. columns: (head, a stage's metrics as in metrics.json); compare: marks the best of a row.
+
+    A row is left out where no column has a number for it.
+    """
     rows = []
     flat = [flatten(dict(metrics)) for _, metrics in columns]
     for label, path, form, better, note in METRIC_ROWS:
@@ -126,7 +129,10 @@ def metrics_table(columns: Sequence[tuple[str, Mapping[str, Any]]], compare: boo
 
 
 def number_cells(values: Sequence[float | None], form: Form, better: int = 0) -> list[Cell]:
-    """A dash where there is no number; the best one marked where better is 1 (highest) or -1 (lowest)."""
+    """Cells of numbers, a dash where there is none.
+
+    better: marks the highest number (1) or the lowest (-1), unless all are equal; 0 marks none.
+    """
     known = [better * value for value in values if value is not None]
     return [
         Cell(NONE)
@@ -137,7 +143,7 @@ def number_cells(values: Sequence[float | None], form: Form, better: int = 0) ->
 
 
 def cost_table(labels: Sequence[str], costs: Sequence[Cost], form: Form) -> Table:
-    """What N scenes cost in all, by the formula, for each run that has one."""
+    """What N scenes cost in all, by the formula, for each run whose costs are known."""
     known = [(label, cost) for label, cost in zip(labels, costs) if cost.is_known]
     rows = [
         Row(f"{count:,} scenes", number_cells([cost.total(count) for _, cost in known], form, -1))
@@ -148,7 +154,7 @@ def cost_table(labels: Sequence[str], costs: Sequence[Cost], form: Form) -> Tabl
 
 
 def categories_table(runs: Sequence[RunFigures]) -> Table | None:
-    """Test PSNR by category, where there are several."""
+    """Test PSNR and number of scenes by category; None where there are fewer than two categories."""
     means = [run.psnr_by_category() for run in runs]
     names = sorted({name for found in means for name in found})
     if len(names) < 2:
@@ -162,8 +168,10 @@ def categories_table(runs: Sequence[RunFigures]) -> Table | None:
 
 
 def settings_table(runs: Sequence[RunFigures]) -> Table:
-    """The settings, numbers of scenes and stores that differ between the runs; of a single run those that differ from
-    the defaults, which are those of the preset `default`."""
+    """The settings, numbers of scenes and stores that differ between the runs.
+
+    For a single run: the settings that differ from the defaults, which are those of the preset `default`.
+    """
     columns = [(run.label, run.noted) for run in runs]
     if len(runs) == 1:
         known = flatten(Settings().model_dump())
@@ -182,7 +190,7 @@ def _setting_text(value: Any) -> str:
 
 
 def origin_table(runs: Sequence[RunFigures]) -> Table:
-    """Where the runs lie, on which shared model they stand, and with which commands and versions they were made."""
+    """Where the runs lie, which shared models they use, and the commands and versions that made them."""
     noted = [run.run.read_config() for run in runs]
     rows = [
         ("run folder", [str(run.run.path) for run in runs]),

@@ -1,4 +1,5 @@
-"""A report of one run, or of several side by side: one HTML file that holds all it shows and asks for nothing else."""
+"""A report of one run, or of several side by side: one self-contained HTML file, which needs no other file and no
+network."""
 
 from __future__ import annotations
 
@@ -19,9 +20,10 @@ from scaling.storage.paths import AnyPath, uri_of
 
 
 def write_report(runs: Sequence[RunFolder], curves: Sequence[Curves], out: AnyPath) -> None:
-    """Writes the page. curves: of each run, metric → (step, value): `stage1/<phase>/<loss>` over epochs, `stage2/psnr`
-    and `stage2/scenes_per_hour` over scenes; empty where none are known.
+    """Write the report of the runs to the file `out`.
 
+    curves: for each run, metric → (step, value) pairs: `stage1/<phase>/<loss>` over epochs, `stage2/psnr` and
+    `stage2/scenes_per_hour` over scenes; empty where none are known.
     Raises FileNotFoundError where a run has no library, ValueError where a run is named twice or files are damaged.
     """
     labels = run_labels(runs)
@@ -42,7 +44,8 @@ def write_report(runs: Sequence[RunFolder], curves: Sequence[Curves], out: AnyPa
 
 
 def run_labels(runs: Sequence[RunFolder]) -> list[str]:
-    """The runs' names; where two have the same one, their paths. ValueError where a run is named twice."""
+    """The names of the runs; runs that share a name are labelled by their paths. Raises ValueError where a run is named
+    twice."""
     paths = [uri_of(run.path) for run in runs]
     twice = [path for path, times in Counter(paths).items() if times > 1]
     if twice:

@@ -1,1 +1,1 @@
-"""Bytes and paths: whole files, object stores; tables, tensors, JSON and YAML from strangers."""
+"""Bytes and paths: atomic files and object stores; tables, tensors, JSON and YAML of unknown origin."""

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and errors that name the file and say what to do."""
+"""Write files atomically, whole or not at all; make errors name the file and say what to do."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # it imports pyarrow, which not every command needs
+if TYPE_CHECKING:  # paths imports pyarrow, which not every command needs
     from scaling.storage.paths import AnyPath
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
-ADVICE = {  # errors that another try does not mend, and what does
+ADVICE = {  # errno → advice, for errors that a retry does not fix
     **dict.fromkeys(FULL, "make room there, then the same command goes on where this one stopped"),
     **dict.fromkeys(
         (errno.EACCES, errno.EPERM, errno.EROFS), "give yourself the right to use it, or name another folder"
@@ -24,7 +24,7 @@ ADVICE = {  # errors that another try does not mend, and what does
 
 
 def told(error: OSError) -> str:
-    """The error in one line: where, what, and for common ones what to do."""
+    """Describe an error in one line: where, what, and for common errors what to do."""
     where = f"{error.filename}: " if error.filename is not None else ""
     what = f"{where}{error.strerror}" if error.strerror else str(error)
     return f"{what}; {ADVICE[error.errno]}" if error.errno in ADVICE else what
@@ -34,10 +34,13 @@ MAX_FILE_BYTES = 128 << 20
 
 
 def read_limited(path: AnyPath, most: int = MAX_FILE_BYTES) -> bytes:
-    """A file's bytes. ValueError with the reason where it is no plain file or has more than `most` bytes: it is not
-    read then; OSError where there is none."""
+    """Read a file's bytes.
+
+    Raises ValueError with the reason, before reading, where it is not a regular file or has more than `most` bytes;
+    OSError where it does not exist or cannot be read.
+    """
     size = path.stat().st_size
-    if not path.is_file():  # a pipe would never end
+    if not path.is_file():  # reading a pipe would never end
         raise ValueError("is no plain file")
     if size > most:
         raise ValueError(f"has {size} bytes; at most {most} are read")
@@ -45,7 +48,7 @@ def read_limited(path: AnyPath, most: int = MAX_FILE_BYTES) -> bytes:
 
 
 def replace_file(path: AnyPath, data: bytes) -> None:
-    """Writes a file in one step; one of its name that is there already is replaced. OSError names `path`."""
+    """Write a file in one step; replace an existing file of that name. Raises OSError naming `path`."""
     if not isinstance(path, Path):
         with naming(path):
             path.write_bytes(data)
@@ -53,14 +56,15 @@ def replace_file(path: AnyPath, data: bytes) -> None:
     make_folder(path.parent)
     temporary = write_beside(path, data)
     try:
-        temporary.replace(path)
+        with naming(path):  # where a folder has that name already
+            temporary.replace(path)
         sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def make_folder(path: Path) -> None:
-    """Makes a folder and those above it; their names last through a loss of power, as those of files do."""
+    """Make a folder and its missing parents. Their names survive a power loss, like those of files."""
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     path.mkdir(parents=True, exist_ok=True)
     for folder in missing:
@@ -68,7 +72,10 @@ def make_folder(path: Path) -> None:
 
 
 def write_beside(path: Path, data: bytes) -> Path:
-    """Writes and syncs a temporary file in the folder of `path`. → the file; nothing is left where that fails."""
+    """Write and sync a temporary file in the folder of `path` → the temporary file.
+
+    Raises OSError naming `path`; nothing is left behind then.
+    """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         with naming(path), temporary.open("wb") as file:
@@ -83,17 +90,17 @@ def write_beside(path: Path, data: bytes) -> Path:
 
 @contextmanager
 def naming(path: AnyPath) -> Iterator[None]:
-    """Lets an OSError name `path`: a write to a full disk names no file at all."""
+    """Make an OSError in the block name `path`: the error of a write to a full disk names no file at all."""
     try:
         yield
     except OSError as error:
-        if error.errno is None:  # an object store's
+        if error.errno is None:  # raised by an object store
             raise OSError(f"{path}: {error}") from error
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes the names in a folder last through a loss of power."""
+    """Sync a folder to disk, so that the names in it survive a power loss."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         with naming(folder):

@@ -1,19 +1,20 @@
-"""How a file becomes part of a run: whole or not at all, and never changed afterwards."""
+"""Commit files to a run: whole or not at all, and never changed afterwards."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-from scaling.storage.atomic import make_folder, replace_file, sync_folder, write_beside
+from scaling.storage.atomic import make_folder, naming, replace_file, sync_folder, write_beside
 from scaling.storage.paths import AnyPath
 
 
 def commit_file(path: AnyPath, data: bytes) -> bool:
-    """Writes a new file: temporary file, fsync, link to the final name, fsync the folder. OSError names `path`.
+    """Write a new file: temporary file, fsync, hard link to the final name, fsync of the folder.
 
-    → False where the name exists already: somebody committed it before; nothing is changed then. An object store has
-    no exclusive write, so there names must differ between writers that could meet (see `library.parts.part_name`).
+    → False, with nothing changed, where the name exists already: it was committed before. An object store has no
+    exclusive write, so there concurrent writers must use different names (see `library.parts.part_name`). Raises
+    OSError naming `path`.
     """
     if not isinstance(path, Path):
         if path.is_file():
@@ -24,7 +25,8 @@ def commit_file(path: AnyPath, data: bytes) -> bool:
     temporary = write_beside(path, data)
     try:
         try:
-            os.link(temporary, path)
+            with naming(path):
+                os.link(temporary, path)
         except FileExistsError:
             return False
         sync_folder(path.parent)

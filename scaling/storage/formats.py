@@ -1,4 +1,4 @@
-"""What all formats on disk share: a version, and names that are SHA-256 hashes."""
+"""What all formats on disk share: a format version, and names that are SHA-256 hashes."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def is_sha256(text: str) -> bool:
-    """Whether a text from a file can be a hash, and so become the name of a folder."""
+    """Whether a text from a file is a hexadecimal SHA-256, and so is safe as the name of a folder."""
     return bool(SHA256.fullmatch(text))
 
 
 def check_format(where: object, version: int, newest: int, error: type[ValueError] = ValueError) -> None:
-    """Raises `error` where a file is of a newer format than this program reads. where: names the file."""
+    """Raise `error` where a file has a newer format than this program reads. where: the file, for the message."""
     if version > newest:
-        raise error(f"{where}: format version {version}, this program reads up to {newest}: update it")
+        raise error(f"{where}: format version {version}, this program reads up to {newest}: update the program")

@@ -1,4 +1,4 @@
-"""JSON and YAML of unknown origin. Errors are ValueError and give the reason only: who asked knows the file."""
+"""Parse JSON and YAML of unknown origin. Errors are ValueError and give only the reason: the caller knows the file."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ MAX_YAML_BYTES = 256 << 10  # a hundred times what settings need; the parser tak
 
 
 def _refuse(name: str) -> Any:
-    raise ValueError(f"{name} is no number that JSON knows")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def parse_json(data: bytes | str, constant: Callable[[str], Any] = _refuse) -> Any:
-    """The value of a JSON text. constant: what NaN, Infinity and -Infinity become; by default they are refused.
+    """Parse a JSON text. constant: converts the words NaN, Infinity and -Infinity; by default they are refused.
 
-    ValueError: not valid JSON, or not UTF-8, a key that an object has twice, a whole number of thousands of digits, or
-    nested too deeply.
+    Raises ValueError where the text is not valid JSON, its bytes are not UTF-8, UTF-16 or UTF-32, an object has a key
+    twice, an integer has thousands of digits, or the nesting is too deep.
     """
     try:
         return json.loads(data, object_pairs_hook=_unique, parse_constant=constant)
@@ -46,8 +46,11 @@ class _PlainLoader(yaml.SafeLoader):
 
 
 def parse_yaml(text: bytes | str) -> Any:
-    """The value of a YAML text of plain values: no tags of Python's, and no aliases, by which a short text can stand
-    for an endless one. None for an empty text. ValueError says where it is wrong, in one line."""
+    """Parse a YAML text of plain values; None for an empty text.
+
+    Python tags are refused. So are aliases, with which a short text can stand for an endless one. Raises ValueError
+    that says in one line where the text is wrong.
+    """
     try:
         loader = _PlainLoader(text)
         try:

@@ -1,4 +1,4 @@
-"""A folder that changes while one process works on it, mirrored on a local disk where it lies in an object store."""
+"""Mirror a folder of an object store on a local disk, while one process changes the folder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from scaling.storage.paths import AnyPath, ObjectPath
 
 @contextmanager
 def mirrored(folder: AnyPath) -> Iterator[tuple[Path, Callable[[], None]]]:
-    """→ the folder as one on a disk, and a function that brings what changed in it back. One on a disk is itself."""
+    """Yield a local copy of the folder, and a function that copies changes back to the folder.
+
+    A folder on a local disk is not copied: it is yielded itself, with a function that does nothing.
+    """
     if isinstance(folder, Path):
         yield folder, lambda: None
         return
@@ -26,7 +29,7 @@ def mirrored(folder: AnyPath) -> Iterator[tuple[Path, Callable[[], None]]]:
 
 
 def _bring_back(local: Path, folder: ObjectPath) -> None:
-    """Files of checkpoints never change, so names tell what is new and what is gone."""
+    """Copy new files, remove deleted ones. Names are enough to find them: files of checkpoints never change."""
     here, there = _files(local), _files(folder)
     for name in here.keys() - there:
         into: AnyPath = folder
@@ -38,7 +41,7 @@ def _bring_back(local: Path, folder: ObjectPath) -> None:
 
 
 def _files(folder: AnyPath) -> dict[str, AnyPath]:
-    """Files below a folder, by their path in it."""
+    """Path in the folder → file, for all files below the folder."""
     start = len(folder.path if isinstance(folder, ObjectPath) else str(folder)) + 1
     found = {}
     for path in folder.rglob("*"):

@@ -1,9 +1,9 @@
-"""Parquet files of unknown origin: what is no table of plain values is refused before any of it is converted.
+"""Read Parquet files of unknown origin: only tables of plain values are accepted, and checked before conversion.
 
-A file may name Arrow extension types. pyarrow makes them while it opens the file, by code that the program registered
-for them, and ray.data's registers one whose values are pickles. So the footer is searched for such a name first.
+A file may name Arrow extension types. pyarrow creates them while it opens the file, with code that was registered for
+them; ray.data registers a type whose values are pickles. So the footer is searched for such a name first.
 
-Errors give the reason only: who asked knows the path and what to do.
+Errors give only the reason: the caller knows the path and what to do.
 """
 
 from __future__ import annotations
@@ -20,18 +20,19 @@ from pyarrow import fs
 from scaling.storage.parquet_footer import read_struct
 
 MAX_FOOTER_BYTES = 8 << 20
-MAX_FIELDS = 1024  # of the schema, nested ones among them
+MAX_FIELDS = 1024  # of the schema, nested ones included
 MAX_ROWS = 1 << 20  # of a file
 MAX_VALUES = 1 << 26  # of a column in a row group
-FREE_BYTES, MAX_GROWTH = 64 << 20, 100  # a file may unpack to so many bytes, or to so many times its own size
+FREE_BYTES, MAX_GROWTH = 64 << 20, 100  # a file may unpack to this many bytes, or to this many times its own size
 
 _EXTENSION = b"ARROW:extension:name"
 
 
 def _marks() -> list[bytes]:
-    """The key of an extension type's name as it is, and inside base64, in which the footer holds the Arrow schema.
+    """The metadata key of an extension type's name, as it is and in base64: the footer holds the schema in base64.
 
-    What base64 makes of it depends on where it starts; its first and last characters also on its neighbours.
+    The base64 form depends on the key's offset modulo 3. Its first and last characters also depend on the neighbours
+    of the key, so they are left out.
     """
     marks = [_EXTENSION]
     for offset in range(3):
@@ -44,25 +45,25 @@ _MARKS = _marks()
 
 
 def table_bytes(table: pa.Table, **options: Any) -> bytes:
-    """The table as a Parquet file; options: of `pyarrow.parquet.write_table`."""
+    """Encode a table as the bytes of a Parquet file. options: those of `pyarrow.parquet.write_table`."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, **options)
     return sink.getvalue().to_pybytes()
 
 
 class TableError(ValueError):
-    """A Parquet file that is not read; the message says why, but not which file."""
+    """A Parquet file is refused. The message gives the reason, but not the file."""
 
 
 @contextmanager
 def open_table(filesystem: fs.FileSystem, path: str) -> Iterator[pq.ParquetFile]:
-    """A Parquet file of plain values that unpacks to no absurd size; page checksums are verified as it is read.
+    """Open a Parquet file of plain values and of reasonable unpacked size; reading it verifies its page checksums.
 
-    TableError: the reason why it is not opened; FileNotFoundError where there is none.
+    Raises TableError with the reason where the file is refused, FileNotFoundError where there is none.
     """
     with _reading():
         kind = filesystem.get_file_info(path).type
-        if kind not in (fs.FileType.File, fs.FileType.NotFound):  # a pipe would never end
+        if kind not in (fs.FileType.File, fs.FileType.NotFound):  # reading a pipe would never end
             raise TableError("it is no plain file")
         source = filesystem.open_input_file(path)
     with source:
@@ -80,11 +81,11 @@ def read_columns(
     row_group: int | None = None,
     optional: Collection[str] = (),
 ) -> pa.Table:
-    """The columns that `schema` names, in its types; of one row group, or of all. Other columns do no harm.
+    """Read the columns that `schema` names, in its types, from one row group or from all. Others are ignored.
 
-    nullable: the columns that may hold nulls; lists never do. optional: nullable ones that may be missing, and are all
-    nulls then. TableError names the column that is missing, is there twice, holds nulls or is of a type that cannot be
-    converted.
+    nullable: the columns that may hold nulls; elements of lists never may. optional: nullable columns that may be
+    missing; they are then all null. Raises TableError naming the column that is missing, is there twice or holds nulls;
+    also, without a name, where a column is damaged or cannot be converted.
     """
     with _reading():
         there = []
@@ -94,7 +95,7 @@ def read_columns(
                 raise TableError(f"column {name} is {'missing' if places == 0 else f'there {places} times'}")
             there += [name] * places
         table = file.read(columns=there) if row_group is None else file.read_row_group(row_group, columns=there)
-        table.validate(full=True)  # offsets that lead out of their buffers, and text that is not UTF-8
+        table.validate(full=True)  # finds offsets that lead out of their buffers, and text that is not UTF-8
         for name in there:
             _check_nulls(name, table[name], name in nullable)
         for name in set(schema.names) - set(there):
@@ -104,7 +105,7 @@ def read_columns(
 
 @contextmanager
 def _reading() -> Iterator[None]:
-    """What pyarrow raises for wrong bytes, as TableError."""
+    """Convert what pyarrow raises for wrong bytes to TableError."""
     try:
         yield
     except (FileNotFoundError, TableError):
@@ -114,7 +115,12 @@ def _reading() -> Iterator[None]:
 
 
 def _check_footer(source: pa.NativeFile) -> None:
-    """Before pyarrow sees it: some of what a footer can say ends the process there, instead of raising an error."""
+    """Check the footer before pyarrow parses it: some footers end the process there, instead of raising an error.
+
+    Raises TableError where the file is cut short, or where its footer is damaged, is too large, names an extension type
+    or declares absurd sizes.
+    """
+    # A Parquet file ends with the footer, the footer's length (4 bytes) and the bytes PAR1.
     size = source.size()
     source.seek(max(size - 8, 0))
     end = source.read(8)
@@ -136,8 +142,10 @@ def _check_footer(source: pa.NativeFile) -> None:
 
 
 def _check_sizes(footer: dict[int, Any], num_bytes: int) -> None:
-    """Of what the file says of itself: a few bytes can stand for millions of equal values. The numbers are those of
-    the fields in Parquet's own definition (FileMetaData, RowGroup, ColumnChunk, ColumnMetaData)."""
+    """Check the sizes that the footer declares: a few bytes can stand for millions of equal values.
+
+    Keys are the field numbers of Parquet's own definition (FileMetaData, RowGroup, ColumnChunk, ColumnMetaData).
+    """
     schema, num_rows, groups = footer[2], footer[3], footer[4]
     if len(schema) > MAX_FIELDS:
         raise TableError(f"its schema has {len(schema)} fields; at most {MAX_FIELDS} are read")
@@ -154,7 +162,7 @@ def _check_sizes(footer: dict[int, Any], num_bytes: int) -> None:
 
 
 def _check_types(schema: pa.Schema) -> None:
-    """Also those that come of Parquet's own types, as UUIDs do."""
+    """Refuse extension types, also those that pyarrow makes from Parquet's own types, such as UUID."""
     for field in schema:
         if _is_extension(field.type):
             raise TableError(f"column {field.name} is of type {field.type}; only plain types are read")

@@ -1,15 +1,17 @@
-"""Thrift's compact protocol, read only: what a Parquet file's footer is written in."""
+"""Read Thrift's compact protocol, the encoding of a Parquet file's footer."""
 
 from __future__ import annotations
 
 from typing import Any
 
-_DEEPEST = 16  # of structures in structures; Parquet's have five
+_DEEPEST = 16  # levels of nested structures; Parquet has five
 
 
 def read_struct(data: bytes) -> dict[int, Any]:
-    """The structure that `data` begins with: number of a field → its value. Texts stay bytes, structures are as this
-    one. ValueError where it is cut short, nested too deeply, or none."""
+    """Read the structure at the start of `data` → {field number: value}; texts stay bytes, structures become dicts.
+
+    Raises ValueError where it is cut short, nested too deeply, or not a structure.
+    """
     try:
         return _Reader(data).struct(0)
     except IndexError:
@@ -66,7 +68,7 @@ class _Reader:
             return self.list(depth)
         if kind == 12:
             return self.struct(depth + 1)
-        raise ValueError(f"no type has the number {kind}")  # maps have: Parquet has none
+        raise ValueError(f"no type has the number {kind}")  # maps have number 11, but Parquet has no maps
 
     def list(self, depth: int) -> list[Any]:
         if depth > _DEEPEST:

@@ -1,7 +1,7 @@
-"""Runs and stores in an object store: the part of pathlib.Path that they need, over pyarrow's file systems.
+"""Paths in an object store: the part of pathlib.Path that runs and stores need, on top of pyarrow's file systems.
 
-`to_path` turns what a user names into a pathlib.Path or, where it is a URI (s3://, gs://, …), into an `ObjectPath`;
-code that handles an `AnyPath` works on both.
+`to_path` converts what a user names to a pathlib.Path or, for a URI (s3://, gs://, …), to an `ObjectPath`; code for an
+`AnyPath` works on both.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pyarrow import fs
 
 
 def open_uri(uri: str | Path) -> tuple[fs.FileSystem, str]:
-    """The file system and the path on it of a local path or of a URI that pyarrow knows (file://, s3://, gs://, …)."""
+    """Open a local path, or a URI that pyarrow knows (file://, s3://, gs://, …) → (file system, path on it)."""
     if "://" in str(uri):
         filesystem, path = fs.FileSystem.from_uri(str(uri))
         return filesystem, path.rstrip("/")
@@ -37,7 +37,8 @@ def _filesystem(root: str) -> fs.FileSystem:
 class ObjectPath:
     """A file or folder in an object store: `bucket/path` on the file system of `root` (`s3://bucket?endpoint_…`).
 
-    Names and behaves as pathlib.Path does. A write is whole or not at all; there is no exclusive one and no rename.
+    Its methods behave like those of pathlib.Path. A write is whole or not at all; there is no exclusive write and no
+    rename.
     """
 
     root: str
@@ -45,7 +46,10 @@ class ObjectPath:
 
     @classmethod
     def of(cls, uri: str) -> ObjectPath:
-        """Nothing is asked of the store yet. Raises ValueError where the URI is none that pyarrow knows."""
+        """Parse a URI, without contacting the store.
+
+        Raises ValueError where the scheme is unknown or the bucket is missing.
+        """
         scheme, _, rest = uri.partition("://")
         place, question, options = rest.partition("?")
         bucket = place.split("/")[0]
@@ -55,11 +59,11 @@ class ObjectPath:
 
     @property
     def filesystem(self) -> fs.FileSystem:
-        """pyarrow's. Raises OSError where the store does not answer."""
+        """The pyarrow file system. Raises OSError where the store does not answer."""
         return _filesystem(self.root)
 
     def as_uri(self) -> str:
-        """The URI that `of` takes."""
+        """The URI from which `of` makes this path."""
         scheme, _, rest = self.root.partition("://")
         _, question, options = rest.partition("?")
         return f"{scheme}://{self.path}{question}{options}"
@@ -94,14 +98,14 @@ class ObjectPath:
         return self._info().type == fs.FileType.Directory
 
     def stat(self) -> _Stat:
-        """Its size, as st_size. FileNotFoundError where there is no such file."""
+        """The size of the file, as st_size. Raises FileNotFoundError where there is no such file."""
         info = self._info()
         if info.type != fs.FileType.File:
             raise FileNotFoundError(2, "No such file", str(self))
         return _Stat(info.size)
 
     def read_bytes(self) -> bytes:
-        """FileNotFoundError where there is no such object."""
+        """Read the object. Raises FileNotFoundError where there is none."""
         with self.open_input() as stream:
             return stream.read()
 
@@ -109,19 +113,19 @@ class ObjectPath:
         return self.read_bytes().decode(encoding)
 
     def write_bytes(self, data: bytes) -> int:
-        """One put; readers see the old object or the new one."""
+        """Write the object in one put; readers see the old object or the new one."""
         with self.filesystem.open_output_stream(self.path) as out:
             return out.write(data)
 
     def open_input(self) -> Any:
-        """A pyarrow file to read at random places."""
+        """Open the object as a pyarrow file, for random access."""
         return self.filesystem.open_input_file(self.path)
 
     def mkdir(self, parents: bool = False, exist_ok: bool = False) -> None:
-        """Nothing: an object store has no folders but in its names."""
+        """Do nothing: an object store has folders only in its names."""
 
     def unlink(self, missing_ok: bool = False) -> None:
-        """Removes the object; where there is none, an error unless that is fine."""
+        """Remove the object. Raises OSError where there is none, unless missing_ok."""
         if missing_ok and not self.is_file():
             return
         self.filesystem.delete_file(self.path)
@@ -130,11 +134,11 @@ class ObjectPath:
         yield from self._list(recursive=False)
 
     def glob(self, pattern: str) -> Iterator[ObjectPath]:
-        """Files and folders directly in this one."""
+        """Yield the files and folders directly in this folder whose names match."""
         yield from (path for path in self._list(recursive=False) if fnmatch.fnmatchcase(path.name, pattern))
 
     def rglob(self, pattern: str) -> Iterator[ObjectPath]:
-        """Files and folders anywhere below this one."""
+        """Yield the files and folders anywhere below this folder whose names match."""
         yield from (path for path in self._list(recursive=True) if fnmatch.fnmatchcase(path.name, pattern))
 
     def _list(self, recursive: bool) -> Iterator[ObjectPath]:
@@ -155,7 +159,10 @@ AnyPath = Path | ObjectPath
 
 
 def to_path(text: str) -> AnyPath:
-    """What a user named: a local path, or the URI of a place in an object store. ValueError where it is neither."""
+    """Convert what a user names: a local path, or the URI of a place in an object store.
+
+    Raises ValueError where it is neither.
+    """
     if "://" not in text:
         return Path(text)
     if text.startswith("file://"):
@@ -164,19 +171,19 @@ def to_path(text: str) -> AnyPath:
 
 
 def uri_of(path: AnyPath) -> str:
-    """The text from which `to_path` makes this path in any process, whatever folder it runs in."""
+    """The text from which `to_path` makes this path in any process, whatever its working directory."""
     return path.as_uri() if isinstance(path, ObjectPath) else str(path.absolute())
 
 
 def file_of(path: AnyPath) -> tuple[fs.FileSystem, str]:
-    """The file system and the path on it, for pyarrow."""
+    """(file system, path on it), for pyarrow."""
     if isinstance(path, ObjectPath):
         return path.filesystem, path.path
     return fs.LocalFileSystem(), str(path)
 
 
 def remove_tree(folder: AnyPath) -> None:
-    """Removes a folder and all in it; nothing where there is none."""
+    """Remove a folder and all that it holds; do nothing where there is none."""
     if isinstance(folder, Path):
         shutil.rmtree(folder, ignore_errors=True)
     elif folder.exists():

@@ -1,6 +1,6 @@
-"""Safetensors files of unknown origin: names, types and shapes are compared before memory is taken for any tensor.
+"""Read safetensors files of unknown origin: names, types and shapes are compared before any tensor takes memory.
 
-Errors are ValueError and give the reason only: who asked knows the file and what to do.
+Errors are ValueError and give only the reason: the caller knows the file and what to do.
 """
 
 from __future__ import annotations
@@ -26,8 +26,10 @@ _DTYPES = {
 
 
 def tensor_kinds(path: AnyPath) -> dict[str, str]:
-    """What a file's header names, and no more is read: {"field.head.bias": "float32 [9]"}. ValueError where there is
-    no such file or no such header."""
+    """Read only the header of a file → type and shape of each tensor: {"field.head.bias": "float32 [9]"}.
+
+    Raises ValueError where there is no such file, or where its header is not valid.
+    """
     if not path.is_file():
         raise ValueError("no such file (weights are read from safetensors alone)")
     try:
@@ -37,17 +39,17 @@ def tensor_kinds(path: AnyPath) -> dict[str, str]:
                 raise ValueError(f"a header of {length} bytes; at most {MAX_HEADER_BYTES} are read")
             header = parse_json(stream.read(length))
         if not isinstance(header, dict):
-            raise ValueError("a header that is no object")
+            raise ValueError("the header is not a JSON object")
         return {name: _kind(name, described) for name, described in header.items() if name != "__metadata__"}
     except (OSError, ValueError) as error:
         raise ValueError(f"not readable as safetensors ({error})") from error
 
 
 def read_tensors(path: AnyPath, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a file that must hold exactly the names, types and shapes of `expected`, all numbers finite.
+    """Read the tensors of a file that must hold exactly the names, types and shapes of `expected`, all finite.
 
-    ValueError names the first tensor that is missing, unexpected, of another type or shape, or not finite, or says what
-    is wrong with the file: cut short, offsets that overlap or leave holes.
+    Raises ValueError naming the first tensor that is missing, unexpected, of another type or shape, or not finite; or
+    saying what is wrong with the file: cut short, too large, or with offsets that overlap or leave holes.
     """
     found = tensor_kinds(path)
     for kind, names in (("is missing", expected.keys() - found), ("is unexpected", found.keys() - expected)):
@@ -58,6 +60,7 @@ def read_tensors(path: AnyPath, expected: Mapping[str, Tensor]) -> dict[str, Ten
         wanted = f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
         if found[name] != wanted:
             raise ValueError(f"{name} is {found[name]:.200}, expected {wanted}")
+    # Reading takes memory for the whole file: more bytes than the tensors and a header need are refused first.
     needed = sum(tensor.numel() * tensor.element_size() for tensor in expected.values())
     if path.stat().st_size > needed + 8 + MAX_HEADER_BYTES:
         raise ValueError(f"has {path.stat().st_size} bytes, its tensors have {needed}")
@@ -69,7 +72,10 @@ def read_tensors(path: AnyPath, expected: Mapping[str, Tensor]) -> dict[str, Ten
 
 
 def load_tensors(path: AnyPath) -> dict[str, Tensor]:
-    """All tensors of a file, whatever they are. ValueError where there is no such file, or it is damaged."""
+    """Read all tensors of a file, whatever their names, types and shapes.
+
+    Raises ValueError where there is no such file, or where it is damaged.
+    """
     tensor_kinds(path)
     try:
         return load(path.read_bytes())
@@ -88,7 +94,7 @@ def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _kind(name: str, described: Any) -> str:
-    """float32 [2, 3]"""
+    """Describe a tensor of a header: "float32 [2, 3]"."""
     dtype, shape = (described.get("dtype"), described.get("shape")) if isinstance(described, dict) else (None, None)
     if not isinstance(dtype, str) or not isinstance(shape, list) or not all(isinstance(side, int) for side in shape):
         raise ValueError(f"tensor {name:.200} without a type and a shape")

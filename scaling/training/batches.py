@@ -1,4 +1,4 @@
-"""Batches put together scene by scene: random rays, whole views, or squares of views."""
+"""Batches, put together scene by scene: random rays, whole views, or squares of views."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from scaling.training.training_scene import EncodedScene, TrainingScene
 
 @dataclass(frozen=True)
 class Item:
-    """What a batch takes of a scene: the training view `view`; of a phase with rays_per_item random rays over all of
-    its views, whatever `view` is."""
+    """What a batch takes of a scene: its training view `view`, or, in a phase with rays_per_item, random rays over all
+    of its training views, whatever `view` is."""
 
     scene: TrainingScene
     view: int
@@ -26,16 +26,16 @@ class Item:
 
 
 def make_batch(shared: SharedModel, phase: Phase, items: Sequence[Item]) -> Batch:
-    """A batch of B items with what the phase's losses ask for; each item draws from its own generator.
+    """Make a batch of B items, with what the phase's losses need; each item draws from its own generator.
 
-    RuntimeError where a loss needs the latents of a scene that was not encoded.
+    Raises RuntimeError where a loss needs the latents of a scene that was not encoded.
     """
     if phase.rays_per_item:
         picks = [_random_pick(item, phase.rays_per_item) for item in items]
         return RayBatch(**vars(_camera_rays(shared, items, picks, False)), latents=_latents(items, picks))
     windows = [_window(item, phase.crop, shared.latent_size) for item in items]
     side = windows[0].side
-    noise = _noise(shared, items, side) if phase.encodes_views else None  # drawn before the samples' numbers
+    noise = _noise(shared, items, side) if phase.encodes_views else None  # drawn before the uniforms
     picks = [window.pick(item, shared.latent_size) for item, window in zip(items, windows)]
     rays = _camera_rays(shared, items, picks, whole=side == shared.latent_size)
     if not (phase.loss.rgb or phase.loss.student or phase.encodes_views):
@@ -48,7 +48,7 @@ def make_batch(shared: SharedModel, phase: Phase, items: Sequence[Item]) -> Batc
 
 
 def _random_pick(item: Item, num_rays: int) -> Tensor:
-    """Latent pixels [R] of random rays, counted over all of the scene's training views."""
+    """Random latent pixels [R], as indices over all of the scene's training views."""
     drawn = item.scene.drawn
     return drawn[torch.randint(len(drawn), (num_rays,), generator=item.generator).to(drawn.device)]
 
@@ -62,19 +62,21 @@ class Window:
     side: int
 
     def pick(self, item: Item, size: int) -> Tensor:
-        """Its latent pixels [side²], counted over all of the scene's training views, which have size² each."""
+        """Its latent pixels [side²], as indices over all of the scene's training views of size² latent pixels each."""
         side = torch.arange(self.side, device=item.scene.drawn.device)
         return (item.view * size**2 + (self.top + side)[:, None] * size + self.left + side).flatten()
 
     def image(self, item: Item, shrink: int) -> Tensor:
-        """Its pixels, [3, side · shrink, side · shrink] in [0, 1]."""
+        """Its image, [3, side · shrink, side · shrink] in [0, 1]."""
         rows, columns = (slice(first * shrink, (first + self.side) * shrink) for first in (self.top, self.left))
         return item.scene.images[item.view, :, rows, columns].float() / 255
 
 
 def _window(item: Item, crop: int | None, size: int) -> Window:
-    """The whole view, or a square of it around a pixel that shows the scene: those at edges, where there is most to
-    learn, are drawn more often."""
+    """The whole view, or a square of `crop` latent pixels a side around a random pixel that shows the scene.
+
+    Pixels at edges, where there is most to learn, are drawn more often.
+    """
     if crop is None or crop >= size:
         return Window(0, 0, size)
     drawn = item.scene.drawn
@@ -87,13 +89,13 @@ def _window(item: Item, crop: int | None, size: int) -> Window:
 
 
 def _noise(shared: SharedModel, items: Sequence[Item], side: int) -> Tensor:
-    """What the encoder samples with, [B, C, side, side]."""
+    """Normal noise with which the encoder samples, [B, C, side, side]."""
     size = (shared.autoencoder.latent_channels, side, side)
     return torch.stack([torch.randn(size, generator=item.generator) for item in items]).to(shared.device)
 
 
 def _camera_rays(shared: SharedModel, items: Sequence[Item], picks: Sequence[Tensor], whole: bool) -> CameraRays:
-    """The rays of the picked latent pixels, [R] of each scene. whole: they are all of a view's, in order."""
+    """The rays of the picked latent pixels, [R] per scene. whole: these are all pixels of one view, in order."""
     size, per_item = shared.latent_size, []
     for item, pick in zip(items, picks):
         view, pixel = pick // size**2, pick % size**2
@@ -107,7 +109,7 @@ def _camera_rays(shared: SharedModel, items: Sequence[Item], picks: Sequence[Ten
 
 
 def _latents(items: Sequence[Item], picks: Sequence[Tensor]) -> Tensor:
-    """What the picked pixels [R] of the scenes were encoded to, [B, R, C]."""
+    """Encoded latents [B, R, C] of the picked pixels, [R] per scene."""
     found = []
     for item, pick in zip(items, picks):
         if not isinstance(item.scene, EncodedScene):

@@ -1,4 +1,4 @@
-"""Metrics of a fitted scene on its test views, beside what its autoencoder and its mean image reach."""
+"""Metrics of a fitted scene on its test views, beside those of its autoencoder and of its mean image."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ VIEW_CHUNK = 8
 
 @torch.no_grad()
 def render_views(shared: SharedModel, params: SceneParams, cam2world: Tensor, intrinsics: Tensor) -> dict[str, Tensor]:
-    """Whole views of one scene: params of S = 1, cam2world [V, 4, 4], intrinsics [V, 3, 3].
+    """Render whole views of one scene: params of S = 1, cam2world [V, 4, 4], intrinsics [V, 3, 3].
 
     → images [V, 3, H, W] in [0, 1], latents [V, C, h, w] in [−1, 1], depth and opacity [V, h, w].
     """
@@ -28,8 +28,10 @@ def render_views(shared: SharedModel, params: SceneParams, cam2world: Tensor, in
 def render_planes(
     shared: SharedModel, planes: Tensor, cam2world: Tensor, intrinsics: Tensor, hull: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """As `render_views`, of a tri-plane [P, F_mic + F_mac, K, K] on the model's device, fitted or generated. hull
-    [CELLS³]: where the scene is; None: its densities alone say."""
+    """As `render_views`, of a tri-plane [P, F_mic + F_mac, K, K] on the model's device, fitted or generated.
+
+    hull [CELLS³]: where the scene is; None: its densities alone show where.
+    """
     parts: dict[str, list[Tensor]] = {"images": [], "latents": [], "depth": [], "opacity": []}
     size = shared.latent_size
     cells = shared.cells(planes[None], None if hull is None else hull[None])
@@ -49,14 +51,14 @@ def render_planes(
 
 @torch.no_grad()
 def evaluate_scene(shared: SharedModel, params: SceneParams, views: SceneViews) -> dict[str, float | None]:
-    """VIEW_METRICS per view, mean over the scene's views. The training side takes as many views as the test side.
+    """Metrics of one scene, each the mean over views. params: of S = 1; views: must include test views.
 
-    params: of S = 1. views must have test views: they are what is measured.
-
-    → psnr (dB), ssim, ms_ssim, flip, lpips (test views; lpips None where it cannot be had), the same but lpips as
-    train_psnr … and as autoencoder_psnr … (test views encoded and decoded by the pair trained together),
-    mean_image_psnr (the mean training image as the prediction of every test view), latent_psnr (rendered against
-    encoded latents); those of the autoencoder and of latents None where latents are the pixels.
+    → psnr (dB), ssim, ms_ssim, flip, lpips: on the test views; lpips None where it cannot be computed.
+    train_psnr …: all but lpips on evenly spread training views, at most as many as test views.
+    autoencoder_psnr …: all but lpips on test views encoded and decoded by the pair trained together.
+    mean_image_psnr: the mean training image as the prediction of every test view.
+    latent_psnr: rendered against encoded latents of the test views.
+    The metrics of the autoencoder and of latents are None where latents are the pixels.
     """
     test, train = list(views.test_views), list(views.train_views)
     spread = torch.linspace(0, len(train) - 1, min(len(test), len(train))).round().long()
@@ -75,6 +77,6 @@ def evaluate_scene(shared: SharedModel, params: SceneParams, views: SceneViews) 
         encoded = shared.autoencoder.encode(truth)
         decoded = shared.autoencoder.decode(encoded)
         values |= {f"autoencoder_{name}": value for name, value in view_metrics(decoded, truth).items()}
-        # Latents span [−1, 1]: halved, they are compared on the scale of images.
+        # Latents span [−1, 1], twice the range of images; halved, they are compared on the images' scale.
         values["latent_psnr"] = psnr(rendered["latents"] / 2, encoded / 2).mean().item()
     return values

@@ -1,8 +1,8 @@
-"""Mode cohort: fits scenes together and fine-tunes a copy of the shared model's base planes, field and decoder on them.
+"""Mode cohort: fit scenes together, and fine-tune a copy of the shared model's base planes, field and decoder on them.
 
-2a and 2b as stage 2 names them, but with every rate in use (paper, section on learning the remaining scenes; there one
-cohort holds all scenes). The encoder never moves. A scene whose numbers are no longer finite is left out: the epoch
-starts again without it, from the state before it.
+The phases are stage 2's 2a and 2b, but with every rate in use (paper, section on learning the remaining scenes; there
+one cohort holds all scenes). The encoder never moves. A scene whose numbers are no longer finite is left out: the epoch
+starts again without the scene, from the checkpoint before the epoch.
 """
 
 from __future__ import annotations
@@ -35,8 +35,11 @@ from scaling.training.training_scene import encode_scene, prepare_scene
 
 @dataclass(frozen=True)
 class CohortFit:
-    """shared: the cohort's own model, frozen; tuned: those of its tensors that differ from the model it started from;
-    scenes: the fitted members, in their order; left_out: members that diverged, and how."""
+    """The result of a cohort.
+
+    shared: the cohort's own model, frozen; tuned: its tensors that differ from the model that the cohort started from;
+    scenes: the fitted members, in their order; left_out: members that diverged, and how.
+    """
 
     shared: SharedModel
     tuned: dict[str, Tensor]
@@ -45,7 +48,7 @@ class CohortFit:
 
 
 class Cohort(Phases):
-    """One cohort from its start; `shared` is copied, not moved. scenes are gone through once."""
+    """One cohort at its start. `shared` is copied and does not move; `scenes` is iterated once."""
 
     def __init__(self, shared: SharedModel, shared_hash: str, scenes: Iterable[SceneViews], settings: Settings) -> None:
         own = copy.deepcopy(shared)
@@ -71,13 +74,13 @@ class Cohort(Phases):
             own.adapt_decoder()
 
     def _start_field_anew(self) -> None:
-        """As published: the field of stage 2 starts as stage 1's did, with random weights."""
+        """Give the field random weights again: as published, stage 2's field starts as stage 1's did."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream(self.settings.seed, "field").initial_seed())
             self.shared.field.load_state_dict(self.shared.new_field().state_dict())
 
     def go_on(self, on_epoch: Callable[[EpochReport], None], last: Path | None) -> None:
-        """The phases from where they stand; last: the checkpoint that they stand at, None at the start."""
+        """Go through the phases that are left. last: the checkpoint that was loaded; None at the start."""
         self.run_phases(self._enter, on_epoch, (lambda: load_optimisers(self, last)) if last else None)
 
     def _enter(self, name: str, phase: Phase) -> PhaseStep:
@@ -92,21 +95,23 @@ def fit_cohort(
     folder: Path,
     on_epoch: Callable[[EpochReport], None] | None = None,
 ) -> CohortFit:
-    """Fits the cohort, or goes on from the last epoch that `folder` holds whole; on_epoch is called after every epoch.
+    """Fit the cohort, or go on from the newest whole checkpoint in `folder`. on_epoch is called after every epoch.
 
-    scenes may make their views when they are gone through. Raises Diverged where numbers are not finite and no scene,
-    or more than half of them, is to blame; SettingsError where `folder` belongs to another job.
+    scenes may be lazy: their views may be made during the iteration. Raises Diverged where numbers are not finite and
+    no scene is to blame, or more than half of two or more scenes are; SettingsError where `folder` belongs to another
+    job.
     """
     began = time.perf_counter()
 
     def save(report: EpochReport) -> None:
-        cohort.seconds = before + time.perf_counter() - began  # encoding and epochs that were thrown away are in it
+        cohort.seconds = before + time.perf_counter() - began  # with encoding and discarded epochs
         _save(cohort, folder, report.epochs_done)
         if on_epoch is not None:
             on_epoch(report)
 
     cohort, last = _resumed(shared, shared_hash, scenes, settings, folder)
     before = cohort.seconds
+    # Scenes that diverge are dropped, and the cohort goes on from its last checkpoint, until an attempt succeeds.
     while len(cohort.dropped) < len(scenes):
         try:
             cohort.go_on(save, last)
@@ -115,7 +120,7 @@ def fit_cohort(
             known = cohort.dropped | {scene_id: str(error) for scene_id in error.scene_ids}
             if not error.scene_ids or len(known) > max(1, len(scenes) // 2):
                 raise
-        del cohort  # before the next one is built: two of them might not fit a GPU
+        del cohort  # before the next one is built: two of them might not fit into a GPU's memory
         cohort, last = _resumed(shared, shared_hash, scenes, settings, folder)
         cohort.dropped = known
     cohort.seconds = before + time.perf_counter() - began
@@ -123,20 +128,20 @@ def fit_cohort(
 
 
 def started_with(folder: Path, scene_ids: Sequence[str]) -> bool:
-    """Whether the checkpoint in `folder` is of these scenes; True where there is none."""
+    """Whether the newest whole checkpoint in `folder` is of these scenes; True where there is none."""
     last = _newest_whole(folder)
     return last is None or read_progress(last)["scene_ids"] == list(scene_ids)
 
 
 def epochs_done(folder: AnyPath) -> int:
-    """Epochs that the cohort of the checkpoints in `folder` has behind it."""
+    """Epochs done by the newest checkpoint of a cohort in `folder`; 0 without one."""
     return max((int(path.name.removeprefix("epoch-")) for path in folder.glob("epoch-*")), default=0)
 
 
 def _resumed(
     shared: SharedModel, shared_hash: str, scenes: Collection[SceneViews], settings: Settings, folder: Path
 ) -> tuple[Cohort, Path | None]:
-    """The cohort as its newest whole checkpoint has it, and that checkpoint; at its start where there is none."""
+    """The cohort as its newest whole checkpoint holds it, and that checkpoint; without one, its start and None."""
     cohort = Cohort(shared, shared_hash, scenes, settings)
     last = _newest_whole(folder)
     if last:
@@ -145,7 +150,7 @@ def _resumed(
 
 
 def _save(cohort: Cohort, folder: Path, epochs_done: int) -> None:
-    """A checkpoint becomes visible whole; the one before it stays, in case that this one is damaged later."""
+    """Save a checkpoint, visible only once it is whole. The one before it stays, in case this one is damaged later."""
     older = _checkpoints(folder)[:-1]
     writing, final = folder / ".writing", folder / f"epoch-{epochs_done:05d}"
     shutil.rmtree(writing, ignore_errors=True)
@@ -162,7 +167,7 @@ def _checkpoints(folder: Path) -> list[Path]:
 
 
 def _newest_whole(folder: Path) -> Path | None:
-    """The checkpoint to go on from. Torn ones are removed: their epochs are gone through again."""
+    """The checkpoint to go on from. Newer, torn ones are removed, and their epochs run again."""
     for path in reversed(_checkpoints(folder)):
         if fault(path) is None:
             return path

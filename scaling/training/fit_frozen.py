@@ -1,8 +1,8 @@
-"""Stage 2, mode frozen: fits scenes on top of the shared model as it is. Scenes of a batch share its cost only.
+"""Stage 2, mode frozen: fit scenes on top of the shared model as it is. Scenes of a batch share its cost only.
 
-2a fits micro planes and coefs to the encoded training views (cached once); 2b moves them through the decoder, or its
-small student, towards the training images. Loss: the sum over scenes of each scene's own mean, so that no scene touches
-another.
+2a fits micro planes and coefs to the encoded training views, which are encoded once. 2b moves them through the decoder,
+or its small student, towards the training images. The loss is the sum over scenes of each scene's own mean, so no scene
+influences another.
 """
 
 from __future__ import annotations
@@ -35,8 +35,11 @@ PHASES = ("latent", "rgb")
 
 @dataclass(frozen=True)
 class FittedScene:
-    """One scene's result: micro_planes [P, F_mic, K, K], coefs [M], its share of the batch's seconds, from encoding to
-    the last step, and what of it could not be learned (see `where_it_is_not`)."""
+    """One scene's result.
+
+    params: micro_planes [P, F_mic, K, K], coefs [M], hull [CELLS³] or None; seconds: the scene's share of the time that
+    its group took, from encoding to the last step; warning: see `where_it_is_not`, "" for most scenes.
+    """
 
     scene_id: str
     params: SceneParams
@@ -50,10 +53,11 @@ def fit_scenes(
     settings: Settings,
     on_step: Callable[[str, int, float], None] | None = None,
 ) -> list[FittedScene]:
-    """Fits S scenes together; results in the order of `scenes`.
+    """Fit S scenes together. → results in the order of `scenes`.
 
     on_step(phase, step, mean loss) is called after every step. Scenes with different numbers of training views are
-    fitted apart, as their epochs differ. A scene that diverges has params that are not finite; packing them refuses.
+    fitted in separate groups, as their epochs differ. A scene that diverges gets params that are not finite, which
+    packing refuses.
     Raises RuntimeError where a parameter of the shared model is trainable.
     """
     fit = FrozenFit(shared, settings, on_step)
@@ -68,6 +72,7 @@ def fit_scenes(
 
 
 def _fit_group(fit: FrozenFit, scenes: Sequence[SceneViews]) -> tuple[SceneParams, list[str], float]:
+    """→ the scenes' params, their warnings, and the seconds that all of them took together."""
     shared, settings = fit.shared, fit.settings
     check_ownership(shared, None)  # nothing of the shared model may move
     start = time.perf_counter()
@@ -80,26 +85,26 @@ def _fit_group(fit: FrozenFit, scenes: Sequence[SceneViews]) -> tuple[SceneParam
         if getattr(settings.stage2, name).num_epochs:
             run_phase(fit, name, ready, params)
     params = SceneParams(params.micro_planes.detach(), params.coefs.detach(), params.hull)
-    if shared.device.type == "cuda":
+    if shared.device.type == "cuda":  # kernels run asynchronously, and the clock must count them
         torch.cuda.synchronize(shared.device)
     return params, [scene.warning for scene in ready], time.perf_counter() - start
 
 
 def hulls_of(ready: Sequence[TrainingScene]) -> Tensor | None:
-    """Their visual hulls [S, CELLS³]; None where rays are sampled evenly."""
+    """Visual hulls of S scenes, [S, CELLS³]; None where rays are sampled evenly."""
     hulls = [scene.hull for scene in ready if scene.hull is not None]
     return torch.stack(hulls) if hulls else None
 
 
 def start_params(shared: SharedModel, settings: Settings, scene_ids: Sequence[str]) -> SceneParams:
-    """Where the scenes start, as stage2.start says: [S, P, F_mic, K, K] and [S, M]."""
+    """Params that the scenes start from, as stage2.start says: micro planes [S, P, F_mic, K, K] and coefs [S, M]."""
     if settings.stage2.start == "random":
         return shared.random_params([stream(settings.seed, "start", scene_id) for scene_id in scene_ids])
     return shared.start_params(len(scene_ids))
 
 
 def run_phase(fit: FrozenFit, name: str, ready: Sequence[EncodedScene], params: SceneParams) -> None:
-    """Moves params (S scenes) in place through one phase, "latent" or "rgb"."""
+    """Move params (S scenes) in place through one phase, "latent" or "rgb"."""
     phase: Stage2Phase = getattr(fit.settings.stage2, name)
     if phase.rays_per_item:
         fit_random_rays(fit, name, phase, ready, params)
@@ -110,9 +115,9 @@ def run_phase(fit: FrozenFit, name: str, ready: Sequence[EncodedScene], params: 
 def fit_views(
     fit: FrozenFit, name: str, phase: Stage2Phase, ready: Sequence[TrainingScene], params: SceneParams
 ) -> None:
-    """A whole view of every scene a step. Moves params (S scenes) in place."""
+    """Fit S scenes through a phase with one whole view of every scene a step; `params` move in place."""
     shared = fit.shared
-    decode = shared.student if phase.through == "student" else None  # without one: the decoder
+    decode = shared.student if phase.through == "student" else None  # None: the decoder
     optimiser = SceneOptimiser(params, phase.lr, together=True)
     rows = torch.arange(len(ready), device=shared.device)
     steps_per_epoch = phase.steps_per_epoch or ready[0].num_views
@@ -130,7 +135,7 @@ def fit_views(
 def _view_batches(
     fit: FrozenFit, name: str, phase: Stage2Phase, ready: Sequence[TrainingScene], steps: int
 ) -> Iterator[Batch]:
-    """Each scene goes through its views in an order of its own, again and again."""
+    """Yield a batch for each step. Each scene goes through its views in a random order of its own, again and again."""
     num_views, streams = ready[0].num_views, fit.streams(name, ready)
     for step in range(steps):
         if step % num_views == 0:

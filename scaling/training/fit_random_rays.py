@@ -1,10 +1,11 @@
-"""A frozen fit on random rays (2a): every scene has an Adam of its own and ends when it stops improving.
+"""A frozen fit on random rays (2a): every scene has an Adam of its own and, with `check_every`, its own early stopping.
 
-At the end of a fit the learning rate must fall, or its noise stays in the planes. So a scene goes at its full rate
-until a look at two training views, which it is not trained on, finds it hardly better than the best look before; then
-its rate falls to the lowest within `decay_steps` and it leaves the batch. Its training loss tells nothing, and its test
-views are not asked. In its last steps a scene is rendered from planes that are rounded as they will be stored, so that
-what is lost by rounding is made good.
+At the end of a fit the learning rate must fall, or its noise stays in the planes. So a scene trains at its full rate
+until it stops improving on two held-out training views. Then its rate falls to the lowest within `decay_steps`, and the
+scene leaves the batch. The training loss does not show when to stop, and the test views are never used for it.
+
+In its last steps a scene is rendered from planes rounded as they will be stored, so that the fit makes up for what
+rounding loses.
 """
 
 from __future__ import annotations
@@ -28,25 +29,25 @@ from scaling.training.random_ray_batches import RayTable
 from scaling.training.scene_step import SceneOptimiser, by_autograd, of_rows, scene_loss
 from scaling.training.training_scene import EncodedScene, TrainingScene
 
-HELD_OUT = 2  # training views to look at
-LEAST_VIEWS = 10  # of a scene that can spare them; with fewer it trains on all of them, for all steps
-RAYS_LOOKED_AT = 512  # of those views at most, evenly spread: in RGB space a look would cost as much as the fit
-LEAST_GAIN = 0.02  # part of its error that a scene must have lost since its best look to go on
-LOOKS = frozenset(100 << power for power in range(10))  # steps before which cells are filled from densities again
-SCALES_AGAIN = 200  # steps after which scales of rounded planes are measured again
+HELD_OUT = 2  # training views of a scene that are held out for early stopping
+LEAST_VIEWS = 10  # with fewer, a scene holds none out: it trains on all of them, for all steps
+RAYS_LOOKED_AT = 512  # held-out rays at most, evenly spread: in RGB space a look would cost as much as the fit
+LEAST_GAIN = 0.02  # part of the error that a scene must have lost since its best look to go on
+LOOKS = frozenset(100 << power for power in range(10))  # before these steps, cells are filled from densities again
+SCALES_AGAIN = 200  # steps after which the scales of rounded planes are measured again
 
 
 def fit_random_rays(
     fit: FrozenFit, name: str, phase: Stage2Phase, ready: Sequence[EncodedScene], params: SceneParams
 ) -> None:
-    """Moves params (S scenes) in place through a phase with rays_per_item."""
+    """Fit S scenes through a phase with rays_per_item; `params` move in place."""
     shared = fit.shared
     epoch_steps = phase.steps_per_epoch or ready[0].num_views
     total = phase.num_epochs * epoch_steps
     ends = Ends(shared, phase, ready, total)
     table = RayTable(shared, ends.trained)
     step_of = (CpuStep if CpuStep.serves(shared, phase) else AutogradStep)(shared, phase, table)
-    # Texels side by side, as the compiled loops read them; the caller's planes get the result at the end.
+    # Compiled loops read a texel's features side by side in memory; the caller's planes get the result at the end.
     moved = replace(params, micro_planes=texels_together(params.micro_planes.detach()), coefs=params.coefs.detach())
     optimiser = SceneOptimiser(moved, phase.lr, together=not ends.check_every)
     rounding = Rounding(moved, fit.settings.stage2.micro_dtype, round(phase.rounded_from * total))
@@ -54,6 +55,7 @@ def fit_random_rays(
     cells = Cells(shared, ready)
     draws = table.draws(fit.streams(name, ready), phase.rays_per_item or 0, total)
     for step, uniforms in enumerate(draws):
+        # While coefs stand still, `CpuStep` need not mix the base planes again.
         if step == round(phase.coefs_until * total) and len(optimiser.moving) > 1:
             optimiser.moving.pop("coefs", None)
         rows = ends.moving
@@ -70,8 +72,8 @@ def fit_random_rays(
 
 
 class AutogradStep:
-    """The losses of a step and their gradients, by autograd: any phase on any device, and what `CpuStep` must agree
-    with."""
+    """The losses of a step and their gradients, by autograd: for any phase on any device; the reference for
+    `CpuStep`."""
 
     def __init__(self, shared: SharedModel, phase: Stage2Phase, table: RayTable) -> None:
         self.shared, self.phase, self.table = shared, phase, table
@@ -79,15 +81,17 @@ class AutogradStep:
     def __call__(
         self, values: SceneParams, moving: Sequence[str], rows: Tensor, uniforms: Tensor, cells: Tensor | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """See `CpuStep`."""
+        """See `CpuStep.__call__`."""
         batch = self.table.batch(uniforms, rows, cells)
         losses, found = by_autograd(values, moving, lambda now: scene_loss(self.shared, self.phase, batch, now))
         return weighted(losses, self.phase.loss).detach(), found
 
 
 class Cells:
-    """What rays find in the boxes of the scenes, [S, CELLS³], filled from their densities again and again; none where
-    rays are sampled evenly."""
+    """The cells of S scenes (see `SharedModel.cells`), filled from the scenes' densities again and again.
+
+    table [S, CELLS³]; None where rays are sampled evenly.
+    """
 
     def __init__(self, shared: SharedModel, ready: Sequence[TrainingScene]) -> None:
         self.shared = shared
@@ -95,26 +99,26 @@ class Cells:
         self.table = torch.stack(grids) if grids else None
 
     def of(self, rows: Tensor) -> Tensor | None:
-        """Those of the scenes in `rows` [N]."""
+        """The cells [N, CELLS³] of the scenes in `rows` [N]; None where rays are sampled evenly."""
         return None if self.table is None else of_rows(self.table, rows)
 
     @torch.no_grad()
     def look(self, params: SceneParams, rows: Tensor, step: int) -> None:
-        """Where it is time: fills the cells of `rows` [N] from the scenes as they are."""
+        """Fill the cells of the scenes in `rows` [N] from the scenes as they are, if `step` is one of LOOKS."""
         if self.table is not None and step in LOOKS:
             found = self.shared.cells_of(replace(params[rows], hull=self.table[rows] > 0))
             self.table[rows] = self.table[rows] if found is None else found
 
 
 class Rounding:
-    """Micro planes of S scenes rounded as they will be stored, from a step on; floats are left as they are."""
+    """Rounds the micro planes of S scenes as they will be stored, from step `first` on; floats stay as they are."""
 
     def __init__(self, params: SceneParams, dtype: str, first: int) -> None:
         self.micro, self.dtype, self.first = params.micro_planes, dtype, first
         self.scale: Tensor | None = None
 
     def apply(self, micro: Tensor, rows: Tensor, step: int) -> Tensor:
-        """micro [N, P, F_mic, K, K] of the scenes in `rows` [N], as a render at this step takes them."""
+        """micro [N, P, F_mic, K, K] of the scenes in `rows` [N] → the planes that a render at this step takes."""
         if step < self.first or self.dtype not in LEVELS:
             return micro
         if self.scale is None:
@@ -124,19 +128,22 @@ class Rounding:
         return rounded(micro, self.scale[rows], self.dtype)
 
     def finish(self) -> None:
-        """Rounds all scenes in place, if any step was taken with rounded planes."""
+        """Round all scenes in place, if any step was taken with rounded planes."""
         if self.scale is not None:
             self.micro.copy_(rounded(self.micro, self.scale, self.dtype))
 
 
 class Ends:
-    """When scenes end. trained: what they train on; moving [N]: rows of those that have not ended."""
+    """Early stopping: when each scene ends.
+
+    trained: the scenes without their held-out rays; moving [N]: rows of the scenes that have not ended.
+    """
 
     def __init__(self, shared: SharedModel, phase: Stage2Phase, ready: Sequence[EncodedScene], total: int) -> None:
         self.shared, self.total = shared, total
         self.check_every, self.decay_steps = phase.check_every, phase.decay_steps
         if self.check_every and total <= self.check_every + self.decay_steps:
-            self.check_every = None  # too short for a look that could end anything
+            self.check_every = None  # too few steps for a look to end a scene early
         split = [_split(scene, shared.latent_size**2) for scene in ready] if self.check_every else []
         self.trained = [trained for trained, _ in split] or list(ready)
         held_out = [held for _, held in split]
@@ -144,19 +151,19 @@ class Ends:
         self.rows = list(range(len(ready)))
         self.moving = torch.arange(len(ready), device=shared.device)
         self.best = torch.full((len(ready),), torch.inf, device=shared.device)
-        # The step from which on a scene's rate falls; on the device too, which a step need not wait for then.
+        # The step at which a scene's rate begins to fall; also kept on the device, so that no step waits for a copy.
         self.falls = [total - self.decay_steps if split else 0] * len(ready)
         self.falls_there = torch.tensor(self.falls, device=shared.device)
 
     def factors(self, phase: Stage2Phase, epoch: int, step: int) -> Tensor | float:
-        """Factor on the rates of each scene that moves, [N], or of all of them where none ends before the others."""
+        """Factor on the rates: [N] for the scenes that move, or one for all where no scene ends before the others."""
         if not self.check_every:
             return lr_factor(phase, epoch, step / self.total)
         fallen = (step - self.falls_there[self.moving]).clamp(min=0)
         return lr_factors(phase, epoch, fallen / self.decay_steps)
 
     def look(self, params: SceneParams, cells: Cells, step: int) -> None:
-        """After `step` steps: at the held-out views, where it is time; those whose rates have fallen leave."""
+        """After `step` steps: check the held-out rays when it is time, and drop scenes whose rates have fallen."""
         if not self.check_every:
             return
         if self.held_out and step % self.check_every == 0:
@@ -167,6 +174,7 @@ class Ends:
 
     @torch.no_grad()
     def _end_those_that_stand(self, params: SceneParams, cells: Cells, step: int) -> None:
+        """Start the decay of scenes that no longer improve on their held-out rays."""
         at_full_rate = [row for row in self.rows if self.falls[row] > step]
         if not at_full_rate or self.held_out is None:
             return
@@ -175,7 +183,7 @@ class Ends:
         errors = (rendered(self.shared, batch, params[rows]) - batch.latents).square().mean(-1) * self.held_out.real(
             rows
         )
-        error = errors.sum(1) / self.held_out.counts[rows, 0]  # not a number, so never at its end, of one without any
+        error = errors.sum(1) / self.held_out.counts[rows, 0]  # NaN, so never stopped, without held-out rays
         stands = error > self.best[rows] * (1 - LEAST_GAIN)
         self.best[rows] = error.minimum(self.best[rows])
         self.falls_there[rows[stands]] = step
@@ -183,8 +191,10 @@ class Ends:
 
 
 def _split(scene: EncodedScene, rays_per_view: int) -> tuple[EncodedScene, EncodedScene]:
-    """The scene without the held-out views' rays, and with them alone; none are held out where that would leave little
-    to train on."""
+    """The scene without the rays of its held-out views, and the scene with at most RAYS_LOOKED_AT of those rays alone.
+
+    No view is held out where too little would be left to train on.
+    """
     held = torch.linspace(0, scene.num_views - 1, HELD_OUT + 2)[1:-1].round().long().to(scene.drawn.device)
     of_held = torch.isin(scene.drawn // rays_per_view, held)
     if scene.num_views < LEAST_VIEWS or 2 * of_held.sum() > len(scene.drawn):

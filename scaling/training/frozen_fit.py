@@ -1,4 +1,4 @@
-"""What a fit of frozen scenes is done with."""
+"""The context of a frozen fit, which its functions pass on together."""
 
 from __future__ import annotations
 
@@ -17,18 +17,21 @@ from scaling.training.training_scene import TrainingScene
 
 @dataclass(frozen=True)
 class FrozenFit:
-    """Its context. on_step(phase, step, mean loss of the scenes that still move) is called after every step."""
+    """Context of a frozen fit.
+
+    on_step(phase, step, mean loss of the scenes that still move) is called after every step.
+    """
 
     shared: SharedModel
     settings: Settings
     on_step: Callable[[str, int, float], None] | None = None
 
     def stepped(self, name: str, step: int, losses: Tensor) -> None:
-        """After a step: losses [N] of the scenes that still move."""
+        """Report a step. losses [N]: those of the scenes that still move."""
         watchdog.beat()
         if self.on_step is not None:
             self.on_step(name, step, losses.mean().item())
 
     def streams(self, name: str, ready: Sequence[TrainingScene]) -> list[torch.Generator]:
-        """Random numbers for a phase: those of a scene depend on the seed and its id alone."""
+        """A random stream per scene, for a phase; it depends on the seed, the phase and the scene's id alone."""
         return [stream(self.settings.seed, name, scene.scene_id) for scene in ready]

@@ -1,4 +1,4 @@
-"""The three losses of the paper, per item of a batch: latent, RGB, autoencoder (all mean squared errors); and the
+"""The losses, per item of a batch: the paper's latent, RGB and autoencoder losses (mean squared errors), and the
 student's."""
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from scaling.models.triplanes import SceneParams, fuse_planes, total_variation
 class CameraRays:
     """What is rendered of B scenes: R rays of each.
 
-    rays [B, R]; uniforms [B, R, U] in [0, 1), which place their samples, None: in the middle of each stratum; pixels
-    [B, R]: the pixels of a latent image that they go through, None: all h · w of whole views, in order; cells
-    [B, CELLS³] of their scenes (see `SharedModel.cells`), None where rays are sampled evenly.
+    rays [B, R]; uniforms [B, R, U] in [0, 1), which place the rays' samples, None: in the middle of each stratum;
+    pixels [B, R]: the pixels of a latent image that the rays go through, None: all h · w of whole views, in order;
+    cells [B, CELLS³] of the scenes (see `SharedModel.cells`), None where rays are sampled evenly.
     """
 
     rays: Rays
@@ -32,7 +32,7 @@ class CameraRays:
 
 @dataclass(frozen=True)
 class RayBatch(CameraRays):
-    """Rays, and the encoded latents [B, R, C] in [−1, 1] that they should show."""
+    """Random rays, or those of a view, with the encoded latents [B, R, C] in [−1, 1] that they should show."""
 
     latents: Tensor
 
@@ -42,7 +42,7 @@ class ViewBatch(CameraRays):
     """A view of each scene, or a square of it, with all of its rays.
 
     images [B, 3, H, W] in [0, 1]; noise [B, C, h, w], with which the encoder samples, None where the step does not
-    encode; latents [B, h · w, C] as encoded before, None where the step encodes or no loss asks for them.
+    encode; latents [B, h · w, C] that were encoded before, None where the step encodes or no loss needs them.
     """
 
     images: Tensor
@@ -54,12 +54,12 @@ Batch = RayBatch | ViewBatch
 
 
 def per_item(difference: Tensor) -> Tensor:
-    """Mean square of each item, [B, …] → [B]."""
+    """Mean square of each item: [B, …] → [B]."""
     return difference.square().flatten(1).mean(1)
 
 
 def pixel_error(images: Tensor, truth: Tensor) -> Tensor:
-    """MSE with RGB in [−1, 1], as the paper takes it; images come in [0, 1], hence the factor 4. → [B]."""
+    """MSE of each item with RGB in [−1, 1], as in the paper; images are in [0, 1], hence the factor 4. → [B]."""
     return 4 * per_item(images - truth)
 
 
@@ -72,9 +72,10 @@ def item_losses(
 ) -> dict[str, Tensor]:
     """The unweighted losses that `weights` asks for, each [B]. params: rows of the items' scenes, in their order.
 
-    latent ‖E(x) − z̃‖², rgb ‖x − D(z̃)‖², autoencoder ‖x − D(E(x))‖² with its divergence kl, of an image x (in [−1, 1])
-    and its rendered latents z̃; each a mean over values; student: see `student_error`. Where views are encoded, `latent`
-    moves E too. decode: D of `rgb`, latents [B, C, h, w] → images [B, 3, H, W] in [0, 1]; None: the shared model's.
+    For an image x (in [−1, 1]) and its rendered latents z̃, each a mean over values: latent ‖E(x) − z̃‖²; rgb
+    ‖x − D(z̃)‖²; autoencoder ‖x − D(E(x))‖²; kl, the divergence of E(x); student: see `student_error`. Where the step
+    encodes, `latent` moves E too. decode: D of `rgb`, latents [B, C, h, w] → images [B, 3, H, W] in [0, 1]; None: the
+    shared model's.
     """
     if isinstance(batch, RayBatch):
         return {"latent": per_item(rendered(shared, batch, params) - batch.latents)}
@@ -97,15 +98,15 @@ def item_losses(
 
 
 def rendered(shared: SharedModel, rays: CameraRays, params: SceneParams) -> Tensor:
-    """The colours [B, R, C] of a batch's rays through the scenes `params`, in [−1, 1]."""
+    """The colours [B, R, C] in [−1, 1] of a batch's rays through the scenes `params`."""
     return shared.render(params, rays.rays, rays.uniforms, rays.pixels, rays.cells).colours
 
 
 def student_error(shared: SharedModel, latents: Tensor, images: Tensor) -> Tensor:
     """How far the student S is from the decoder D on rendered latents z̃ [B, C, h, w] of images [B, 3, H, W]. → [B].
 
-    ‖S(z̃) − D(z̃)‖² + ‖(S(z) − S(z̃)) − (D(z) − D(z̃))‖², with RGB in [−1, 1] and z the encoded image: towards it stage 2
-    moves scenes, so the student must change as the decoder does on the way. D stands still.
+    ‖S(z̃) − D(z̃)‖² + ‖(S(z) − S(z̃)) − (D(z) − D(z̃))‖², with RGB in [−1, 1] and z the encoded image. Stage 2 moves a
+    scene's z̃ towards z, so S must change as D does on the way from z̃ to z. D stands still.
     """
     assert shared.student is not None
     with torch.no_grad():
@@ -117,13 +118,13 @@ def student_error(shared: SharedModel, latents: Tensor, images: Tensor) -> Tenso
 
 
 def variation(shared: SharedModel, params: SceneParams) -> Tensor:
-    """Total variation of the fused planes, summed over items; params: rows of the items' scenes. → scalar."""
+    """Total variation of the fused planes, summed over items. params: rows of the items' scenes. → scalar."""
     planes = fuse_planes(params.micro_planes, params.coefs, shared.base_planes)
     return len(planes) * total_variation(planes)
 
 
 def weighted(losses: dict[str, Tensor], weights: LossWeights, kl_weight: float = 0.0) -> Tensor:
-    """Weighted sum of item losses, [B]."""
+    """Weighted sum of the items' losses, [B]."""
     factors = {**weights.model_dump(), "kl": kl_weight}
     terms = [factors[name] * loss for name, loss in losses.items() if factors[name]]
     return torch.stack(terms).sum(0)

@@ -1,4 +1,4 @@
-"""Optimisers: Adam for the shared model, Adam by rows for the scenes' own parameters, and learning-rate schedules."""
+"""Optimisers: Adam for the shared model, row-wise Adam for the scenes' own parameters; and learning-rate schedules."""
 
 from __future__ import annotations
 
@@ -16,12 +16,18 @@ EPSILON = 1e-8
 
 
 def lr_factor(phase: Phase, epoch: int, progress: float) -> float:
-    """Factor on a phase's learning rates. epoch counts from 0; progress in [0, 1) is the part of the phase done."""
+    """Factor on a phase's learning rates: decay and milestones by epoch, times a half cosine over the phase.
+
+    epoch counts from 0; progress in [0, 1) is the part of the phase that is done.
+
+    >>> lr_factor(Phase(lr_decay=0.5, lr_cosine_to=0.5), epoch=1, progress=0.5)  # 0.5 · (0.5 + 0.5 · ½)
+    0.375
+    """
     return lr_factors(phase, epoch, torch.tensor(progress, dtype=torch.float64)).item()
 
 
 def lr_factors(phase: Phase, epoch: int, progress: Tensor) -> Tensor:
-    """The same for each of several that stand at different parts of the phase; any shape."""
+    """`lr_factor` for several scenes, each at its own part `progress` of the phase; any shape."""
     factor = phase.lr_decay**epoch
     factor *= phase.lr_milestone_factor ** sum(epoch >= milestone for milestone in phase.lr_milestones)
     lowest = phase.lr_cosine_to
@@ -29,11 +35,11 @@ def lr_factors(phase: Phase, epoch: int, progress: Tensor) -> Tensor:
 
 
 class RowAdam:
-    """Adam on a table with one row a scene, which steps only the rows of a batch.
+    """Row-wise Adam: on a table with one row per scene, it steps only the rows of a batch.
 
-    Each row has its own moments and step count, so a row moves as it would under an Adam of its own. With
-    `dense`, the published behaviour: every row steps each time, those outside the batch with a zero gradient. With
-    `together` all rows are in every batch, at one rate: a sixth of the time.
+    Every row has its own moments and step count, so a row moves as under an Adam of its own. `dense` is the published
+    behaviour: all rows step each time, those outside the batch with a zero gradient. `together`: all rows are in every
+    batch, at one rate; this takes a sixth of the time.
     """
 
     def __init__(self, table: Tensor, dense: bool = False, together: bool = False) -> None:
@@ -42,12 +48,14 @@ class RowAdam:
         self.first = torch.zeros_like(table)
         self.second = torch.zeros_like(table)
         self.steps = torch.zeros(len(table), dtype=torch.int64, device=table.device)
-        self.together = torch.zeros((), device=table.device) if together else None  # steps of all rows
+        self.together = torch.zeros((), device=table.device) if together else None  # step count of all rows
 
     @torch.no_grad()
     def step(self, rows: Tensor, grad: Tensor, lr: float | Tensor) -> None:
-        """Moves `rows` [N] (ascending, no duplicates) along their gradients [N, …]. lr: one for all, or (not `dense`)
-        one a row, [N]."""
+        """Move `rows` [N] (ascending, no duplicates) along their gradients [N, …].
+
+        lr: one rate for all rows, or one per row, [N] (not with `dense` or `together`).
+        """
         if self.dense:
             rows, grad = torch.arange(len(self.table)), torch.zeros_like(self.table).index_copy_(0, rows, grad)
         self.steps[rows] += 1
@@ -55,7 +63,7 @@ class RowAdam:
             assert len(rows) == len(self.table) and isinstance(lr, float)
             self._all_together(grad, lr)
             return
-        # In double precision: in single, 1 - 0.999 ** count loses four digits at the first steps.
+        # In double precision: in single precision, 1 - 0.999 ** count loses four digits in the first steps.
         count = self.steps[rows].double().view(-1, *[1] * (grad.dim() - 1))
         rate = lr.view(count.shape) if isinstance(lr, Tensor) else lr
         rate, correction = (rate / (1 - BETAS[0] ** count)).to(grad.dtype), (1 - BETAS[1] ** count).to(grad.dtype)
@@ -66,9 +74,9 @@ class RowAdam:
         self.table[rows], self.first[rows], self.second[rows] = table, first, second
 
     def _all_together(self, grad: Tensor, lr: float) -> None:
-        """All rows as one tensor."""
+        """Step all rows as one tensor."""
         assert self.together is not None
-        if grad.stride() != self.table.stride():  # its loop goes through memory
+        if grad.stride() != self.table.stride():  # the fused loop takes both in memory order
             grad = torch.empty_like(self.table).copy_(grad)
         adam(
             [self.table], [grad], [self.first], [self.second], [], [self.together],
@@ -78,7 +86,7 @@ class RowAdam:
 
 
 def shared_parts(shared: SharedModel) -> dict[str, list[nn.Parameter]]:
-    """Parameters of the shared model by the name of their learning rate."""
+    """Parameters of the shared model by the name of their learning rate; `decoder`: the adapted one if there is one."""
     encoder, decoder = shared.autoencoder.halves()
     if shared.decoder is not None:
         decoder = list(shared.decoder.parameters())
@@ -88,7 +96,7 @@ def shared_parts(shared: SharedModel) -> dict[str, list[nn.Parameter]]:
 
 
 def shared_optimiser(shared: SharedModel, rates: Rates) -> torch.optim.Adam | None:
-    """Makes trainable exactly the parts with a learning rate above 0, and an Adam that owns them; None without any."""
+    """Make exactly the parts with a learning rate above 0 trainable. → an Adam that owns them; None without any."""
     shared.requires_grad_(False)
     groups = []
     for name, parameters in shared_parts(shared).items():
@@ -103,7 +111,7 @@ def shared_optimiser(shared: SharedModel, rates: Rates) -> torch.optim.Adam | No
 
 
 def check_ownership(module: nn.Module, optimiser: torch.optim.Optimizer | None) -> None:
-    """Raises RuntimeError unless the trainable parameters are exactly those that the optimiser owns."""
+    """Raise RuntimeError unless the optimiser owns exactly the trainable parameters of the module, each once."""
     owned = [p for group in optimiser.param_groups for p in group["params"]] if optimiser else []
     names = {id(p): name for name, p in module.named_parameters()}
     trainable = {id(p) for p in module.parameters() if p.requires_grad}
@@ -118,6 +126,6 @@ def check_ownership(module: nn.Module, optimiser: torch.optim.Optimizer | None) 
 
 
 def set_learning_rates(optimiser: torch.optim.Adam | None, factor: float, frozen: tuple[str, ...] = ()) -> None:
-    """Scales every group's starting rate; groups named in `frozen` stand still."""
+    """Set each group's rate to its starting rate times `factor`; groups named in `frozen` stand still."""
     for group in optimiser.param_groups if optimiser else []:
         group["lr"] = 0.0 if group["name"] in frozen else group["base_lr"] * factor

@@ -1,7 +1,7 @@
-"""Phases over many scenes at once: what stage 1 and a cohort of stage 2 have in common.
+"""Phases over many scenes at once: the loop that stage 1 and a cohort of stage 2 have in common.
 
-The shared model's parts move by one Adam under data-parallel averaging; each scene's micro planes and coefs are rows of
-a table that move by an Adam of their own, on the worker that owns the scene.
+One Adam moves the shared model's parts, under data-parallel averaging. Each scene's micro planes and coefs are rows of
+a table, which a row-wise Adam moves on the worker that owns the scene.
 
     start ─► enter(phase): readies the model, makes the optimisers ◄──────────────────────────┐
                 │        (of a checkpoint: loads their states, once)                          │
@@ -37,11 +37,11 @@ from scaling.training.sampler import Entry, epoch_batches
 from scaling.training.scene_step import SceneOptimiser, by_autograd, scene_loss
 from scaling.training.training_scene import TrainingScene
 
-NEVER = torch.iinfo(torch.int64).max  # of a scene whose numbers were finite at every step
+NEVER = torch.iinfo(torch.int64).max  # the "first bad step" of a scene whose numbers were finite at every step
 
 
 class Diverged(FloatingPointError):
-    """Numbers are not finite. scene_ids: the scenes whose numbers went first; empty where that cannot be told."""
+    """Numbers are not finite. scene_ids: the scenes that diverged first; empty where no scene is to blame."""
 
     def __init__(self, scene_ids: Sequence[str], message: str) -> None:
         super().__init__(list(scene_ids), message)
@@ -49,13 +49,15 @@ class Diverged(FloatingPointError):
         self.message = message
 
     def __str__(self) -> str:
-        named = f"; first of all in scene {', '.join(self.scene_ids[:5])}" if self.scene_ids else ""
+        named = f"; first in scene {', '.join(self.scene_ids[:5])}" if self.scene_ids else ""
         return self.message + named
 
 
 class PhaseStep(nn.Module):
-    """The forward pass of one step, the module that becomes data-parallel. Per-scene parameters come as arguments,
-    so that they stay outside of the gradient averaging."""
+    """The forward pass of one step: the module that becomes data-parallel.
+
+    Per-scene parameters come as arguments, so that their gradients are not averaged.
+    """
 
     def __init__(self, shared: SharedModel, phase: Phase, kl_weight: float = 0.0) -> None:
         super().__init__()
@@ -64,8 +66,8 @@ class PhaseStep(nn.Module):
         self.kl_weight = kl_weight
 
     def forward(self, batch: Batch, micro_planes: Tensor, coefs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """micro_planes [B, P, F_mic, K, K], coefs [B, M] of the items' scenes → the weighted loss summed over items,
-        and each unweighted loss, [B]."""
+        """micro_planes [B, P, F_mic, K, K], coefs [B, M] of the items' scenes → the weighted loss, summed over items,
+        and each unweighted loss [B]."""
         params = SceneParams(micro_planes, coefs)
         total, losses = scene_loss(self.shared, self.phase, batch, params, kl_weight=self.kl_weight)
         return total, {name: loss.detach() for name, loss in losses.items()}
@@ -73,7 +75,11 @@ class PhaseStep(nn.Module):
 
 @dataclass(frozen=True)
 class EpochReport:
-    """Made after every epoch: the phase, epochs done in it and in all, mean losses over the global batches."""
+    """What is reported after every epoch.
+
+    epoch: epochs done in the phase; epochs_done, epochs_total: of all phases; losses: means over the global batches;
+    seconds: of this epoch.
+    """
 
     phase: str
     epoch: int
@@ -84,11 +90,11 @@ class EpochReport:
 
 
 class Phases:
-    """Goes through phases, in order, and can be stopped and resumed after every epoch (see checkpoint.py).
+    """Goes through phases, in order; can be stopped and resumed after every epoch (see checkpoints/state.py).
 
-    shared moves in place. scenes: those of this worker, made ready; table: their rows; buckets: the sampler's bucket of
-    every scene; identity: what a checkpoint must agree with to belong to this job; dropped: scenes that take part no
-    more, and why.
+    shared: moves in place; scenes: those of this worker, made ready; table: params of these scenes, one row each;
+    buckets: the sampler's bucket of every scene; identity: what a checkpoint must agree with to belong to this job;
+    dropped: scenes that no longer take part, and why.
     """
 
     def __init__(
@@ -115,7 +121,7 @@ class Phases:
         self.phase_index, self.epoch, self.seconds = 0, 0, 0.0
         self.dropped: dict[str, str] = {}
         self.optimiser: torch.optim.Adam | None = None
-        self.scene_optimiser = SceneOptimiser(table, Rates())  # of a phase; at first of none
+        self.scene_optimiser = SceneOptimiser(table, Rates())  # nothing moves before the first phase
 
     @property
     def at_the_end(self) -> bool:
@@ -128,15 +134,18 @@ class Phases:
         on_epoch: Callable[[EpochReport], None],
         load_optimisers: Callable[[], None] | None = None,
     ) -> None:
-        """Goes on from where `phase_index` and `epoch` stand. enter: readies the model for a phase; load_optimisers:
-        called once, when a resumed phase has made its optimisers. Raises Diverged."""
+        """Go through the epochs and phases that `phase_index` and `epoch` leave.
+
+        enter: makes the model ready for a phase; load_optimisers: called once, after a resumed phase has made its
+        optimisers. Raises Diverged where numbers are not finite.
+        """
         names = list(self.phases)
         total = sum(phase.num_epochs for phase in self.phases.values())
         while not self.at_the_end:
             name = names[self.phase_index]
             phase = self.phases[name]
             step = self._with_optimisers(enter(name, phase))
-            if load_optimisers:
+            if load_optimisers:  # their states belong to the phase of the checkpoint, the first one here
                 load_optimisers()
                 load_optimisers = None
             while self.epoch < phase.num_epochs:
@@ -144,7 +153,7 @@ class Phases:
                 losses = self._epoch(name, phase, step)
                 self.epoch += 1
                 seconds = time.perf_counter() - start
-                self.seconds += seconds * self.workers.size  # of all devices; the number of workers may change
+                self.seconds += seconds * self.workers.size  # summed over devices: the number of workers may change
                 done = sum(self.phases[before].num_epochs for before in names[: self.phase_index]) + self.epoch
                 on_epoch(EpochReport(name, self.epoch, done, total, losses, seconds))
             self.phase_index, self.epoch = self.phase_index + 1, 0
@@ -156,6 +165,7 @@ class Phases:
         return self.workers.wrap(step) if self.optimiser else step
 
     def _entries(self, phase: Phase) -> dict[int, list[Entry]]:
+        """What each bucket of this worker deals out: its scenes' views, or its scenes in a phase on random rays."""
         owned: dict[int, list[Entry]] = {}
         for scene in self.scenes:
             if scene.scene_id not in self.dropped:
@@ -165,12 +175,15 @@ class Phases:
         return owned
 
     def _epoch(self, name: str, phase: Phase, step: nn.Module) -> dict[str, float]:
+        """Take the steps of one epoch. → the mean of each unweighted loss over the global batches."""
         self._look_where_scenes_are(phase)
         entries = self._entries(phase)
         items_per_step = phase.items_per_step or len(self.scenes) - len(self.dropped)
         steps = phase.steps_per_epoch or self._one_pass(items_per_step)
         names = (self.settings.seed, name, self.epoch)
         sums: dict[str, Any] = {}
+        # The first step with numbers that are not finite: of each scene, and of a whole batch of several scenes. Both
+        # stay on the device until the epoch ends, so that no step waits for them.
         first_bad = torch.full((len(self.scenes),), NEVER, device=self.shared.device)
         whole_batch_bad = torch.full((), NEVER, device=self.shared.device)
         for index, dealt in enumerate(epoch_batches(entries, items_per_step // self.num_buckets, steps, *names)):
@@ -193,7 +206,7 @@ class Phases:
 
     @torch.no_grad()
     def _look_where_scenes_are(self, phase: Phase) -> None:
-        """Before an epoch: fills the scenes' cells from their densities, where they have any yet and move."""
+        """Fill the scenes' cells from their densities, before an epoch that renders them; not before a run's first."""
         started = self.phase_index or self.epoch
         if started and (phase.loss.latent or phase.loss.rgb or phase.loss.student):
             for row, scene in enumerate(self.scenes):
@@ -201,7 +214,7 @@ class Phases:
                 scene.cells = None if found is None else found[0]
 
     def _one_pass(self, items_per_step: int) -> int:
-        """Steps that take every training view at least once; the last ones of a short rest are views again."""
+        """Steps with as many items as all workers have training views; the last step is filled up with views again."""
         views = float(sum(scene.num_views for scene in self.scenes if scene.scene_id not in self.dropped))
         total = self.workers.sum(torch.tensor(views, device=self.shared.device)).item()
         return math.ceil(total / items_per_step)
@@ -209,10 +222,12 @@ class Phases:
     def _step(
         self, phase: Phase, step: nn.Module, items: list[Item], items_per_step: int, factor: float
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """One step. → the rows of its scenes, whether their losses and gradients were finite, and the items' losses.
+        """Take one step. → the rows of its scenes, whether their losses and gradients were finite, the items' losses.
 
-        The loss is the sum over the global batch over its size: data-parallel averages over workers, so a worker's
-        part is scaled by their number; its scenes' own gradients are scaled back."""
+        The loss is the sum over the global batch, divided by the size of that batch. Data-parallel training averages
+        gradients over workers, so each worker's part is scaled by the number of workers. The gradients of the scenes'
+        own params are not averaged, so they are scaled back.
+        """
         batch = make_batch(self.shared, phase, items)
         rows, place = torch.unique(
             torch.tensor([self.row[item.scene.scene_id] for item in items], device=self.shared.device),
@@ -227,6 +242,7 @@ class Phases:
             losses, found = by_autograd(params, moving, loss_of)
             return losses, {name: gradient / self.workers.size for name, gradient in found.items()}
 
+        # One backward pass gives all gradients: those of the scenes move them here, those of the shared model below.
         losses, gradients = self.scene_optimiser.step(rows, gradients_of, factor)
         set_learning_rates(self.optimiser, factor, ("field",) if self._field_stands(phase) else ())
         if self.optimiser:
@@ -243,10 +259,10 @@ class Phases:
         return phase.field_frozen_from_epoch is not None and self.epoch >= phase.field_frozen_from_epoch
 
     def _check(self, name: str, losses: dict[str, float], first_bad: Tensor, whole_batch_bad: int) -> None:
-        """Raises Diverged where a loss, a scene's gradients or a shared parameter is not finite.
+        """Raise Diverged where a loss, a scene's gradients or a shared parameter is not finite.
 
-        The scenes of the first such step are to blame, as those of later steps may have caught it through the shared
-        model; no scene is where that step's whole batch went at once, for then it was the shared model.
+        The scenes of the first such step are to blame; those of later steps may have caught it through the shared
+        model. No scene is to blame where all scenes of that step's batch diverged at once: then the shared model did.
         """
         worst = first_bad.min() if len(first_bad) else first_bad.new_tensor(NEVER)
         earliest = int(self.workers.smallest(worst))

@@ -1,4 +1,4 @@
-"""The processes that train together, seen from one of them. One process is the default."""
+"""The processes that train together, seen from one of them. The default is one process."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def _unchanged(module: nn.Module) -> nn.Module:
 
 @dataclass(frozen=True)
 class Workers:
-    """rank and size of the group, this process's device, and how a module becomes data-parallel."""
+    """rank and size of the group, this process's device, and how a module becomes data-parallel (`wrap`)."""
 
     rank: int = 0
     size: int = 1
@@ -31,7 +31,7 @@ class Workers:
         return tensor
 
     def smallest(self, number: Tensor) -> Tensor:
-        """The smallest of all workers' numbers; every worker must call it."""
+        """The element-wise minimum over all workers, a new tensor of the same shape; every worker must call it."""
         number = number.clone()
         if self.size > 1:
             dist.all_reduce(number, op=dist.ReduceOp.MIN)

@@ -1,9 +1,9 @@
-"""The rays of several scenes in one table: a step takes its random rays of all of them by one look-up.
+"""The rays of several scenes in one table: a step takes random rays of all scenes by one look-up.
 
-The same batches could be put together from `TrainingScene`s, scene by scene, as `make_batch` does for whole views. A
-frozen fit takes thousands of steps of a few dozen rays from each of many scenes; there the table is what keeps Python,
-and on a GPU the launches and copies of every scene, out of the step. Rays are made when they are drawn: a fit draws a
-part of the half million that a scene has.
+`make_batch` could put the same batches together scene by scene, as it does for whole views. But a frozen fit takes
+thousands of steps of a few dozen rays from each of many scenes. The table keeps Python loops over scenes, and on a GPU
+the launches and copies of every scene, out of these steps. Rays are made only when they are drawn: a fit draws a part
+of the half million that a scene has.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ STEPS_PER_DRAW = 64  # steps whose random numbers are drawn, and copied to the d
 
 
 class RayTable:
-    """scenes: of the same number of views."""
+    """The training rays of S scenes, which must have equally many views."""
 
     def __init__(self, shared: SharedModel, scenes: Sequence[EncodedScene]) -> None:
         self.uniforms_per_ray = shared.renderer.uniforms_per_ray
@@ -36,24 +36,29 @@ class RayTable:
         self.intrinsics = torch.stack([scene.intrinsics for scene in scenes])
 
     def batch(self, uniforms: Tensor, rows: Tensor, cells: Tensor | None) -> RayBatch:
-        """A ray for each row of uniforms [N, R, 1 + uniforms_per_ray] in [0, 1), whose first number chooses it, of the
-        scenes in `rows` [N], whose cells are [N, CELLS³]."""
-        # A number just below 1 times a large count may round up to it.
+        """Random rays of the scenes in `rows` [N], whose cells are [N, CELLS³].
+
+        uniforms [N, R, 1 + uniforms_per_ray] in [0, 1): the first number of each ray chooses the ray, the others place
+        its samples.
+        """
+        # Rounding may turn a number just below 1, times a large count, into the count itself.
         counts = self.counts[rows]
         place = (uniforms[..., 0] * counts).long().minimum(counts - 1)
         return self._look_up(rows[:, None], self.drawn[rows[:, None], place], uniforms[..., 1:], cells)
 
     def every_ray(self, rows: Tensor, cells: Tensor | None) -> RayBatch:
-        """All rays of the scenes in `rows` [N], without random numbers. Not all of them are `real`."""
+        """All rays of the scenes in `rows` [N], without random numbers; rays that are not `real` are padding."""
         return self._look_up(rows[:, None], self.drawn[rows], None, cells)
 
     def real(self, rows: Tensor) -> Tensor:
-        """Which places of the table hold rays of the scenes in `rows` [N]. [N, places], bool."""
+        """Which places of the table hold rays, and not padding, for the scenes in `rows` [N]. → [N, places] (bool)."""
         return torch.arange(self.drawn.shape[1], device=rows.device) < self.counts[rows]
 
     def draws(self, streams: Sequence[torch.Generator], rays_per_item: int, steps: int) -> Iterator[Tensor]:
-        """The numbers of `steps` batches, [S, rays_per_item, 1 + uniforms_per_ray] of all scenes; what one gets depends
-        on its own stream alone."""
+        """Yield the random numbers of `steps` batches, each [S, rays_per_item, 1 + uniforms_per_ray] for all scenes.
+
+        The numbers of a scene depend on its own stream alone.
+        """
         for start in range(0, steps, STEPS_PER_DRAW):
             size = (min(STEPS_PER_DRAW, steps - start), rays_per_item, 1 + self.uniforms_per_ray)
             drawn = torch.stack([torch.rand(size, generator=stream) for stream in streams], 1)

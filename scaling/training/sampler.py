@@ -1,4 +1,4 @@
-"""Which scenes and views a step takes: equally many from each scene bucket, whatever the workers."""
+"""Which scenes and views a step takes: equally many from each scene bucket, whatever the number of workers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Entry = tuple[str, int]  # scene id, and the view where items are whole views
 
 
 def bucket_of(scene_ids: Sequence[str], num_buckets: int) -> dict[str, int]:
-    """The bucket of each scene: dealt in turn, so buckets differ by one scene at most.
+    """The bucket of each scene. Scenes are dealt in turn, so buckets differ by at most one scene.
 
     Raises SettingsError where there are fewer scenes than buckets.
     """
@@ -28,10 +28,10 @@ def bucket_of(scene_ids: Sequence[str], num_buckets: int) -> dict[str, int]:
 def epoch_batches(
     buckets: dict[int, list[Entry]], per_bucket: int, steps: int, *names: object
 ) -> Iterator[list[tuple[int, Entry]]]:
-    """Steps of one epoch: from each given bucket `per_bucket` entries, as (place in the global batch, entry).
+    """Yield one epoch's steps: `per_bucket` entries from each given bucket, as (place in the global batch, entry).
 
-    A bucket is dealt out in random order and shuffled again when it runs out. The order depends on the names and
-    the bucket alone, so a worker that holds some of the buckets sees its part of the global batch.
+    A bucket is dealt out in random order and shuffled again when it runs out. The order depends on `names` and the
+    bucket alone, so a worker that holds some of the buckets sees its part of the same global batch.
     """
     queues = {bucket: _deal(entries, names, bucket) for bucket, entries in buckets.items()}
     for _ in range(steps):

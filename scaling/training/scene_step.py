@@ -1,4 +1,4 @@
-"""One step of scenes' own parameters, as all fits take it: values → losses and gradients → Adam, row by row."""
+"""One step of the scenes' own parameters, which every fit takes: values → losses and gradients → row-wise Adam."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from scaling.training.losses import Batch, item_losses, variation, weighted
 from scaling.training.optim import RowAdam
 
 Told = TypeVar("Told")
-# Params of N scenes, and the names of what moves of them → what is told of the losses, and a gradient for each name. A
+# Params of N scenes, and the names of those that move → what is reported of the losses, and a gradient for each name. A
 # name is left out where the loss does not depend on it.
 Gradients = Callable[[SceneParams, Sequence[str]], tuple[Told, dict[str, Tensor]]]
 
 
 class SceneOptimiser:
-    """Moves micro planes and coefs of S scenes in place; what has a rate of 0, or no numbers, stands still.
+    """Moves micro planes and coefs of S scenes in place; a part with a rate of 0, or without numbers, stands still.
 
-    table: of S scenes; dense, together: see `RowAdam`. moving: name → the Adam of each of the two that moves.
+    table: params of S scenes; dense, together: see `RowAdam`; moving: name of each part that moves → its Adam.
     """
 
     def __init__(self, table: SceneParams, rates: Rates, dense: bool = False, together: bool = False) -> None:
@@ -41,10 +41,10 @@ class SceneOptimiser:
         factor: float | Tensor,
         seen_as: Callable[[Tensor], Tensor] | None = None,
     ) -> tuple[Told, dict[str, Tensor]]:
-        """One step of the scenes in `rows` [N], ascending. → what is told, and the gradients that moved them.
+        """Take one step of the scenes in `rows` [N], ascending. → what is reported, and the gradients that moved them.
 
-        factor: on the rates, one for all scenes or [N]. seen_as: micro planes [N, …] → what a loss sees of them; the
-        gradient there moves the planes themselves (it passes straight through).
+        factor: on the rates, one for all scenes or [N]; seen_as: micro planes [N, …] → what the loss sees of them. The
+        gradient in what the loss sees moves the planes themselves (straight-through gradient).
         """
         micro, coefs = of_rows(self.table.micro_planes, rows), of_rows(self.table.coefs, rows)
         seen = SceneParams(micro if seen_as is None else seen_as(micro), coefs)
@@ -55,15 +55,17 @@ class SceneOptimiser:
 
 
 def of_rows(table: Tensor, rows: Tensor) -> Tensor:
-    """table[rows] for ascending rows [N]: where those are all rows, the table itself, as copies take time."""
+    """table[rows] for ascending rows [N]. Where `rows` are all rows: the table itself, as a copy takes time."""
     return table if len(rows) == len(table) else table[rows]
 
 
 def by_autograd(
     values: SceneParams, moving: Sequence[str], loss_of: Callable[[SceneParams], tuple[Tensor, Told]]
 ) -> tuple[Told, dict[str, Tensor]]:
-    """`Gradients` of any loss. loss_of: params → the loss [], whose backward pass reaches what else is trainable too,
-    and what to tell of it."""
+    """`Gradients` of any loss, by autograd. loss_of: params → the loss [], and what to report of it.
+
+    The backward pass also fills the gradients of everything else that is trainable.
+    """
     leaves = {"micro_planes": values.micro_planes.detach(), "coefs": values.coefs.detach()}
     for name in moving:
         leaves[name].requires_grad_()
@@ -81,8 +83,10 @@ def scene_loss(
     decode: Callable[[Tensor], Tensor] | None = None,
     kl_weight: float = 0.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The weighted loss of a batch of B items, total variation included, summed over them, and each unweighted loss
-    [B]. params: of the items' scenes; decode: see `item_losses`."""
+    """The weighted loss of a batch, summed over its B items, with total variation; and each unweighted loss [B].
+
+    params: of the items' scenes, in their order; decode: see `item_losses`.
+    """
     losses = item_losses(shared, phase.loss, batch, params, decode)
     total = weighted(losses, phase.loss, kl_weight).sum()
     if phase.tv_weight:

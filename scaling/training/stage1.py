@@ -1,9 +1,9 @@
-"""Stage 1: trains the shared model on the first scenes, one worker's view of it.
+"""Stage 1: train the shared model on the first scenes, as one worker does it.
 
-Phases: `autoencoder` (0, from scratch only), `warmup` (1a, on cached latents), `joint` (1b, everything), `adapt`
-(1c, a copy of the decoder learns rendered latents), `distil` (1d, a small student learns that decoder). The shared
-model's gradients are averaged over workers; a scene's micro planes and coefs belong to the worker that owns its bucket
-and are never synchronised.
+Phases: `autoencoder` (0, only where it is trained from scratch), `warmup` (1a, on cached latents), `joint` (1b,
+everything), `adapt` (1c, a copy of the decoder learns rendered latents), `distil` (1d, a small student learns that
+decoder). The shared model's gradients are averaged over workers. A scene's micro planes and coefs belong to the worker
+that owns its bucket and are never synchronised.
 """
 
 from __future__ import annotations
@@ -34,13 +34,17 @@ PHASES = ("autoencoder", "warmup", "joint", "adapt", "distil")
 
 
 def active_phases(settings: Settings) -> list[str]:
-    """Phases that a run goes through, in order."""
+    """Names of the phases that a run goes through, in order."""
     phases = [name for name in PHASES if getattr(settings.stage1, name).num_epochs]
     return phases if settings.autoencoder.trains_first else [name for name in phases if name != "autoencoder"]
 
 
 class Stage1(Phases):
-    """scene_ids: all scenes of the stage, in order; scenes: those that this worker owns."""
+    """Stage 1's phases on one worker.
+
+    scene_ids: all scenes of the stage, in order; scenes: those that this worker owns; bounds [2, 3]: the cuboid around
+    all scenes, where it has been measured (see `set_box`).
+    """
 
     def __init__(
         self,
@@ -51,7 +55,7 @@ class Stage1(Phases):
         bounds: Tensor | None = None,
     ) -> None:
         workers = workers or Workers()
-        torch.manual_seed(settings.seed)  # initial weights of the shared model, alike on every worker
+        torch.manual_seed(settings.seed)  # every worker starts with the same weights of the shared model
         shared = SharedModel(settings).to(workers.device)
         self.scene_ids = list(scene_ids)
         self.views = list(scenes)
@@ -70,24 +74,25 @@ class Stage1(Phases):
         )
 
     def run(self, on_epoch: Callable[[EpochReport], None], resume: Path | None = None) -> None:
-        """All phases, from the start or from the checkpoint folder `resume`, then the statistics for stage 2.
+        """Go through all phases, from the start or from the checkpoint folder `resume`.
 
-        on_epoch is called after every epoch and may call `save`. Raises SettingsError where the checkpoint belongs to
-        another job, Diverged where numbers are no longer finite.
+        Then gather the statistics for stage 2. on_epoch is called after every epoch and may call `save`. Raises
+        SettingsError where the checkpoint belongs to another job, Diverged where numbers are no longer finite.
         """
         if resume:
             load_checkpoint(self, resume)
             if self.at_the_end:
-                return  # the statistics too are in the checkpoint
+                return  # the checkpoint already holds the statistics
         self.run_phases(self._enter, on_epoch, (lambda: load_optimisers(self, resume)) if resume else None)
         self._finish()
 
     def save(self, folder: Path) -> None:
-        """Writes this worker's part of a checkpoint: its scenes, and on rank 0 the shared model."""
+        """Write this worker's part of a checkpoint: its scenes, and on rank 0 the shared model."""
         save_checkpoint(self, folder)
 
     def _enter(self, name: str, phase: Phase) -> PhaseStep:
-        """Readies the shared model and the caches for a phase."""
+        """Make the shared model and the caches ready for a phase."""
+        # The first phase on latents fixes their scale, on the autoencoder as phase 0 left it; a resume loads the scale.
         first_on_latents = next((p for p in self.phases if p != "autoencoder"), None)
         if name == first_on_latents and not self.epoch:
             self._derive_scale()
@@ -97,7 +102,7 @@ class Stage1(Phases):
         if name == "adapt":
             self.shared.adapt_decoder()
         if name == "distil" and self.shared.student is None:
-            with torch.random.fork_rng(devices=[]):  # the same weights whatever was drawn before, as after a resume
+            with torch.random.fork_rng(devices=[]):  # the same weights whatever was drawn before, also after a resume
                 torch.manual_seed(stream(self.settings.seed, "student").initial_seed())
                 self.shared.add_student()
         if phase.loss.latent and not phase.encodes_views:
@@ -105,7 +110,7 @@ class Stage1(Phases):
         return PhaseStep(self.shared, phase, self.settings.autoencoder.kl_weight if name == "autoencoder" else 0.0)
 
     def _derive_scale(self) -> None:
-        """The scale of the latents' normalisation, measured once, on the autoencoder that the scenes start from."""
+        """Measure the scale of the latents' normalisation, once, on the autoencoder that the scenes start from."""
         autoencoder = self.shared.autoencoder
         if isinstance(autoencoder, NormalisedAutoencoder) and self.settings.autoencoder.latent_scale is None:
             sums = torch.zeros(3, dtype=torch.float64, device=self.shared.device)
@@ -118,7 +123,7 @@ class Stage1(Phases):
             autoencoder.latent_scale.fill_(TARGET_STD / std)
 
     def _update_background(self) -> None:
-        """Derives the background again from the autoencoder as it stands."""
+        """Derive the background again, from the autoencoder as it stands now."""
         shared = self.shared
         if shared.background.dim() == 1:
             background = shared.autoencoder.background(self.settings.data.image_size, shared.device)
@@ -127,7 +132,7 @@ class Stage1(Phases):
         shared.background.copy_(background)
 
     def _finish(self) -> None:
-        """Derives the background for stage 2 and gathers the statistics that its scenes start from."""
+        """Derive the background for stage 2, and gather the statistics that its scenes start from."""
         self._update_background()
         coefs, micro = self.table.coefs, self.table.micro_planes
         ones = torch.tensor([float(len(coefs)), float(micro.numel())], device=self.shared.device)
@@ -149,7 +154,7 @@ class Stage1(Phases):
 
 
 def check_workers(settings: Settings, num_workers: int) -> None:
-    """Raises SettingsError where a worker would have no scene bucket of its own."""
+    """Raise SettingsError where a worker would have no scene bucket of its own."""
     if num_workers > settings.stage1.num_buckets:
         raise SettingsError(
             f"{num_workers} workers for stage1.num_buckets = {settings.stage1.num_buckets}: "

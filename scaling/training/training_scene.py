@@ -1,4 +1,4 @@
-"""A scene made ready for training: its training views, where it is, which rays are worth drawing, encoded latents."""
+"""A scene made ready for training: its training views, its visual hull, the rays worth drawing, encoded latents."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from scaling.models.box import CELLS
 from scaling.models.shared_model import SharedModel
 from scaling.training.measure.visual_hull import dilated, pooled, silhouettes, visual_hull
 
-# Views encoded at once: as many as stay in a core's cache, or as keep a GPU busy. With channels last, convolutions at
-# growing widths read memory in order: 12.5 ms a view against 22 (32 at once, channels first) on a CPU.
+# Views encoded at once: as many as fit into a core's cache, or as keep a GPU busy. With channels last, convolutions of
+# growing width read memory in order: 12.5 ms a view on a CPU, against 22 ms (32 views at once, channels first).
 ENCODE_CHUNK = {"cpu": 4}
 ENCODE_CHUNK_ELSEWHERE = 64
 
 
-EDGE = 64  # of 255: difference of brightness between neighbours, in one channel, that makes an edge
-BESIDE = 2  # latent pixels around silhouettes that rays are drawn from, too: the hull is a little larger than the scene
-EDGE_DRAWS = 3  # times as often as others rays at an edge are drawn: they teach most
-MOST_COVERED = 0.95  # of the images by silhouettes: then there is no background to tell them from
-LOOKED_AT = 4  # of so many of a silhouette's pixels one is held against the box
-LEAST_OUTSIDE = 0.01  # part of them that must lie outside to be told: a pixel shows what lies beside its centre, too
-MARGIN = 1.0  # latent pixels around silhouettes that belong to the hull, as a pixel shows what lies beside its centre
+EDGE = 64  # of 255: a larger brightness difference between neighbours, in one channel, is an edge
+BESIDE = 2  # latent pixels around silhouettes that also get rays: the hull is a little larger than the scene
+EDGE_DRAWS = 3  # rays at an edge are drawn so many times as often as others: they teach most
+MOST_COVERED = 0.95  # fraction of the images: silhouettes that cover more leave no background to carve with
+LOOKED_AT = 4  # one in so many of the silhouettes' pixels is tested against the box
+LEAST_OUTSIDE = 0.01  # fraction outside that is worth a warning: a pixel also shows what lies beside its centre
+MARGIN = 1.0  # latent pixels around silhouettes that belong to the hull, for the same reason
 
 
 @dataclass
 class TrainingScene:
     """The training views of a scene, on the shared model's device.
 
-    images: uint8 [V, 3, H, W] (a quarter of the memory of floats); cam2world [V, 4, 4]; intrinsics [V, 3, 3]; drawn:
-    which of the views' V · h · w latent pixels random rays go through, those at edges several times; hull [CELLS³]:
-    see `visual_hull`, None where rays are sampled evenly; cells [CELLS³]: see `SharedModel.cells`, at first the hull's;
-    cached [V, C, h, w]: latents made before, by the encoder as it stands now; warning: see `where_it_is_not`.
+    images: uint8 [V, 3, H, W], a quarter of the memory of floats; cam2world [V, 4, 4]; intrinsics [V, 3, 3]; drawn:
+    indices of the latent pixels, among the views' V · h · w, that random rays go through, several times at edges; hull
+    [CELLS³]: see `visual_hull`, None where rays are sampled evenly; cells [CELLS³]: see `SharedModel.cells`, at first 1
+    in the hull; cached [V, C, h, w]: latents that the present encoder has made before; warning: see `where_it_is_not`.
     """
 
     scene_id: str
@@ -62,24 +62,28 @@ class TrainingScene:
 
 @dataclass(kw_only=True)
 class EncodedScene(TrainingScene):
-    """With its mean latents [V · h · w, C] in [−1, 1], in the order of the views' latent pixels."""
+    """A training scene with its mean latents [V · h · w, C] in [−1, 1], in the order of the views' latent pixels."""
 
     latents: Tensor
 
 
 def prepare_scene(shared: SharedModel, views: SceneViews) -> TrainingScene:
-    """The training views of a scene on the shared model's device. ValueError where its views contradict each other or
-    none of their rays meets the box, SceneError (a ValueError) where its cached latents are not of the model's size."""
+    """Make the training views of a scene ready, on the shared model's device.
+
+    Raises ValueError where the views contradict each other or none of their rays meets the box; SceneError (a
+    ValueError) where cached latents do not have the model's size.
+    """
     train = list(views.train_views)
     images = as_bytes(views.images[train]).to(shared.device)
     cached = None if views.latents is None else _of_size(shared, views.scene_id, views.latents)[train]
     cameras = views.cam2world[train].to(shared.device), views.intrinsics[train].to(shared.device)
     shown = silhouettes(views)
     warning = where_it_is_not(shared, views, shown)
+    # Rays are worth drawing around the silhouettes; where no hulls are in use, wherever they meet the box.
     if shared.settings.rendering.sampled == "hull":
         hull = scene_hull(shared, views, shown)
         shown = shown.to(shared.device)
-        if not shown.any():  # a white scene: nothing is known of where it is
+        if not shown.any():  # all views are white: they do not tell where the scene is
             shown = ~shown
         near_it = dilated(pooled(shown, shared.autoencoder.shrink), BESIDE)
     else:
@@ -96,8 +100,8 @@ def prepare_scene(shared: SharedModel, views: SceneViews) -> TrainingScene:
 
 
 def where_it_is_not(shared: SharedModel, views: SceneViews, shown: Tensor) -> str:
-    """What is to be told of a scene whose silhouettes are `shown`: that a part of it lies outside of the shared box, or
-    that nothing could be carved; "" of all others."""
+    """The warning for a scene whose silhouettes are `shown` [V, H, W]: a part of it lies outside of the shared box, or
+    its views carve nothing. "" for all other scenes."""
     covered = shown.float().mean().item()
     if covered > MOST_COVERED or not covered:
         what = "show no uniform white background" if covered else "show nothing but white"
@@ -107,13 +111,15 @@ def where_it_is_not(shared: SharedModel, views: SceneViews, shown: Tensor) -> st
         return ""
     return (
         f"scene {views.scene_id}: {outside:.0%} of what its views show lies outside of {shared.renderer.box}: prepare "
-        "the store with it, or train the shared model on a store that holds it"
+        "the store with this scene in it, or train the shared model on a store that holds this scene"
     )
 
 
 def outside_box(shared: SharedModel, views: SceneViews, shown: Tensor) -> float:
-    """Which part of the silhouettes' pixels [V, H, W] of the training views, of every LOOKED_AT-th of them, has rays
-    that miss the shared box."""
+    """The fraction of the silhouettes' pixels whose rays miss the shared box, estimated on every LOOKED_AT-th of them.
+
+    shown [V, H, W]: the silhouettes of the training views.
+    """
     height, width = shown.shape[1:]
     view, pixel = shown.flatten(1).nonzero()[::LOOKED_AT].T
     if not len(view):
@@ -124,19 +130,23 @@ def outside_box(shared: SharedModel, views: SceneViews, shown: Tensor) -> float:
 
 
 def scene_hull(shared: SharedModel, views: SceneViews, shown: Tensor) -> Tensor:
-    """The visual hull of a scene in the shared model's box: [CELLS³], on its device. shown: its silhouettes."""
+    """The visual hull [CELLS³] (bool) of a scene in the shared model's box, on the model's device.
+
+    shown [V, H, W]: the silhouettes of the training views.
+    """
     margin = MARGIN * shared.autoencoder.shrink
     return visual_hull(shared.renderer.box.bounds, CELLS, views, shown.to(shared.device), margin)
 
 
 def _edges(images: Tensor, shrink: int) -> Tensor:
-    """Latent pixels [V, h, w] beside which the uint8 images [V, 3, H, W] change by EDGE, and their neighbours."""
+    """Latent pixels [V, h, w] between which the uint8 images [V, 3, H, W] change by more than EDGE, and their
+    neighbours."""
     small = images if shrink == 1 else avg_pool2d(images.float(), shrink).to(torch.uint8)
     edges = torch.zeros_like(small[:, 0], dtype=torch.bool)
     for dim in (1, 2):
         size = small.shape[dim + 1] - 1
         first, second = small.narrow(dim + 1, 0, size), small.narrow(dim + 1, 1, size)
-        # Of bytes the larger less the smaller, as they know no sign.
+        # Bytes have no sign, so the smaller one is subtracted from the larger one.
         change = (torch.maximum(first, second) - torch.minimum(first, second) > EDGE).any(1)
         edges.narrow(dim, 0, size).logical_or_(change)
         edges.narrow(dim, 1, size).logical_or_(change)
@@ -144,7 +154,7 @@ def _edges(images: Tensor, shrink: int) -> Tensor:
 
 
 def _drawn(near_it: Tensor, edges: Tensor) -> Tensor:
-    """Indices into the flattened pixels, those of edges EDGE_DRAWS times."""
+    """Indices of the latent pixels `near_it` [V, h, w], flattened; those at edges come EDGE_DRAWS times."""
     at_edges = (near_it & edges).flatten().nonzero()[:, 0]
     return torch.cat([near_it.flatten().nonzero()[:, 0], *[at_edges] * (EDGE_DRAWS - 1)])
 
@@ -155,6 +165,7 @@ def as_bytes(images: Tensor) -> Tensor:
 
 
 def _of_size(shared: SharedModel, scene_id: str, latents: Tensor) -> Tensor:
+    """Cached latents [V, C, h, w] as they are. Raises SceneError where they do not have the model's size."""
     found, needed = list(latents.shape[1:]), [shared.autoencoder.latent_channels, *[shared.latent_size] * 2]
     if found != needed:
         raise SceneError(scene_id, "cached latents", f"of shape {found}, the shared model's are {needed}; {REMEDY}")
@@ -162,7 +173,7 @@ def _of_size(shared: SharedModel, scene_id: str, latents: Tensor) -> Tensor:
 
 
 def encode_scene(shared: SharedModel, scene: TrainingScene) -> EncodedScene:
-    """The scene with its latents, of the encoder as it stands now; those that were cached are taken as they are."""
+    """The scene with the latents of the encoder as it stands now; cached latents are taken as they are."""
     cached = scene.cached
     latents = encode_images(shared, scene.images) if cached is None else cached.to(shared.device).float()
     plain = {field.name: getattr(scene, field.name) for field in fields(TrainingScene)}
@@ -171,7 +182,7 @@ def encode_scene(shared: SharedModel, scene: TrainingScene) -> EncodedScene:
 
 @torch.no_grad()
 def encode_images(shared: SharedModel, images: Tensor) -> Tensor:
-    """uint8 [V, 3, H, W] on the model's device → mean latents [V, C, h, w] in [−1, 1]."""
+    """Encode images, uint8 [V, 3, H, W] on the model's device → mean latents [V, C, h, w] in [−1, 1]."""
     chunks = []
     for chunk in images.split(ENCODE_CHUNK.get(shared.device.type, ENCODE_CHUNK_ELSEWHERE)):
         pixels = (chunk.float() / 255).contiguous(memory_format=torch.channels_last)

@@ -1,4 +1,4 @@
-"""Ends a process that hangs: long loops beat, and `faulthandler` ends the process where no beat came for too long."""
+"""End a process that hangs: long loops call `beat`, and `faulthandler` ends the process after too long without one."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ import faulthandler
 import sys
 import time
 
-_seconds: float | None = None  # between two beats at most; None: nobody watches
-_armed = 0.0  # when the timer was started last
+_seconds: float | None = None  # the longest time allowed without a beat; None: no watchdog runs
+_armed = 0.0  # when the timer was last started
 
 
 def beat() -> None:
-    """Called once a step of any long loop."""
-    if _seconds is not None and time.monotonic() - _armed > _seconds / 8:  # to start a timer costs a thread
+    """Tell the watchdog that this process makes progress. Every long loop calls this once a step."""
+    if _seconds is not None and time.monotonic() - _armed > _seconds / 8:  # each start of the timer costs a thread
         _arm(_seconds)
 
 
 class Watchdog:
-    """A context manager that ends this process, with exit status 1 and the stacks of its threads on standard error,
-    where no `beat` came for `seconds`, or for an eighth less.
+    """Context manager that ends this process when no `beat` has come for `seconds`, or for up to an eighth less.
 
-    A device that hangs cannot be interrupted from Python: the process must go, and somebody else try again.
+    The exit status is 1, and the stacks of all threads go to standard error. Python cannot interrupt a device that
+    hangs, so the process must end, and another process must try again.
     """
 
     def __init__(self, seconds: float) -> None:

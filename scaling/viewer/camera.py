@@ -1,4 +1,4 @@
-"""The viewer's camera: a pose that turns around the origin and zooms, and the truth view that is nearest to it."""
+"""The viewer's camera: a pose that turns around the origin and zooms, and the true view that is nearest to it."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from scaling.cameras import look_at_origin, normalised_intrinsics
 from scaling.data.scene_views import SceneViews
 from scaling.pictures.draw import ELEVATION
 
-STEEPEST = math.radians(85)  # of a camera that is turned; above it left and right would change places
-START = math.radians(40)  # azimuth: a scene is first seen from the front and the side at once
+STEEPEST = math.radians(85)  # elevation of a turned camera; beyond the pole left and right would swap
+START = math.radians(40)  # first azimuth: it shows the front and the side at once
 
 
 @dataclass(frozen=True)
 class Camera:
-    """cam2world [4, 4], OpenCV axes, and intrinsics [3, 3], normalised by the image size: float64, as many small turns
-    add up."""
+    """cam2world [4, 4], OpenCV axes, and intrinsics [3, 3], normalised by the image size. Both are float64, because
+    many small turns add up."""
 
     cam2world: Tensor
     intrinsics: Tensor
@@ -29,30 +29,31 @@ class Camera:
         return cls(cam2world.double(), intrinsics.double())
 
     def turned(self, azimuth: float, elevation: float) -> Camera:
-        """The camera moved on its sphere around the origin, by radians; what it sees keeps its place in the image.
+        """The camera moved on its sphere around the origin, by radians. The origin keeps its place in the image.
 
-        It climbs and falls up to STEEPEST, or to where it is where that is steeper already.
+        The elevation stays within ±STEEPEST, or within the present elevation where that is steeper already.
         """
         x, y, z = self.cam2world[:3, 3].tolist()
         level = math.hypot(x, y)
         now = math.atan2(z, level)
         most = max(STEEPEST, abs(now))
         climb = min(max(now + elevation, -most), most) - now
-        # The level axis about which a positive angle raises the camera: its position × the world's z.
+        # A positive angle about this level axis raises the camera: the axis is its position × the world's z.
         axis = (y / level, -x / level, 0.0) if level > 1e-9 else (0.0, -1.0, 0.0)
         motion = torch.eye(4, dtype=torch.float64)
         motion[:3, :3] = _rotation((0.0, 0.0, 1.0), azimuth) @ _rotation(axis, climb)
         return replace(self, cam2world=motion @ self.cam2world)
 
     def zoomed(self, factor: float) -> Camera:
-        """The camera with a focal length `factor` times as long. It does not move: so rays keep their distances, which
-        a fixed near and far need."""
+        """The camera with a focal length `factor` times as long. It does not move, because a fixed near and far need
+        rays to keep their distances."""
         intrinsics = self.intrinsics.clone()
         intrinsics[:2, :2] *= factor
         return replace(self, intrinsics=intrinsics)
 
     def nearest(self, cam2world: Tensor) -> tuple[int, float]:
-        """Which of the poses [V, 4, 4] sees the origin from the most similar side, and the angle to it in degrees."""
+        """The index of the pose, of [V, 4, 4], that sees the origin from the most similar side, and the angle between
+        the two sides in degrees."""
         there = torch.nn.functional.normalize(cam2world[:, :3, 3].double(), dim=1)
         here = torch.nn.functional.normalize(self.cam2world[:3, 3], dim=0)
         cosines = (there @ here).clamp(-1, 1)
@@ -61,8 +62,10 @@ class Camera:
 
 
 def start_camera(views: SceneViews | None = None, azimuth: float = START) -> Camera:
-    """Half from the front, at the distance and with the focal length of a scene's views (None: those of
-    `turntable`)."""
+    """The camera that first sees a scene, at the median distance and focal length of its views.
+
+    views None: distance and focal length of `turntable`; azimuth: radians.
+    """
     radius = 1.3 if views is None else views.cam2world[:, :3, 3].norm(dim=1).median().item()
     focal = 1.02 if views is None else views.intrinsics[:, 0, 0].median().item()
     place = (torch.tensor([value], dtype=torch.float64) for value in (azimuth, ELEVATION, radius))

@@ -1,4 +1,4 @@
-"""What the viewer shows of a run: its scenes and mixtures of two of them as PNG bytes, and their true views."""
+"""What the viewer shows of a run: renders of its scenes and of mixtures of two, as PNG bytes, and their true views."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ from scaling.viewer.camera import Camera, start_camera
 from scaling.viewer.gallery import Gallery
 
 MODES = {"rgb": "Colour", "latents": "Latents", "depth": "Depth"}
-DRAFT_SIDE = 64  # rays a side of a draft where latents are images or pixels
-THUMBNAIL_BYTES = 64 << 20  # some 8,000 of 64 pixels a side, 2,000 of 128
-OPENED = 4  # scenes in memory: the two that are shown and those before; each may hold its cohort's own model
+DRAFT_SIDE = 64  # rays per side of a draft where latents are images or pixels
+THUMBNAIL_BYTES = 64 << 20  # about 8,000 thumbnails of 64², or 2,000 of 128²
+OPENED = 4  # scenes in memory: the two shown and the two before; each may hold its cohort's own model
 
 
 @dataclass(frozen=True)
 class OpenScene:
-    """A fitted scene in memory. params: of S = 1; model: the hashes of the shared model and the cohort that it stands
-    on, the latter None in mode frozen."""
+    """A fitted scene in memory. params: of S = 1; model: the hashes of its shared model and of its cohort, the latter
+    None in mode frozen."""
 
     scene_id: str
     stage: int
@@ -48,8 +48,11 @@ class OpenScene:
 
 @dataclass(frozen=True)
 class Shot:
-    """What to draw: the scene `first`, or where there is a `second` their mixture: 0 is the first's coefs (or micro
-    planes), 1 the second's. draft: while the mouse moves; truth: the image [3, H, W] that the camera should see."""
+    """What to draw: the scene `first`, or its mixture with `second`.
+
+    coefs, micro: what to take of each, from 0 (the first scene's coefs or micro planes) to 1 (the second's); draft:
+    whether a quick picture will do, as while the mouse moves; truth: the image [3, H, W] that the camera should see.
+    """
 
     first: str
     camera: Camera
@@ -63,8 +66,8 @@ class Shot:
 
 @dataclass(frozen=True)
 class Drawn:
-    """png: of the render; draft: whether the full picture differs; measured: VIEW_METRICS of that against the shot's
-    truth, empty where there is no truth, of drafts and in other modes."""
+    """A drawn shot. png: the render; draft: whether the full picture would differ; measured: VIEW_METRICS of the render
+    against the shot's truth, empty for drafts, in modes other than "rgb", and without a truth."""
 
     png: bytes
     draft: bool
@@ -72,15 +75,15 @@ class Drawn:
 
 
 def mix(first: OpenScene, second: OpenScene, coefs: float, micro: float) -> SceneParams:
-    """Part `coefs` of the way from the first scene's coefs to the second's, and so for micro planes, in [0, 1].
+    """Interpolate two scenes linearly. coefs, micro: places in [0, 1], where 0 is the first scene and 1 the second.
 
-    ValueError where they stand on different models: then their numbers mean different things.
+    Raises ValueError where the scenes belong to different models: the same numbers then mean different things.
     """
     if first.model != second.model:
         on = " and ".join(f"{_name(scene.model)} ({scene.scene_id})" for scene in (first, second))
         raise ValueError(
-            f"these two cannot be mixed: they stand on different models, {on}, in which coefs and planes mean "
-            "different things; take two scenes of the same one"
+            f"these two scenes cannot be mixed: they belong to different models, {on}, in which coefs and planes mean "
+            "different things; choose two scenes of the same model"
         )
     return SceneParams(
         first.params.micro_planes.lerp(second.params.micro_planes, micro),
@@ -95,19 +98,20 @@ def _name(model: tuple[str, str | None]) -> str:
 
 
 def modes_of(shared: SharedModel) -> dict[str, str]:
-    """MODES that there are: none for latents where those are the pixels."""
+    """The MODES that a model has: no "latents" where latents are the pixels."""
     return {mode: name for mode, name in MODES.items() if mode != "latents" or not shared.autoencoder.is_identity}
 
 
 def has_drafts(shared: SharedModel, mode: str) -> bool:
-    """Whether a draft differs from the full picture: see `render`."""
+    """Whether a draft differs from the full picture; see `render`."""
     if shared.autoencoder.has_encoder:
         return mode == "rgb" and _drafting(shared) is not None
     return shared.latent_size > DRAFT_SIDE
 
 
 def _drafting(shared: SharedModel) -> Student | None:
-    """The student, where it is smaller than the decoder: beside one from scratch for small images it is not."""
+    """The student where it is smaller than the decoder, else None. A decoder from scratch for small images is smaller
+    than the student."""
     own = shared.decoder
     decoder = shared.autoencoder.halves()[1] if own is None else list(own.parameters())
     if shared.student is None or _size(shared.student.parameters()) >= _size(decoder):
@@ -121,11 +125,13 @@ def _size(parameters: Iterable[Tensor]) -> int:
 
 @torch.no_grad()
 def render(shared: SharedModel, params: SceneParams, camera: Camera, decoded: bool, draft: bool) -> dict[str, Tensor]:
-    """One view: latents [1, C, h, w] in [−1, 1], depth and opacity [1, h, w], and if `decoded` images [1, 3, H, W].
+    """Render one view. params: of S = 1; draft: faster, and possibly not the full picture.
 
-    With an autoencoder of Stable Diffusion's size the decoder is 99 % of the cost, so a draft goes through stage 1's
-    student where that is smaller; where latents are images or pixels themselves, rays cost, and it takes fewer of them.
-    params: of S = 1.
+    → latents [1, C, h, w] in [−1, 1], depth and opacity [1, h, w], and, if `decoded`, images [1, 3, H, W].
+
+    With an autoencoder of Stable Diffusion's size the decoder is 99 % of the cost, so a draft is decoded by stage 1's
+    student where that is smaller. Where latents are images or pixels, rays are the cost, so a draft has at most
+    DRAFT_SIDE of them per side, and smaller images.
     """
     fewer = draft and not shared.autoencoder.has_encoder
     size = min(shared.latent_size, DRAFT_SIDE) if fewer else shared.latent_size
@@ -140,10 +146,11 @@ def render(shared: SharedModel, params: SceneParams, camera: Camera, decoded: bo
 
 
 class ViewedRun:
-    """A run's library with the models and the truth behind it. One thread at a time may call what reads scenes.
+    """A run's library with its models and true views. Only one thread at a time may call the methods that read scenes.
 
-    store: of the truth, instead of those that config.yaml names. Raises FileNotFoundError where the run has no fitted
-    scenes or `store` is none, ValueError where a part or the store is damaged.
+    store: scene store of the true views, None for those that config.yaml names.
+    Raises FileNotFoundError where the run has no fitted scenes or `store` holds no scene store, ValueError where a part
+    or the store is damaged.
     """
 
     def __init__(self, run: RunFolder, store: str | None, device: torch.device | str = "cpu") -> None:
@@ -151,7 +158,7 @@ class ViewedRun:
         self.run = run
         self.models = StoredModels(run, device)
         self._thumbnails: LRUCache[str, bytes] = LRUCache(THUMBNAIL_BYTES, getsizeof=len)
-        self._lock = threading.Lock()  # of the thumbnails, which the page asks for while they are drawn
+        self._lock = threading.Lock()  # guards the thumbnails: the page reads them while others are drawn
         self.truth = TrueViews(run, store)
         self._opened: LRUCache[str, OpenScene] = LRUCache(OPENED)
         self._ranges: LRUCache[str, tuple[Tensor, Tensor]] = LRUCache(OPENED)
@@ -166,7 +173,8 @@ class ViewedRun:
         return Gallery(rows.to_pylist())
 
     def open(self, scene_id: str) -> OpenScene:
-        """Reads a scene, or takes it from memory. LookupError where there is none, ValueError where it is damaged."""
+        """Read a scene, or take it from memory. Raises LookupError where there is none, ValueError where it is
+        damaged."""
         found = self._opened.get(scene_id)
         if found is None:
             found = self._opened[scene_id] = self._read(self.run.library.scene(scene_id))
@@ -177,7 +185,7 @@ class ViewedRun:
         return OpenScene(row["scene_id"], row["stage"], (row["shared"], row["cohort"]), params, shared)
 
     def draw(self, shot: Shot) -> Drawn:
-        """Errors as of `open` and `mix`."""
+        """Draw a shot. Raises what `open` and `mix` raise."""
         scene = self.open(shot.first)
         params = scene.params
         if shot.second is not None:
@@ -196,7 +204,8 @@ class ViewedRun:
         return Drawn(encode_png(pixels), draft, measured)
 
     def _latent_range(self, scene: OpenScene) -> tuple[Tensor, Tensor]:
-        """Of four views around the scene: so that colours do not change as it turns; small images keep theirs."""
+        """The range of latents that colours span, measured on four views around the scene, so that colours do not
+        change as it turns. Latents that are small images keep their own colours."""
         whole = shown_range(scene.shared)
         if whole is not None:
             return whole
@@ -208,13 +217,16 @@ class ViewedRun:
         return found
 
     def thumbnail(self, scene_id: str) -> bytes | None:
-        """The PNG that `draw_thumbnails` drew, if it is still kept. Any thread may ask."""
+        """The PNG that `draw_thumbnails` drew, None where it is not kept. Any thread may call this."""
         with self._lock:
             return self._thumbnails.get(scene_id)
 
     def draw_thumbnails(self, ids: Sequence[str]) -> dict[str, bytes]:
-        """Drafts of the scenes from the side that all are first seen from. → their PNGs, which are kept
-        for a while; ids that the library does not hold are left out. Reads the scenes of a cohort together."""
+        """Draw drafts of the scenes from the first camera. → id → PNG; the PNGs are also kept for a while.
+
+        Ids that the library does not hold are left out.
+        """
+        # A cohort's scenes come together, because only one cohort's model is kept in memory.
         rows = sorted(self.run.library.rows(ids), key=lambda row: (row["shared"], row["cohort"] or ""))
         made = {}
         for row in rows:
@@ -226,18 +238,21 @@ class ViewedRun:
         return made
 
     def _try_truth(self, scene: OpenScene) -> str | None:
-        """Takes the first distance and focal length from a true scene. → why there is none, None where there is."""
+        """Take the first camera's distance and focal length from the true views of a scene.
+
+        → None, or why there are no true views. Raises OSError or ValueError where the user named their store.
+        """
         try:
             self.start = start_camera(self.truth.views(scene.scene_id, scene.stage, scene.shared.settings.data))
         except (OSError, ValueError) as error:
             if self.truth.store is not None:
                 raise
-            return f"{error}; --store names the scene store"
+            return f"{error}; name the scene store with --store"
         return None
 
 
 def data_url(png: bytes) -> str:
-    """PNG bytes as an address that an image takes without a request."""
+    """PNG bytes as a data URL, which a browser shows without a request."""
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 

@@ -1,4 +1,4 @@
-"""The viewer's gallery: the scenes of a library that a search finds, sorted, one page at a time."""
+"""The viewer's gallery: the scenes of a library that match a search, sorted, one page at a time."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SORTS = {
     "gap": "gap to autoencoder",
     "seconds": "seconds",
 }
-BEST_FIRST = ("psnr", "ssim", "ms_ssim", "train_psnr")  # read from the highest down, unless asked otherwise
+BEST_FIRST = ("psnr", "ssim", "ms_ssim", "train_psnr")  # sorted from the highest down, unless asked otherwise
 
 TOLD = {
     "psnr": ("test PSNR", "{:.2f} dB"),
@@ -40,7 +40,8 @@ TOLD = {
 
 @dataclass(frozen=True)
 class Page:
-    """rows: library rows without planes; num_found: of all pages; number: from 1; num_pages: at least 1."""
+    """One page of the gallery. rows: library rows without planes; num_found: scenes on all pages; number: of this page,
+    from 1; num_pages: at least 1."""
 
     rows: list[dict[str, Any]]
     num_found: int
@@ -49,7 +50,7 @@ class Page:
 
     @property
     def first(self) -> int:
-        """The place of its first row among all that were found, from 1; 0 where nothing was."""
+        """The place of the first row among all scenes found, from 1; 0 where none was found."""
         return (self.number - 1) * PER_PAGE + 1 if self.rows else 0
 
 
@@ -71,10 +72,11 @@ class Gallery:
         number: int = 1,
         stage: int | None = None,
     ) -> Page:
-        """The scenes whose id, category, stage ("stage2") or cohort hold every word of `search`, in any case.
+        """One page of the scenes that match, sorted.
 
-        sort: a key of SORTS; scenes without that number come last either way, and equal ones by id. number: of the
-        page, moved to the nearest that there is. stage: 1, 2 or None for both.
+        search: every word must be in the id, category, stage ("stage2") or cohort; case does not count. sort: a key of
+        SORTS; scenes without that number come last in either order, and scenes with equal ones are sorted by id.
+        number: of the page, moved to the nearest that exists. stage: 1, 2 or None for both.
         """
         words = search.lower().split()
         found = [
@@ -83,7 +85,7 @@ class Gallery:
         ]  # fmt: skip
         found.sort(key=lambda row: row["scene_id"])
         known = [row for row in found if _is_known(row[sort])]
-        known.sort(key=lambda row: row[sort], reverse=descending)  # stable
+        known.sort(key=lambda row: row[sort], reverse=descending)  # stable: equal ones stay sorted by id
         found = known + [row for row in found if not _is_known(row[sort])]
         num_pages = max(1, math.ceil(len(found) / PER_PAGE))
         number = min(max(number, 1), num_pages)
@@ -91,12 +93,13 @@ class Gallery:
 
 
 def told(row: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What a page says of a scene: names and values with their units; what was not measured is left out."""
+    """What the page says about a scene: (name, value with unit). What was not measured is left out."""
     return [(name, form.format(row[key])) for key, (name, form) in TOLD.items() if row[key] not in (None, "")]
 
 
 def _gap(row: Mapping[str, Any]) -> float | None:
-    """By how many dB a scene's test PSNR is below what its autoencoder reaches; None in RGB space."""
+    """By how many dB a scene's test PSNR is below that of its autoencoder. None where either was not measured, as in
+    RGB space."""
     limit, reached = row["autoencoder_psnr"], row["psnr"]
     return None if limit is None or reached is None else limit - reached
 
@@ -106,4 +109,4 @@ def _searched(row: Mapping[str, Any]) -> str:
 
 
 def _is_known(value: Any) -> bool:
-    return value is not None and value == value  # NaN is not itself
+    return value is not None and value == value  # NaN differs from itself

@@ -1,4 +1,4 @@
-"""The viewer's page: the gallery on the left, the chosen scene on the right. All work is done on the server."""
+"""The viewer's page: the gallery on the left, the chosen scene on the right. The server does all the work."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from scaling.viewer.scene_pane import ERRORS, ScenePane
 from scaling.viewer.server import App, LocalOnly
 from scaling.viewer.worker import Worker
 
-TOGETHER = 4  # thumbnails drawn in one go: the picture that is turned waits for no more
+TOGETHER = 4  # thumbnails in one job: a scene that is being turned waits for one job at most
 STYLE = Path(__file__).with_name("viewer.css")
 
 
 class GalleryPane:
-    """The gallery of one page. Thumbnails are drawn for what is shown only, and kept for all pages."""
+    """The gallery of one page. Thumbnails are drawn only for the scenes shown, and kept for all pages."""
 
     def __init__(self, viewed: ViewedRun, worker: Worker, gallery: Gallery, scene: ScenePane) -> None:
         self.viewed, self.worker, self.gallery, self.scene = viewed, worker, gallery, scene
@@ -67,13 +67,13 @@ class GalleryPane:
         self.direction.props(f"icon={'arrow_downward' if descending else 'arrow_upward'}")
 
     async def refresh(self, *_: Any) -> None:
-        """Shows the page that search, order and page number ask for, then draws what thumbnails it lacks."""
+        """Show the gallery page that search, order and page number ask for, then draw the missing thumbnails."""
         page = self.gallery.page(
             self.search.value or "", self.sort.value, self.descending, self.pages.value or 1, self.stage.value or None
         )
         self.pages.max = page.num_pages
         if self.pages.value != page.number:
-            self.pages.set_value(page.number)  # which comes back here
+            self.pages.set_value(page.number)  # its on_change calls this method again
             return
         self.pages.set_visibility(page.num_pages > 1)
         last = page.first + len(page.rows) - 1
@@ -102,7 +102,7 @@ class GalleryPane:
         await self.scene.pick(row)
 
     def mark(self, scene_id: str) -> None:
-        """Puts a frame around the card of the scene that is shown, now and on every page that it is on."""
+        """Frame the card of the chosen scene, now and whenever the gallery shows it again."""
         if self.chosen in self.cards:
             self.cards[self.chosen].classes(remove="chosen")
         if scene_id in self.cards:
@@ -110,7 +110,10 @@ class GalleryPane:
         self.chosen = scene_id
 
     async def _draw(self, ids: Sequence[str]) -> None:
-        """A page that was left meanwhile draws no further: its job is replaced by the next page's."""
+        """Show the thumbnails of the scenes; draw those that are not kept.
+
+        Drawing stops when the gallery shows another page: the jobs of that page replace those of this one.
+        """
         cards = dict(self.cards)
         kept = {scene_id: self.viewed.thumbnail(scene_id) for scene_id in ids}
         self._set(cards, {scene_id: png for scene_id, png in kept.items() if png is not None})
@@ -135,7 +138,7 @@ class GalleryPane:
 
 
 def make_app(viewed: ViewedRun, worker: Worker, reader: Worker) -> App:
-    """The page at / as an ASGI app for `serve`. worker draws, reader reads the truth."""
+    """The page at / as an ASGI app for `serve`. worker renders; reader reads true views and the gallery."""
 
     @ui.page("/", title=f"{viewed.run.name} - scaled inverse graphics")
     async def page() -> None:
@@ -149,6 +152,7 @@ def make_app(viewed: ViewedRun, worker: Worker, reader: Worker) -> App:
             scene = ScenePane(viewed, worker, reader)
         with left:
             pane = GalleryPane(viewed, worker, gallery, scene)
+        # When the browser leaves the page, its waiting jobs are dropped.
         for key in (scene.key + " frame", pane.key):
             context.client.on_delete(partial(worker.drop, key))
         await context.client.connected()
@@ -156,9 +160,9 @@ def make_app(viewed: ViewedRun, worker: Worker, reader: Worker) -> App:
         pane.mark(first["scene_id"])
         await asyncio.gather(scene.pick(first), pane.refresh())
 
-    # NiceGUI looks for its server among all objects in memory, of which torch's deprecated ones complain.
+    # NiceGUI looks for its server among all objects in memory; torch's deprecated objects warn when they are touched.
     warnings.filterwarnings("ignore", "`torch.distributed.reduce_op` is deprecated", FutureWarning)
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)  # those pages load from a content network
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)  # those pages load scripts from a CDN
     ui.run_with(app, dark=True, show_welcome_message=False, gzip_middleware_factory=None, message_history_length=0)
     return LocalOnly(app)
 

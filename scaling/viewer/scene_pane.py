@@ -1,4 +1,4 @@
-"""The viewer's larger half: one scene from any side, its truth beside it, and what it becomes mixed with another."""
+"""The viewer's larger half: one scene from any side, its true view beside it, and mixtures with a second scene."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from scaling.viewer.draw_scenes import Drawn, OpenScene, Shot, ViewedRun, data_u
 from scaling.viewer.gallery import told
 from scaling.viewer.worker import Worker
 
-TURN = math.radians(0.45)  # a pixel that the mouse is dragged
-ZOOM = 1.0015  # a unit that the wheel is turned
-ZOOMS = (0.5, 8.0)  # the widest and the closest
-EVENT_SECONDS = 0.03  # between two events that the browser sends of one drag
-REST_SECONDS = 0.2  # without an event: the mouse rests, and the full picture is drawn
-ERRORS = (LookupError, OSError, ValueError, RuntimeError)  # what a damaged or vanished file raises; the page tells it
+TURN = math.radians(0.45)  # for each pixel that the mouse is dragged
+ZOOM = 1.0015  # factor for each unit that the wheel is turned
+ZOOMS = (0.5, 8.0)  # the smallest and the largest zoom
+EVENT_SECONDS = 0.03  # least time between two events of one drag
+REST_SECONDS = 0.2  # without an event, after which the full picture is drawn
+ERRORS = (LookupError, OSError, ValueError, RuntimeError)  # raised for damaged or vanished files; the page shows them
 # The pointer is captured, so that a drag goes on outside the picture.
 PRESS = "(e) => { e.preventDefault(); e.currentTarget.setPointerCapture(e.pointerId); emit(e.clientX, e.clientY); }"
 DRAG = "(e) => { if (e.buttons & 1) emit(e.clientX, e.clientY); }"
-# A trackpad sends many small turns of the wheel: what the throttle holds back is added to the next.
+# A trackpad sends many small wheel events. Their running total is sent, so that those the throttle drops still count.
 WHEEL = "(e) => { const d = e.currentTarget.dataset; d.z = +(d.z || 0) + e.deltaY; emit(+d.z); }"
 
 
 class ScenePane:
-    """The pane of one page. Errors of rendering are told on the page and leave the picture as it is."""
+    """The scene pane of one page. An error of rendering is shown on the page and leaves the picture as it is."""
 
     def __init__(self, viewed: ViewedRun, worker: Worker, reader: Worker) -> None:
         self.viewed, self.worker, self.reader = viewed, worker, reader
@@ -41,7 +41,7 @@ class ScenePane:
         self.second: Mapping[str, Any] | None = None
         self.views: SceneViews | None = None
         self.camera = viewed.start
-        self.at_view: int | None = -1  # the true view that the camera is at; −1: the first test view, None: elsewhere
+        self.at_view: int | None = -1  # the true view at the camera; −1: the first test view; None: there is none
         self.shown_view: int | None = None
         self.zoom = 1.0
         self.pointer = (0.0, 0.0)
@@ -95,7 +95,7 @@ class ScenePane:
         self.mix_box.set_visibility(False)
 
     def _mix_slider(self, name: str, text: str, there: bool) -> ui.slider:
-        """A slider from 0, the first scene, to 1, the second. Left out where a scene has none of what it moves."""
+        """A slider from 0, the first scene, to 1, the second. Hidden where scenes have nothing that it could mix."""
         with ui.row().classes("col items-center no-wrap gap-2") as box:
             ui.label(text).classes("slider-name")
             slider = ui.slider(min=0, max=1, step=0.01, value=0).props("dense label").classes(f"mix-{name}")
@@ -111,7 +111,8 @@ class ScenePane:
     # ------------------------------------------------------------------ scenes
 
     async def pick(self, row: Mapping[str, Any]) -> None:
-        """Shows another scene, from the truth's view that the camera was at; a camera that was moved stays."""
+        """Show another scene. A camera at a true view goes to the same view of the new scene (to the first test view if
+        there is none); a camera that was moved stays."""
         self.first, self.views, self.shown_view = row, None, None
         self._unmix_quietly()
         self.title.set_text(row["scene_id"])
@@ -141,7 +142,7 @@ class ScenePane:
         return await self._ask(self.reader, "truth", lambda: self.viewed.truth.views(scene_id, stage, data))
 
     async def pick_second(self, row: Mapping[str, Any]) -> None:
-        """Takes a scene to mix the shown one with, half and half to begin with; tells why where that cannot be."""
+        """Mix the shown scene with another, half and half at first. The page says why if they cannot be mixed."""
         if self.first is None:
             return
         self.second = row
@@ -174,10 +175,11 @@ class ScenePane:
     # ------------------------------------------------------------------ drawing
 
     async def show(self, *_: Any, draft: bool = False) -> bool:
-        """Draws what is chosen now. A draft is followed by the full picture once nothing moves any more.
+        """Draw what is chosen now. A draft is followed by the full picture once nothing moves any more.
 
-        → False where it could not be drawn, which the page then tells.
+        → False where it could not be drawn; the page then says why.
         """
+        # The full picture that an earlier draft asked for is out of date.
         if self.rest is not None:
             self.rest.cancel()
             self.rest = None
@@ -192,7 +194,7 @@ class ScenePane:
                 ui.notify(str(error), type="negative", multi_line=True, timeout=10_000)
             return False
         if drawn is None:
-            return True  # a newer one is on its way
+            return True  # a newer picture is on its way
         self.image.set_source(data_url(drawn.png))
         self.milliseconds.set_text(f"{1000 * (asyncio.get_running_loop().time() - began):.0f} ms")
         self._tell(shot, drawn)
@@ -216,7 +218,8 @@ class ScenePane:
         return replace(shot, second=self.second["scene_id"], coefs=self.coefs.value, micro=self.micro.value)
 
     def _true_image(self) -> Tensor | None:
-        """What the render is held against: at one of the truth's views, as it was taken, and of one scene."""
+        """The true image [3, H, W] to compare the render with. None unless the camera is at a true view, without zoom,
+        and shows one scene."""
         if self.views is None or self.at_view is None or self.second is not None or self.zoom != 1:
             return None
         return self.views.images[self.at_view]
@@ -241,7 +244,7 @@ class ScenePane:
         self.pointer = (float(event.args[0]), float(event.args[1]))
 
     async def _on_drag(self, event: GenericEventArguments) -> None:
-        """The object follows the mouse: the camera goes the other way round."""
+        """The object follows the mouse, so the camera turns the other way."""
         x, y = float(event.args[0]), float(event.args[1])
         right, down = x - self.pointer[0], y - self.pointer[1]
         self.pointer = (x, y)
@@ -254,7 +257,8 @@ class ScenePane:
         await self.show(draft=True)
 
     def _zoom_to(self, zoom: float) -> None:
-        """A longer focal length enlarges a picture around its centre: so the truth is enlarged on the page."""
+        """Zoom, within ZOOMS. A longer focal length only enlarges a picture around its centre, so the page itself can
+        enlarge the true view."""
         self.zoom = min(max(zoom, ZOOMS[0]), ZOOMS[1])
         self.truth.style(f"--zoom: {self.zoom}")
 
@@ -262,7 +266,7 @@ class ScenePane:
         await self.show(draft=True)
 
     async def _on_view(self, _: GenericEventArguments) -> None:
-        """To where the slider is now, which may be beyond the event: it is not pulled back."""
+        """Go to the slider's present view. It may be newer than the event's, to which the slider would jump back."""
         if self.views is not None:
             await self._go_to(min(max(int(self.slider.value), 0), len(self.views.images) - 1))
 
@@ -275,7 +279,7 @@ class ScenePane:
         await self._move(self.viewed.start)
 
     async def _go_to(self, index: int) -> None:
-        """Puts the camera where one of the truth's views was taken from."""
+        """Put the camera where a true view was taken."""
         assert self.views is not None
         self.camera, self.at_view = view_camera(self.views, index), index
         self._show_truth(index, "from the same camera")

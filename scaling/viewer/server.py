@@ -1,4 +1,4 @@
-"""The viewer's server: on loopback only, and for pages that it made itself only."""
+"""The viewer's server: it listens on loopback only, and serves only pages that it made itself."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from urllib.parse import urlsplit
 
 HOST = "127.0.0.1"
 NAMES = (HOST, "localhost")
-# What the browser may load and talk to: this server. The page's own scripts are inline and built at run time.
+# The browser may load from this server alone, and talk to it alone. The page's own scripts are inline and built at run
+# time.
 POLICY = (
     "default-src 'self'; img-src 'self' data:; style-src 'self' 'unsafe-inline'; "
     "script-src 'self' 'unsafe-inline' 'unsafe-eval'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
@@ -24,10 +25,10 @@ App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 
 class LocalOnly:
-    """ASGI middleware: refuses what was not addressed to this machine by name, or comes from another site's page.
+    """ASGI middleware that refuses requests which name another host, or come from another site's page.
 
-    A page of the internet may have its own name resolve to 127.0.0.1, or open a WebSocket to it: its Host or Origin
-    header then gives it away.
+    A web page may let its own name resolve to 127.0.0.1, or open a WebSocket to that address. Its Host or Origin header
+    then gives it away.
     """
 
     def __init__(self, app: App) -> None:
@@ -55,7 +56,7 @@ def _with_policy(send: Send) -> Send:
 
 
 def is_local(headers: list[tuple[bytes, bytes]]) -> bool:
-    """Whether the one Host header, and the Origin where there is one, name this machine, the latter the very host."""
+    """Whether there is one Host header, which names this machine, and the Origin, if there is one, is that host."""
     hosts = [value.decode("latin-1") for name, value in headers if name == b"host"]
     origins = [value.decode("latin-1") for name, value in headers if name == b"origin"]
     if len(hosts) != 1 or _hostname(f"//{hosts[0]}") not in NAMES:
@@ -71,9 +72,9 @@ def _hostname(url: str) -> str | None:
 
 
 def open_port(port: int) -> socket.socket:
-    """A socket bound to the port (0: any free one) of loopback. OSError says what to do where it is taken."""
+    """A socket bound to a port of loopback (0: any free one). Raises OSError that says what to do where it is taken."""
     listening = socket.socket()
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port that was just left is free
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port that was just closed can be taken
     try:
         listening.bind((HOST, port))
     except OSError as error:
@@ -85,11 +86,11 @@ def open_port(port: int) -> socket.socket:
 
 
 def serve(app: App, listening: socket.socket) -> None:
-    """Serves the app until Ctrl-C or SIGTERM; then open pages are let go."""
+    """Serve the app until Ctrl-C or SIGTERM; open pages are then disconnected within a second."""
     import uvicorn
 
     config = uvicorn.Config(
         app, log_level="warning", timeout_graceful_shutdown=1, server_header=False, proxy_headers=False
     )
-    with suppress(KeyboardInterrupt):  # uvicorn raises it again once it has ended
+    with suppress(KeyboardInterrupt):  # uvicorn raises it again when it has ended
         uvicorn.Server(config).run(sockets=[listening])

@@ -1,7 +1,6 @@
-"""The viewer: a page on loopback to browse a run's library. NiceGUI shows it; torch draws what it shows.
+"""The viewer: a page on loopback to browse a run's library. NiceGUI shows the page; torch renders its pictures.
 
-viewer_gallery, viewer_camera, viewer_scenes, viewer_truth and viewer_work hold all that needs no browser; viewer_page
-and viewer_pane are the page, viewer_server serves it.
+gallery, camera, draw_scenes and worker need no browser; page and scene_pane are the page; server serves it.
 """
 
 from __future__ import annotations
@@ -17,9 +16,10 @@ MISSING = "the viewer needs NiceGUI, which is not installed; run: pip install 'n
 
 
 def view(run: RunFolder, store: str | None, port: int) -> None:
-    """Serves the page until Ctrl-C. store: of the true views, instead of those that config.yaml names.
+    """Serve the page until Ctrl-C.
 
-    RuntimeError where NiceGUI is missing; OSError where the port is taken; errors of `ViewedRun`.
+    store: scene store of the true views, None for those that config.yaml names; port: 0 for any free one.
+    Raises RuntimeError where NiceGUI is missing, OSError where the port is taken, and what `ViewedRun` raises.
     """
     try:
         from scaling.viewer.page import make_app

@@ -1,4 +1,4 @@
-"""The viewer's work: one render at a time in a thread of its own, stale ones dropped."""
+"""The viewer's work: one job at a time in a thread of its own; stale jobs are dropped."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class _Asked:
 
 
 class Worker:
-    """Runs jobs one at a time. Of jobs with one key only the latest waits; urgent ones go before the others."""
+    """Runs jobs one at a time. Of the jobs with the same key only the latest waits; urgent jobs go first."""
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="viewer")
@@ -26,7 +26,8 @@ class Worker:
         self._lock = threading.Lock()
 
     def ask(self, key: str, job: Callable[[], Any], urgent: bool = False) -> Future[Any]:
-        """The job's future: its result or exception, or None where a newer one of its key came before it began."""
+        """Queue a job. → its future: the result or the exception, or None where a newer job with the same key came
+        before it began."""
         asked = _Asked(job, urgent)
         with self._lock:
             stale = self._waiting.pop(key, None)
@@ -36,24 +37,25 @@ class Worker:
         return asked.answer
 
     def drop(self, key: str) -> None:
-        """Forgets a job that still waits; its future gives None."""
+        """Forget the job with this key if it still waits; its future gives None."""
         with self._lock:
             stale = self._waiting.pop(key, None)
         _dismiss(stale)
 
     def close(self) -> None:
-        """Waits for the job that runs; those that wait are dropped."""
+        """Wait for the job that runs; waiting jobs are dropped."""
         self._thread.shutdown(cancel_futures=True)
 
     def _run_next(self) -> None:
-        """One call for each job that was asked for, dropped ones too: the last calls then find nothing to do."""
+        """Run the next job. There is one call for each job that was queued, so after dropped jobs the last calls find
+        nothing to do."""
         with self._lock:
             key = next((key for key, asked in self._waiting.items() if asked.urgent), next(iter(self._waiting), None))
             if key is None:
                 return
             asked = self._waiting.pop(key)
         if not asked.answer.set_running_or_notify_cancel():
-            return  # who asked is gone
+            return  # the caller has cancelled it
         try:
             asked.answer.set_result(asked.job())
         except BaseException as error:

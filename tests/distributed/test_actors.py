@@ -79,7 +79,7 @@ def test_what_lies_outside_of_the_box_reaches_the_user(job, capsys):
     told = capsys.readouterr().out.splitlines()
     assert counts.done == 3 + 2 * MOST_TOLD
     assert told[:2] == [f"warning: {outcome.message}" for outcome in done.outcomes]
-    assert len(told) == MOST_TOLD and told[-1] == "warning: told (further ones are not told)"
+    assert len(told) == MOST_TOLD and told[-1] == "warning: told (further warnings are not shown)"
 
 
 def test_a_process_that_does_no_step_ends_itself():

@@ -179,7 +179,7 @@ def flip(path: Path) -> None:
         ),
         (
             lambda my: pq.write_table(pa.Table.from_pylist([], schema=SCHEMA), part_of(my)),
-            "of another shared model, or of a store that was here before",
+            "belongs to another shared model, or to an earlier store in this folder",
         ),
     ],
 )  # fmt: skip

@@ -52,7 +52,7 @@ def test_a_job_ends_after_tries_in_vain_and_not_while_it_makes_progress(tmp_path
     for _ in range(TRIES - 1):
         reports.after_exception(None, {1: Dead("x")})
     with pytest.raises(
-        RuntimeError, match=r"worker 1: its process or node is gone; 3 tries in a row came to no new checkpoint"
+        RuntimeError, match=r"worker 1: its process or node is gone; 3 tries in a row made no new checkpoint"
     ):
         reports.after_exception(None, {1: Dead("x")})
 

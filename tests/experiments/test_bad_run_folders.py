@@ -75,7 +75,7 @@ def with_column(name: str, values: list[Any]) -> Callable[[pa.Table], pa.Table]:
         (lambda table: table.drop_columns(["format_version"]), "format_version"),
         (with_column("psnr", ["high", "low"]), "as a scalar of type float)"),
         (with_column("scene_id", ["car-00002", None]), "column scene_id holds nulls"),
-        (with_column("format_version", [1, 99]), "format version 99, this program reads up to 5: update it"),
+        (with_column("format_version", [1, 99]), "format version 99, this program reads up to 5: update the program"),
     ],
 )
 def test_parts_that_this_program_did_not_write(run, command, change, told):

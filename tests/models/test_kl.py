@@ -10,6 +10,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from scaling.config import Autoencoder as AutoencoderSettings
+from scaling.config import SettingsError
 from scaling.models.autoencoders.kl import KLAutoencoder
 from scaling.models.autoencoders.load import build_autoencoder
 from scaling.models.autoencoders.normalised import denormalise, normalise
@@ -17,8 +18,6 @@ from scaling.models.shared_model import SharedModel
 from scaling.models.student import Student
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-AXES = ("xy", "xz", "yz")
 
 
 def close(ours: Tensor, by_hand) -> None:
@@ -130,3 +129,9 @@ def test_a_student_keeps_the_place_of_every_pixel():
     low, high = moved.min(0).values.tolist(), moved.max(0).values.tolist()
     # Four convolutions of 3 x 3: four latents to each side of row 2, column 12, as far as the image goes.
     assert low == [0, 32] and high == [27, 63]
+
+
+def test_images_that_the_autoencoder_cannot_halve_are_refused(vae, tiny_settings):
+    settings = tiny_settings.model_copy(update={"data": tiny_settings.data.model_copy(update={"image_size": 18})})
+    with pytest.raises(SettingsError, match=r"data\.image_size \(18\) must be a multiple of 4"):
+        SharedModel(settings, KLAutoencoder(vae, 0.1))

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from scaling.config import SettingsError, make_settings, merge
-from scaling.models.autoencoders.kl import KLAutoencoder
 from scaling.models.shared_files import (
     SharedModelError,
     load_shared,
@@ -160,12 +159,6 @@ def test_stage_2_takes_its_representation_from_the_shared_model(shared, tmp_path
     with pytest.raises(SettingsError, match=r"representation\.resolution = 99 \(shared model: 4\)") as error:
         settings_on(tmp_path, asked, {"representation.resolution": 99})
     assert str(tmp_path) in str(error.value)
-
-
-def test_images_that_the_autoencoder_cannot_halve_are_refused(vae, tiny_settings):
-    settings = tiny_settings.model_copy(update={"data": tiny_settings.data.model_copy(update={"image_size": 18})})
-    with pytest.raises(SettingsError, match=r"data\.image_size \(18\) must be a multiple of 4"):
-        SharedModel(settings, KLAutoencoder(vae, 0.1))
 
 
 def test_micro_only_has_nothing_to_train_in_the_base_planes(tiny_values):

@@ -111,7 +111,7 @@ def test_what_lies_outside_of_the_box_is_told(settings, store):
     )
     told = prepare_scene(shared, scenes[2]).warning
     assert told.startswith(f"scene finned: {outside:.0%} of what its views show lies outside of the box from [")
-    assert "prepare the store with it, or train the shared model on a store that holds it" in told
+    assert "prepare the store with this scene in it, or train the shared model on a store that holds this scene" in told
     assert [prepare_scene(shared, views).warning for views in scenes[:2]] == ["", ""]
     short = settings.model_copy(update={"stage2": settings.stage2.model_copy(update={"latent": short_phase(settings)})})
     assert [scene.warning for scene in fit_scenes(shared, scenes, short)] == ["", "", told]

@@ -1,1 +1,1 @@
-"""What the fault benchmarks break things with, and how they report it."""
+"""How the fault benchmarks break things, and how they report what came of it."""

@@ -1,4 +1,4 @@
-"""What a campaign of faults (faults.py) left, compared with the undisturbed library."""
+"""For faults.py: compares what a campaign of faults left with the undisturbed library."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-CLOSE_DB = 0.1  # test PSNR may differ by so much where a scene was fitted beside others
+CLOSE_DB = 0.1  # how much test PSNR may differ where a scene was fitted in another batch
 
 
 def compare(campaign: Any, seconds: float) -> dict[str, Any]:
-    """The figures of the campaign: what is lost, there twice, fitted again, different, or failed without a reason."""
+    """The figures of the campaign: how many scenes are lost, stored twice, fitted again, different, or failed without a
+    planned reason."""
     from scaling.library.run_folder import RunFolder
 
     run, reference = RunFolder(campaign.out / "run"), RunFolder(campaign.out / "reference")
@@ -18,9 +19,10 @@ def compare(campaign: Any, seconds: float) -> dict[str, Any]:
     committed, failed = set(stored), set(run.given_up()) - set(stored)
     expected = set(campaign.corrupt).union(*campaign.poison.values())
     same, differing, worst = compare_planes(run, reference)
+    # A token that no fitter took is a fault that did not happen.
     taken = Counter(path.name.rpartition("-")[0] for path in (campaign.out / "faults" / "taken").iterdir())
     left = [path.name.rpartition("-")[0] for path in (campaign.out / "faults" / "tokens").iterdir()]
-    injected = campaign.injected - Counter(left)  # what no fitter took did not happen
+    injected = campaign.injected - Counter(left)
     assert all(injected[kind] == number for kind, number in taken.items())
     return {
         "scenes": campaign.num_scenes,
@@ -42,15 +44,15 @@ def compare(campaign: Any, seconds: float) -> dict[str, Any]:
 
 
 def batch_of(path: Path) -> list[str]:
-    """Ids of the scenes that a part holds, from the part itself."""
+    """Ids of the scenes that a part holds, read from the part itself."""
     from scaling.library.parts import read_part
 
     return read_part(path, ["scene_id"])["scene_id"].to_pylist()
 
 
 def compare_planes(run: Any, reference: Any) -> tuple[int, int, float]:
-    """Scenes that equal the undisturbed ones bit by bit; scenes that differ although their batch was the same, or by
-    more than CLOSE_DB; the largest difference in dB."""
+    """Compare the scenes with the undisturbed ones. → the number that are equal bit by bit; the number that differ
+    although their batch was the same, or by more than CLOSE_DB; the largest difference in dB."""
     batches: list[dict[str, frozenset[str]]] = [{}, {}]
     for found, library in zip(batches, (run.library, reference.library)):
         for ids in map(batch_of, library.parts()):
@@ -68,7 +70,7 @@ def compare_planes(run: Any, reference: Any) -> tuple[int, int, float]:
 
 
 def refitted(folder: Path, poison: set[str]) -> int:
-    """Fits of a scene that were begun beyond its first, poison scenes apart."""
+    """The number of fits that were begun beyond the first of each scene. poison: scenes that do not count."""
     begun = Counter(
         scene_id for path in folder.iterdir() for scene_id in path.read_text().split() if scene_id not in poison
     )
@@ -76,7 +78,7 @@ def refitted(folder: Path, poison: set[str]) -> int:
 
 
 def print_table(figures: dict[str, Any]) -> None:
-    """The figures for the terminal."""
+    """Print the figures as a table."""
     for key, value in figures.items():
         if isinstance(value, dict):
             print(f"{key}:")

@@ -1,8 +1,10 @@
-"""A fitter that fails on demand, for faults.py; in a module of its own, so that Ray's workers import it by name.
+"""For faults.py: a fitter that fails on demand. It has a module of its own, because Ray's workers import it by name.
 
-FOLDER, which the environment variable SCALING_FAULTS names, holds: poison.json, the scenes that crash, raise or
-diverge; tokens/<kind>-<number>, each of which one fitter takes, and does what it says; pids/<pid>, for the fitters that
-are at work; fits/<pid>.txt, the scenes that each of them has begun, batch by batch.
+The folder that the environment variable SCALING_FAULTS names holds:
+poison.json: the scenes that crash, raise or diverge;
+tokens/<kind>-<number>: faults to come; one fitter takes a token, moves it to taken/ and does what it says;
+pids/<pid>: one file for each fitter that has started;
+fits/<pid>.txt: the scenes that a fitter has begun, one line for each batch.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ AT_COMMIT = ("torn write", "failing write", "full disk", "death after commit")
 
 
 class FaultyFitter(SceneFitter):
-    """What an actor of the campaign runs: real fits, but for the faults."""
+    """What an actor of the campaign runs: real fits, except for the faults."""
 
     def __init__(self, job: FitJob) -> None:
         self.folder = Path(os.environ["SCALING_FAULTS"])
@@ -39,7 +41,7 @@ class FaultyFitter(SceneFitter):
         (self.folder / "pids" / str(os.getpid())).touch()
 
     def fit(self, batch: pa.Table, attempt: int) -> Fitted:
-        """The real fit, unless a scene crashes the process or a token makes it hang."""
+        """Fit the batch as usual, unless a scene crashes the process or a token makes it hang."""
         ids = batch["scene_id"].to_pylist()
         with (self.folder / "fits" / f"{os.getpid()}.txt").open("a") as file:
             file.write(" ".join(ids) + "\n")
@@ -65,7 +67,7 @@ class FaultyFitter(SceneFitter):
             raise OSError(errno.EIO, os.strerror(errno.EIO), "a write that fails once")
         if kind == "full disk":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "a disk that is full for a while")
-        if kind == "torn write":  # a temporary file as a crash in the middle of writing leaves it
+        if kind == "torn write":  # the temporary file that a crash in the middle of writing would leave
             parts = self.run.library.folder / "parts"
             assert isinstance(parts, Path)
             parts.mkdir(parents=True, exist_ok=True)
@@ -77,7 +79,8 @@ class FaultyFitter(SceneFitter):
         return part
 
     def _take(self, kinds: Sequence[str]) -> str | None:
-        """Takes a token of one of the kinds, if there is one; of two fitters one gets it."""
+        """Take a token of one of the kinds, if there is one. → its kind. Only one fitter gets a token, because renaming
+        is atomic."""
         for token in sorted((self.folder / "tokens").iterdir()):
             kind = token.name.rpartition("-")[0]
             if kind in kinds:

@@ -1,4 +1,4 @@
-"""For fit.py --with-paper: stage 2 as published and as ours, as curves of quality over CPU time."""
+"""For fit.py --with-paper: the published stage 2 and ours, as curves of quality over CPU time."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ POINTS = (*range(5, 100, 5), *range(100, 10_001, 50))  # steps at which our 2a i
 def published_stage2(
     shared: SharedModel, settings: Settings, scenes: Sequence[SceneViews], folder: str, between: Callable[[int], None]
 ) -> dict[str, Any]:
-    """2a and 2b as published, over one cohort; between(epoch) is called after epochs of 2a, with the clock stopped."""
+    """Run 2a and 2b as published, over one cohort. → the point at the start, and the curves of both phases, each with
+    its own clock. between(epoch) is called after each epoch of 2a, with the clock stopped."""
     cohort = Cohort(shared, folder, scenes, settings)
     curves = {"latent": Curve(), "rgb": Curve()}
     clock = Clock()
@@ -40,6 +41,7 @@ def published_stage2(
                 print(f"  {report.phase} {point}", flush=True)
             if report.phase == "latent":
                 between(report.epoch)
+        # The time of 2b counts from the end of 2a.
         if report.phase == "latent" and last:
             clock = Clock()
 
@@ -52,7 +54,7 @@ def published_stage2(
 def our_2a(
     shared: SharedModel, settings: Settings, scenes: Sequence[SceneViews]
 ) -> tuple[Curve, SceneParams, list[EncodedScene], float]:
-    """→ the curve of 2a, the params at its end, the scenes made ready, and the CPU seconds that took (encoding)."""
+    """Run our 2a. → its curve, the params at its end, the encoded scenes, and the CPU seconds of encoding them."""
     clock = Clock()
     ready = [encode_scene(shared, prepare_scene(shared, views)) for views in scenes]
     encoding = clock.seconds
@@ -72,7 +74,7 @@ def our_2a(
         every(POINTS, measure)(name, step, loss)
 
     run_phase(FrozenFit(shared, settings, count), "latent", ready, params)
-    measure(taken)  # scenes end when they no longer improve
+    measure(taken)  # early stopping may end 2a between two measurements
     return curve, params, ready, encoding
 
 
@@ -83,8 +85,11 @@ def our_cohort(
     params: SceneParams | None = None,
     first_seconds: float = 0.0,
 ) -> Curve:
-    """The curve of our stage 2 in mode cohort, which fine-tunes shared parts as the published one does, from `params`
-    (those of 2a) or from its own start. first_seconds: what its first point has cost already."""
+    """The curve of our stage 2 in mode cohort, which fine-tunes shared parts as the published one does.
+
+    params: where scenes start, those of a 2a; None: their usual start. first_seconds: CPU seconds that the first point
+    has cost already.
+    """
     cohort = Cohort(shared, "mode cohort", scenes, settings)
     if params is not None:
         micro, coefs = params.micro_planes.detach().clone(), params.coefs.detach().clone()
@@ -110,7 +115,8 @@ def our_2b(
     ready: Sequence[EncodedScene],
     first_seconds: float,
 ) -> Curve:
-    """The curve of 2b, params moved in place. Its first point is the reading of 2a by the adapted decoder."""
+    """The curve of our 2b, which moves params in place. Its first point is 2a as the adapted decoder decodes it;
+    first_seconds: CPU seconds that this point has cost already."""
     curve = Curve([test_point(shared, scenes, params, 0, first_seconds)])
     phase = settings.stage2.rgb
     clock = Clock()
@@ -127,7 +133,7 @@ def our_2b(
 
 @torch.no_grad()
 def one_decoded_batch(shared: SharedModel, num_scenes: int) -> float:
-    """CPU seconds of decoding a view of each scene: what reading 2a by the adapted decoder costs at least."""
+    """CPU seconds of decoding one view of each scene, the least that decoding 2a by the adapted decoder costs."""
     clock = Clock()
     shared.decode(torch.zeros(num_scenes, shared.autoencoder.latent_channels, shared.latent_size, shared.latent_size))
     return clock.seconds

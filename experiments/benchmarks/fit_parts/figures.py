@@ -1,4 +1,4 @@
-"""For fit.py --with-paper: from curves to the figures that it prints."""
+"""For fit.py --with-paper: turns curves into the figures that are printed."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from scaling.cli import read_preset
 from scaling.config import Settings, make_settings
 
 COHORT = "sd, 2b in mode cohort"
-LEAST_GAIN = 0.2  # dB below which a ratio of times would say nothing
-AS_BEFORE = {  # figures' names of when `sd` was called default → those of today
+LEAST_GAIN = 0.2  # dB; below it a ratio of times would mean nothing
+AS_BEFORE = {  # names of figures from when `sd` was called default → their names today
     "default_seconds_2a": "sd_seconds_2a",
     "default_gain_of_1c_db": "sd_gain_of_1c_db",
     "default_gain_2b_db": "sd_gain_2b_db",
@@ -21,9 +21,11 @@ AS_BEFORE = {  # figures' names of when `sd` was called default → those of tod
 
 
 def speedup_2b(published: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
-    """Both gains are over the method's own 2a, read by the decoder as 1b left it. What our decoder gained in 1c is paid
-    in stage 1 and comes with the first batch that it decodes; what 2b adds to it is told apart. Ours in mode cohort, in
-    which the decoder moves as it does in the published 2b; and frozen, as `sd` is.
+    """How many times faster ours reaches the gain of the published 2b, and the gains themselves.
+
+    A gain is over the method's own 2a, decoded as 1b left the decoder. What our decoder gained in 1c is paid for in
+    stage 1 and comes with the first batch that it decodes, so that gain is reported apart from what 2b adds. Ours is
+    given in mode cohort, in which the decoder moves as in the published 2b, and frozen, as in `sd`.
     """
     end = published["rgb"].end.decoded
     gain = end - published["latent"].end.unadapted
@@ -45,14 +47,14 @@ def speedup_2b(published: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any
 def sd_size(
     published: dict[str, Any], ours: dict[str, Any], settings: dict[str, Settings], scenes: int
 ) -> dict[str, Any]:
-    """A scene's whole stage 2 with an autoencoder of Stable Diffusion's size: measured seconds a view by counted
-    views. The epochs of the published 2b are those of the preset, and those that were run."""
+    """A scene's whole stage 2 with an autoencoder of Stable Diffusion's size: measured seconds of a view, times counted
+    views. The published 2b is given with the preset's number of epochs, and with the number that was run."""
     from shared.sd_size import sd_seconds_per_view
 
     each, views = sd_seconds_per_view(), ours["views"]
     epochs = {"published": make_settings(read_preset("paper")).stage2.rgb.num_epochs}
     epochs["run"] = settings["paper"].stage2.rgb.num_epochs
-    # Steps through the student cost what they did here: it does not grow with the decoder.
+    # Steps through the student cost as much as here, because the student does not grow with the decoder.
     passes = 0 if ours["student"] else 2 * views * settings["sd"].stage2.rgb.num_epochs
     mine = views * each["encode"] + ours["latent"].end.seconds / scenes
     mine += ours["rgb"].end.seconds / scenes if ours["student"] else passes / 2 * each["frozen"]
@@ -102,8 +104,9 @@ def methods_rows(
     settings: dict[str, Settings],
     scenes: int,
 ) -> dict[str, Any]:
-    """Quality, CPU time and bytes of both methods; own: those of `sd`. A cohort's own copies of shared parts are not in
-    the bytes of a scene."""
+    """Quality, CPU time and bytes of both methods: a row for `paper`, and two for `sd`, frozen and with 2b in mode
+    cohort. same, own: see `same_model` and `own_model`. The bytes of a scene leave out a cohort's own copies of shared
+    parts."""
     shape = settings["paper"].representation
     planes = len(shape.plane_axes) * shape.micro_features * shape.resolution**2
     published = same["published"]
@@ -119,7 +122,7 @@ def methods_rows(
 
     encoding, latent = own["encode_seconds"], own["latent"].end.seconds
     published_seconds = published["latent"].end.seconds + published["rgb"].end.seconds
-    published_bytes = 4 * (planes + shape.num_base_planes)
+    published_bytes = 4 * (planes + shape.num_base_planes)  # micro planes and coefs, in float32
     cohort, frozen = own["cohort"].end, own["rgb"].end
     return {
         "paper": row(published["rgb"].end.decoded, same, published_seconds + encoding, published_bytes, "paper"),
@@ -129,7 +132,7 @@ def methods_rows(
 
 
 def row_of(figures: dict[str, Any], method: str) -> dict[str, Any]:
-    """The row of a method that fit_frontier.py measured."""
+    """The row of a method that frontier.py measured."""
     keys = {"psnr": "psnr", "stage1_cpu_seconds": "stage1_seconds", "cpu_seconds_per_scene": "seconds"}
     keys["bytes_per_scene"] = "bytes"
     return {"autoencoder_psnr": None, **{key: figures[f"{method}_{name}"] for key, name in keys.items()}}

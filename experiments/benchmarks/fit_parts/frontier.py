@@ -1,4 +1,4 @@
-"""For fit.py: presets on the same scenes, as they are, and plain tri-planes that take the same time as one of them."""
+"""For fit.py: presets on the same scenes, as they are, and plain tri-planes that take as much time as one of them."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from scaling.training.fit_frozen import fit_scenes
 from scaling.training.metrics.images import view_metrics
 
 METHODS = ("default", "sharp", "compact", "rgb_triplanes", "same_field_triplanes")
-SAME_TIME = {"rgb_triplanes": "default", "same_field_triplanes": "sharp"}  # tri-planes → whose time they take
+SAME_TIME = {"rgb_triplanes": "default", "same_field_triplanes": "sharp"}  # tri-planes → preset whose time they take
 GAINS = {"default_gain_db": ("default", "rgb_triplanes"), "sharp_gain_db": ("sharp", "same_field_triplanes")}
-TRIPLANES_DTYPE = "int8"  # they are the baseline of quality: rounding must cost them nothing
-SMALLEST_DTYPE = "int4"  # what their bytes are told for, too
-# A step's time is measured in rounds of both methods in turn, so that what else a machine does meets both.
+TRIPLANES_DTYPE = "int8"  # tri-planes are the baseline of quality: rounding must cost them nothing
+SMALLEST_DTYPE = "int4"  # for which bytes are reported, too
+# The time of a step is measured for two methods in turn, in rounds, so that other load on the machine affects both.
 PACE_ROUNDS, PACE_WARM_UP, PACE_STEPS = 2, 10, 60
 
 
 def method_settings(method: str) -> Settings:
-    """A preset as it is. Tri-planes: stored as int8, and `same_field_triplanes` is made from `sharp`."""
+    """A preset as it is, except that tri-planes are stored as int8. `same_field_triplanes` is made from `sharp`."""
     if method == "same_field_triplanes":
         return as_triplanes(make_settings(read_preset("sharp")))
     settings = make_settings(read_preset(method))
@@ -42,8 +42,11 @@ def method_settings(method: str) -> Settings:
 
 
 def as_triplanes(settings: Settings) -> Settings:
-    """Plain tri-planes of pixels, 32 features and 64 texels a side, no base planes; everything else as in `settings`:
-    the field, how features combine, where rays are sampled, rays and rates. 1a is that of `rgb_triplanes`."""
+    """Plain tri-planes of pixels: 32 features, 64 texels a side, no base planes.
+
+    Everything else is as in `settings`: the field, how features combine, where rays are sampled, rays and rates. Only
+    1a is that of `rgb_triplanes`.
+    """
     off = {"num_epochs": 0}
     warmup = method_settings("rgb_triplanes").stage1.warmup.model_dump()
     return over(
@@ -56,20 +59,23 @@ def as_triplanes(settings: Settings) -> Settings:
 
 
 def over(settings: Settings, **values: Any) -> Settings:
-    """The settings with nested plain values over them."""
+    """The settings with nested plain values laid over them."""
     return make_settings(merge(settings.model_dump(), values))
 
 
 def with_steps(settings: Settings, steps: float) -> Settings:
-    """The settings with about so many steps of 2a, all of which are taken."""
+    """The settings with about `steps` steps of 2a, without early stopping."""
     epochs = settings.stage2.latent.num_epochs
     each = max(1, round(steps / epochs))
     return over(settings, stage2={"latent": {"steps_per_epoch": each, "check_every": None}})
 
 
 def check_methods(methods: Sequence[str], uncarved: str | None = None) -> None:
-    """Raises SettingsError where tri-planes are asked for without the preset whose time they take, a preset fits in
-    mode cohort, or `uncarved` is none of those that are run in a hull and for a time of their own."""
+    """Check the names of --presets and --uncarved.
+
+    Raises SettingsError where tri-planes are named without the preset whose time they take, where a preset fits in mode
+    cohort, and where `uncarved` is not run, is tri-planes, or is not sampled in hulls.
+    """
     if uncarved is not None:
         if uncarved not in methods or uncarved in SAME_TIME:
             raise SettingsError(f"--uncarved {uncarved}: name one of --presets that is not tri-planes")
@@ -78,15 +84,18 @@ def check_methods(methods: Sequence[str], uncarved: str | None = None) -> None:
     for method in methods:
         partner = SAME_TIME.get(method)
         if partner is not None and partner not in methods:
-            raise SettingsError(f"--presets {method}: takes the time of {partner}, so name that, too")
+            raise SettingsError(f"--presets {method}: takes the time of {partner}; name that preset, too")
         if method_settings(method).stage2.mode != "frozen":
-            raise SettingsError(f"--presets {method}: fits in mode cohort; --with-paper compares that")
+            raise SettingsError(f"--presets {method}: fits in mode cohort; compare it by --with-paper")
 
 
 @dataclass
 class StepClock:
-    """CPU seconds of a fit's steps: an on_step of `fit_scenes`. steps and seconds: of 2a, from its step number `first`
-    on; rgb_seconds: of 2b. The first step of a phase is in none of them, as what comes before it is not its own."""
+    """An on_step for `fit_scenes` that sums the CPU seconds of steps.
+
+    steps, seconds: of 2a, from its step number `first` on; rgb_seconds: of 2b. The first step of a phase does not
+    count, because its time includes what comes before it.
+    """
 
     first: int = 1
     steps: int = 0
@@ -111,8 +120,8 @@ class StepClock:
 
 @dataclass(frozen=True)
 class Fit:
-    """Scenes fitted together, as stored. seconds: CPU time of all of them, from decoded views to packed planes; clock:
-    of the steps of 2a in it."""
+    """Scenes that were fitted together, as they are stored. seconds: CPU time of all scenes, from decoded views to
+    packed planes; clock: of the steps in it."""
 
     packed: list[PackedScene]
     seconds: float
@@ -120,8 +129,10 @@ class Fit:
 
 
 def fit(shared: SharedModel, settings: Settings, scenes: Sequence[SceneViews]) -> Fit:
-    """Frozen stage 2. A few steps on one scene go first, so that the first call of every part, which may compile it, is
-    in nobody's time."""
+    """Fit the scenes in mode frozen and pack them.
+
+    A few steps on one scene go first, because the first call of a part may compile it: this is in no method's time.
+    """
     for scene in fit_scenes(shared, scenes[:1], with_steps(settings, 3)):
         pack_scene(scene.params, settings.stage2.micro_dtype)
     clock = StepClock()
@@ -132,7 +143,7 @@ def fit(shared: SharedModel, settings: Settings, scenes: Sequence[SceneViews]) -
 
 
 def stored_params(packed: PackedScene) -> SceneParams:
-    """A scene as a reader of the library gets it, S = 1."""
+    """A scene's parameters as a reader of the library gets them, S = 1."""
     return unpack_scene(vars(packed))[None]
 
 
@@ -140,7 +151,7 @@ def stored_params(packed: PackedScene) -> SceneParams:
 def measure(
     shared: SharedModel, packed: Sequence[PackedScene], scenes: Sequence[SceneViews]
 ) -> dict[str, dict[str, float]]:
-    """Scene id → each metric, the mean over the scene's test views."""
+    """Scene id → metric → mean over the scene's test views."""
     metrics = {}
     for scene, views in zip(packed, scenes, strict=True):
         test = list(views.test_views)
@@ -152,8 +163,10 @@ def measure(
 def paces(
     models: Sequence[SharedModel], settings: Sequence[Settings], scenes: Sequence[Sequence[SceneViews]]
 ) -> list[float]:
-    """CPU seconds of a step of 2a of several methods, measured in turn. They fit the scenes together, as `fit` does: a
-    step of eight scenes takes less than eight times that of one."""
+    """CPU seconds of a step of 2a, for several methods that are measured in turn.
+
+    All scenes are fitted together, as in `fit`: a step of eight scenes takes less than eight steps of one scene.
+    """
     clocks = [StepClock(first=PACE_WARM_UP) for _ in models]
     for _ in range(PACE_ROUNDS):
         for shared, each, views, clock in zip(models, settings, scenes, clocks):
@@ -163,9 +176,12 @@ def paces(
 
 
 def same_time_steps(settings: Settings, clock: StepClock, own_pace: float, pace: float) -> float:
-    """Steps of tri-planes, `pace` CPU seconds each, that take as long as the steps of a fit with `settings`, which took
-    `clock`. own_pace: seconds of such a step in the minute in which `pace` was measured; where scenes end early, whose
-    steps get cheaper, the fit's own time counts. Hulls and packing take both the same time."""
+    """How many steps of tri-planes take as long as the steps of a fit with `settings`.
+
+    clock: of that fit; own_pace: CPU seconds of one of its steps, measured in turn with `pace`, CPU seconds of a step
+    of the tri-planes. With early stopping the fit's own time counts instead of steps · own_pace, because steps get
+    cheaper as scenes end. Hulls and packing are left out, because they take both methods the same time.
+    """
     fitting = clock.seconds if settings.stage2.latent.check_every else clock.steps * own_pace
     return (fitting + clock.rgb_seconds) / pace
 
@@ -173,15 +189,19 @@ def same_time_steps(settings: Settings, clock: StepClock, own_pace: float, pace:
 def run_methods(
     methods: dict[str, Settings], job: Job, folders: dict[str, Path], same_time: dict[str, str] = SAME_TIME
 ) -> dict[str, Any]:
-    """The figures of each method, one fit after the other. methods: settings by name; folders: their stage 1s;
-    same_time: methods that take the time of another, by name."""
+    """Fit and measure one method after another. → their figures.
+
+    methods: name → settings; folders: name → its stage 1; same_time: method → the method whose time it takes.
+    """
     figures: dict[str, Any] = {"scenes": {}, "same_time": {}, "settings": {}, "steps": {}}
     clocks: dict[str, StepClock] = {}
     decoded = {each.data: job.views(job.fit, each) for each in methods.values()}
-    for method, settings in sorted(methods.items(), key=lambda item: item[0] in same_time):  # tri-planes come last
+    # Methods that take another one's time come last, because that time must be known.
+    for method, settings in sorted(methods.items(), key=lambda item: item[0] in same_time):
         shared, shared_hash = load_shared(folders[method])
         scenes = decoded[settings.data]
         partner = same_time.get(method)
+        # Both paces are measured here, beside each other, because a machine's speed changes over a long run.
         if partner is not None:
             other = methods[partner]
             models, views = (load_shared(folders[partner])[0], shared), (decoded[other.data], scenes)
@@ -207,8 +227,8 @@ def run_methods(
 
 
 def bytes_of(packed: Sequence[PackedScene], metrics: dict[str, dict[str, float]], shared_hash: str) -> dict[str, float]:
-    """bytes: what a scene takes beside its id and metrics; row_bytes: its share of a part of the library that holds
-    these scenes; int4_bytes, of planes stored otherwise: what they would take as int4. Means."""
+    """Means over the scenes. bytes: what a scene takes without its id and metrics; row_bytes: its share of a library
+    part that holds these scenes; int4_bytes: `bytes` if its planes were stored as int4."""
     rows = [
         {**vars(scene), **values, "scene_id": scene_id, "stage": 2, "shared": shared_hash, "seconds": 0.0, "seed": 0}
         for scene, (scene_id, values) in zip(packed, metrics.items(), strict=True)
@@ -224,9 +244,11 @@ def bytes_of(packed: Sequence[PackedScene], metrics: dict[str, dict[str, float]]
 def uncarved_differences(
     settings: Settings, folder: Path, scenes: Sequence[SceneViews], known: dict[str, float] | None = None
 ) -> dict[str, float]:
-    """Scene id → PSNR of a fit in the scene's hull less that of a fit in the uncarved cuboid, dB: positive where the
-    hull is better. The same shared model, steps and samples; none ends early. known: PSNR by scene id of fits with
-    these settings that were made before."""
+    """Scene id → PSNR of a fit in the scene's hull minus that of a fit in the uncarved cuboid, in dB.
+
+    Positive where the hull is better. Both have the same shared model, steps and samples, without early stopping.
+    known: scene id → PSNR of the fits in hulls, if they have been made with these settings.
+    """
     settings = over(settings, stage2={"latent": {"check_every": None}})
     if known is None:
         known = _psnrs(load_shared(folder)[0], settings, scenes)
@@ -257,7 +279,7 @@ def methods_table(figures: dict[str, Any]) -> str:
 
 
 def scenes_table(figures: dict[str, Any]) -> str:
-    """PSNR scene by scene, a column for each method, and how much the hull gains where that was measured."""
+    """PSNR scene by scene as Markdown: a column for each method, and one for the hull's gain if it was measured."""
     columns = dict(figures["scenes"])
     if "uncarved_difference_db" in figures:
         columns[f"{figures['uncarved_preset']}, hull - cuboid"] = figures["uncarved_difference_db"]

@@ -1,9 +1,9 @@
-"""For fit.py --with-paper: the published method beside preset `sd`, side by side on the same scenes.
+"""For fit.py --with-paper: the published method and preset `sd`, side by side on the same scenes.
 
-Both get one autoencoder, trained from scratch, and stage 1s of about the same CPU time. From the published stage-1
-model both fit the same scenes and fine-tune its shared parts (mode cohort), ours again and again between the epochs of
-the published one; what ours reaches with those parts frozen is told, too. Ours then goes on from its own stage-1
-model, 2a and 2b apart: 2b frozen, as `sd` is, and from the same 2a in mode cohort, as the published 2b is.
+Both get the same autoencoder, trained from scratch, and stage 1s of about the same CPU time. First both start from the
+published stage-1 model: they fit the same scenes and fine-tune its shared parts (mode cohort). Ours does so several
+times, between epochs of the published one, and once with those parts frozen. Then ours starts from its own stage-1
+model: 2a, and from its result 2b twice, frozen as in `sd`, and in mode cohort as in the published 2b.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from scaling.config import Settings, make_settings, merge
 
 SCHEDULES = Path(__file__).with_name("fit.yaml")
 METHODS = ("paper", "sd")
-REPEATS_AT = (10, 20, 30)  # epochs of the published 2a after which ours is fitted: side by side on a noisy machine
-LEAST_RISE = 1.0  # dB below which a ratio of times would say nothing
+REPEATS_AT = (10, 20, 30)  # epochs of the published 2a after which ours runs, so that other load affects both
+LEAST_RISE = 1.0  # dB; below it a ratio of times would mean nothing
 
 
 def method_settings(method: str, autoencoder: Path | None, store: str | None) -> Settings:
-    """Preset paper or sd with its schedules of fit.yaml over it and the one autoencoder; those of embedded cars where
-    `store` is None. autoencoder: the settings by which that is trained."""
+    """The settings of method `paper` or `sd`: the preset, its schedules in fit.yaml (those of embedded cars where
+    `store` is None) and the folder of the autoencoder. Method `autoencoder`: the settings that train this
+    autoencoder."""
     schedules = read_yaml(SCHEDULES)
     preset = "sd" if method == "autoencoder" else method
     values = merge(merge(read_preset(preset), schedules["everywhere"]), schedules[method])
@@ -42,7 +43,8 @@ def method_settings(method: str, autoencoder: Path | None, store: str | None) ->
 
 
 def autoencoder_folder(job: Job) -> Path:
-    """The one autoencoder, a diffusers folder, trained unless it is there; named by what shapes it alone."""
+    """The folder of the autoencoder that both methods use, in diffusers' layout. It is trained unless it is there; the
+    folder's name depends only on what shapes it."""
     from variants import train
 
     settings = method_settings("autoencoder", None, job.store)
@@ -54,7 +56,7 @@ def autoencoder_folder(job: Job) -> Path:
 
 
 def laid_over(shared: Any, settings: Settings, section: str | None = None) -> Settings:
-    """Stage 2 of `settings` on a shared model, with a section of fit.yaml over it."""
+    """The settings of a shared model with stage 2 of `settings`, and a section of fit.yaml over them."""
     values = merge(shared.settings.model_dump(), {"stage2": settings.stage2.model_dump()})
     return make_settings(merge(values, read_yaml(SCHEDULES)[section]) if section else values)
 
@@ -62,7 +64,10 @@ def laid_over(shared: Any, settings: Settings, section: str | None = None) -> Se
 def same_model(
     folder: Path, settings: dict[str, Settings], train: Sequence[Any], scenes: Sequence[Any]
 ) -> dict[str, Any]:
-    """Both from the published stage-1 model, which was trained on `train`."""
+    """Fit the scenes by both methods, from the published stage-1 model in `folder`, which was trained on `train`.
+
+    → figures of 2a, and the curves of both methods.
+    """
     from shared.measured import autoencoder_ceiling, render_as
 
     from fit_parts.curves import our_2a, our_cohort, published_stage2
@@ -73,6 +78,7 @@ def same_model(
     render_as(ours, settings["sd"].rendering, train)
     curves, frozen = [], []
 
+    # Ours runs between epochs of the published 2a: both then meet the same load on the machine.
     def between(epoch: int) -> None:
         if epoch not in REPEATS_AT:
             return
@@ -83,10 +89,11 @@ def same_model(
             print(f"  ours, frozen {frozen[0].end}", flush=True)
 
     published = published_stage2(shared, settings["paper"], scenes, name, between)
+    # The target is where the published 2a ends; each method's time is the one at which it first gets there.
     target = published["latent"].end.latent
     times = [curve.seconds_to("latent", target) for curve in curves]
     rise = target - published["start"].latent
-    reached = [time for time in times if time]  # a start that is there already would be no fit
+    reached = [time for time in times if time]  # without runs that never got there, or started there
     theirs = published["latent"].seconds_to("latent", target)
     ratio = theirs / median(reached) if theirs and len(reached) == len(times) else None
     return {
@@ -104,7 +111,8 @@ def same_model(
 
 
 def own_model(folder: Path, settings: Settings, scenes: Sequence[Any]) -> dict[str, Any]:
-    """Ours, from its own stage-1 model; 2b twice from the same 2a: frozen, and in mode cohort."""
+    """Fit the scenes by our method, from its own stage-1 model. 2b runs twice from the same 2a: in mode cohort, and
+    frozen. → its curves and figures."""
     from shared.measured import autoencoder_ceiling
 
     from fit_parts.curves import one_decoded_batch, our_2a, our_2b, our_cohort
@@ -114,6 +122,7 @@ def own_model(folder: Path, settings: Settings, scenes: Sequence[Any]) -> dict[s
 
     shared, _ = load_shared(folder)
     curve, params, ready, encoding = our_2a(shared, settings, scenes)
+    # The frozen 2b moves params in place, so the cohort takes its copy first.
     first = one_decoded_batch(shared, len(scenes))
     cohort = our_cohort(shared, laid_over(shared, settings, "cohort_2b"), scenes, params, first)
     print(f"  ours, 2b in mode cohort {cohort.end}", flush=True)
@@ -135,8 +144,8 @@ def own_model(folder: Path, settings: Settings, scenes: Sequence[Any]) -> dict[s
 
 
 def compare(job: Job) -> dict[str, Any]:
-    """The figures of `paper` and `sd`, under the names that they have had since `sd` was called default. What needs
-    training is trained."""
+    """The figures of `paper` and `sd`, after training what is missing. Figures that had another name when `sd` was
+    called default are given under both names."""
     import os
 
     import torch
@@ -144,7 +153,7 @@ def compare(job: Job) -> dict[str, Any]:
     from fit_parts.figures import AS_BEFORE, methods_rows, sd_size, speedup_2b
 
     torch.set_num_threads(os.cpu_count() or 1)
-    autoencoder = autoencoder_folder(job)  # by all cores: its time is not compared
+    autoencoder = autoencoder_folder(job)  # by all cores, because its time is not compared
     torch.set_num_threads(1)
     settings = {method: method_settings(method, autoencoder, job.store) for method in METHODS}
     folders = train_all(settings, job)

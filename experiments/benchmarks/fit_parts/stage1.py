@@ -1,4 +1,4 @@
-"""For fit.py: the scenes that all methods share, and stage 1s on them, kept in folders named by what shapes them."""
+"""For fit.py: the scenes that all methods share, and stage 1s on them, in folders named by what shapes them."""
 
 from __future__ import annotations
 
@@ -20,8 +20,12 @@ from scaling.storage.json_yaml import parse_json
 
 @dataclass(frozen=True)
 class Job:
-    """What all methods get: the store (None: embedded cars), stage 1's scenes and stage 2's, and the cuboid around all
-    scenes of the store, low and high corner, world units (None: around stage 1's). Stage 1s are kept under `out`."""
+    """What all methods get.
+
+    store: None for embedded cars; train, fit: ids of the scenes of stage 1 and of stage 2; bounds: low and high corner
+    of the cuboid around all scenes of the store, world units, None for the cuboid around those of stage 1; out: the
+    folder that keeps stage 1s.
+    """
 
     store: str | None
     train: list[str]
@@ -30,17 +34,19 @@ class Job:
     out: Path
 
     def spec(self, settings: Settings) -> SourceSpec:
-        """The store; embedded cars are made as large as the settings say."""
+        """The store, or embedded cars with the image size and the number of views of the settings."""
         return SourceSpec.of(self.store, settings.data)
 
     def views(self, ids: Sequence[str], settings: Settings) -> list[SceneViews]:
-        """Scenes decoded at the settings' image size."""
+        """The scenes' views, decoded at the image size of the settings."""
         return [views_from_row(row, settings.data.image_size) for row in self.spec(settings).open().rows(ids)]
 
 
 def measured_bounds(spec: SourceSpec) -> list[list[float]] | None:
-    """The cuboid around all scenes of a store, as the product's stage 1 takes it. None for embedded cars, which have no
-    end: stage 1 measures around its own."""
+    """The cuboid around all scenes of a store, as experiments/stage1.py takes it: low and high corner, world units.
+
+    None for embedded cars, which have no end: stage 1 then measures the cuboid around its own scenes.
+    """
     from scaling.training.measure.box import source_bounds
     from scaling.training.process_group import Workers
 
@@ -49,21 +55,21 @@ def measured_bounds(spec: SourceSpec) -> list[list[float]] | None:
 
 
 def stage1_folder(settings: Settings, job: Job) -> Path:
-    """Where the stage 1 of these settings is kept: named by the settings without stage 2's, the store, the scenes and
-    the cuboid."""
+    """The folder that keeps stage 1 with these settings. It is named by the settings (without those of stage 2), the
+    store, the scenes and the cuboid."""
     shaping = settings.model_dump(exclude={"stage2"})
     bounds = job.bounds if settings.representation.box_side is None else None
     return kept_folder(job.out, [shaping, asdict(job.spec(settings)), job.train, bounds])
 
 
 def kept_folder(out: Path, shaping: list[Any]) -> Path:
-    """A folder under `out`, absolute, named by what shapes its content."""
+    """The absolute path of a folder under `out` that is named by a hash of what shapes its content."""
     text = json.dumps(shaping, sort_keys=True)
     return (out / hashlib.sha256(text.encode()).hexdigest()[:12]).absolute()
 
 
 def train_stage1(settings: Settings, job: Job) -> None:
-    """Stage 1 by one thread of this process, unless it is there."""
+    """Run stage 1 by one thread of this process, unless it is done."""
     import torch
     from variants import train
 
@@ -73,7 +79,7 @@ def train_stage1(settings: Settings, job: Job) -> None:
 
 
 def train_all(settings: dict[str, Settings], job: Job) -> dict[str, Path]:
-    """The folder of each method's stage 1, trained two at a time: CPU time is what counts."""
+    """Train stage 1 of each method where it is missing, two at a time: only CPU time is compared. → method → folder."""
     folders = {method: stage1_folder(each, job) for method, each in settings.items()}
     missing = {folders[m]: each for m, each in settings.items() if not (folders[m] / "seconds.json").is_file()}
     if missing:  # several methods may share a folder
@@ -83,5 +89,5 @@ def train_all(settings: dict[str, Settings], job: Job) -> dict[str, Path]:
 
 
 def stage1_seconds(folder: Path) -> float:
-    """CPU seconds that the stage 1 in `folder` took."""
+    """CPU seconds that stage 1 in `folder` took."""
     return float(parse_json((folder / "seconds.json").read_bytes()))

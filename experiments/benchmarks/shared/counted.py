@@ -1,4 +1,4 @@
-"""For gpu_fit.py: what an action computes and moves, counted while it runs, and the most that a device can do."""
+"""For gpu_fit.py: count what an action computes and moves while it runs, and measure the limits of a device."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from shared.stopwatch import wall_seconds
 
-CORNERS = 4  # texels of a bilinear sample
+CORNERS = 4  # texels that a bilinear sample reads
 
 
 @dataclass(frozen=True)
 class Work:
-    """flops: of matrix products, convolutions and attention; moved: bytes that operations read and wrote, each whole,
-    as if nothing stayed in a cache."""
+    """What an action did. flops: of matrix products, convolutions and attention; moved: bytes that operations read and
+    wrote, with every tensor counted in full, as if nothing stayed in a cache."""
 
     flops: float
     moved: float
 
 
 class _Traffic(TorchDispatchMode):
-    """Sums the bytes of all tensors that go into and come out of operations, save those that only look at memory."""
+    """Sums the bytes of all inputs and outputs of operations; views, which move nothing, are left out."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,21 +41,27 @@ class _Traffic(TorchDispatchMode):
 
 
 def count(action: Callable[[], Any]) -> Work:
-    """Of one time, without compiled forms, which cannot be looked into. Bilinear samples are not among the flops: see
-    `sampling_flops`."""
+    """The work of one call of the action. It runs uncompiled, because compiled code cannot be counted.
+
+    The flops leave out bilinear samples: see `sampling_flops`.
+    """
     with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as flops, _Traffic() as traffic:
         action()
     return Work(float(flops.get_total_flops()), float(traffic.moved))
 
 
 def sampling_flops(points: int, planes: int, features: int) -> float:
-    """Of a forward and a backward pass: each corner of a point is a product and a sum for every feature, in both."""
+    """Flops of bilinear samples in a forward and a backward pass: in each, every corner of a point costs a product and
+    a sum for every feature."""
     return 2.0 * 2 * CORNERS * points * planes * features
 
 
 def ceilings(device: torch.device, side: int, copied: int) -> dict[str, float]:
-    """flops a second of a large matrix product in each precision (float32 without TF32), bytes a second of a large
-    copy, both reading and writing counted; all measured now. side: of the matrices; copied: bytes."""
+    """Measure the device's limits: "float32" (without TF32) and "bfloat16", flops a second of a large matrix product;
+    "copy", bytes a second of a large copy, reading and writing both counted.
+
+    side: of the matrices; copied: bytes of the copy.
+    """
     found: dict[str, float] = {}
     torch.backends.cuda.matmul.allow_tf32 = False
     for name in ("float32", "bfloat16"):
@@ -69,5 +75,6 @@ def ceilings(device: torch.device, side: int, copied: int) -> dict[str, float]:
 
 
 def _least_seconds(action: Callable[[], Any], device: torch.device) -> float:
-    """The best of many times, as a limit is asked for; on the wall, as what is held against it."""
+    """The best of 50 wall times: the best, because a limit is wanted; wall time, because it is compared with wall
+    times."""
     return min(wall_seconds(action, device) for _ in range(50))

@@ -1,4 +1,4 @@
-"""What fit.py and stage1.py measure with: a clock of CPU time that can be stopped, and PSNR curves over it."""
+"""What fit.py and stage1.py measure with: a clock of CPU time that can be stopped, and PSNR curves over this time."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from scaling.training.training_scene import prepare_scene
 
 
 class Clock:
-    """CPU seconds of this process since it was made, but for what happens within `stopped`."""
+    """CPU seconds of this process since the clock was made, without the time spent within `stopped`."""
 
     def __init__(self) -> None:
         self._start = time.process_time()
@@ -34,7 +34,7 @@ class Clock:
 
     @contextmanager
     def stopped(self) -> Iterator[None]:
-        """What happens within costs nothing."""
+        """A context in which the clock stands still."""
         before = time.process_time()
         try:
             yield
@@ -44,8 +44,8 @@ class Clock:
 
 @dataclass(frozen=True)
 class Point:
-    """latent: rendered against encoded latents; unadapted: decoded by the autoencoder's own decoder; decoded: by the
-    model's decoder. All PSNR in dB on test views, mean over scenes."""
+    """PSNR in dB on test views, mean over scenes. latent: rendered against encoded latents; unadapted: images decoded
+    by the autoencoder's own decoder; decoded: images decoded by the model's decoder."""
 
     step: int
     seconds: float
@@ -65,7 +65,7 @@ class Curve:
         return self.points[-1]
 
     def seconds_to(self, key: str, target: float) -> float | None:
-        """CPU seconds at the first point that reached the target; None where none did."""
+        """CPU seconds at the first point whose PSNR `key` reaches the target; None where no point does."""
         return next((point.seconds for point in self.points if getattr(point, key) >= target), None)
 
     def plain(self) -> list[dict[str, Any]]:
@@ -77,7 +77,7 @@ class Curve:
 def test_point(
     shared: SharedModel, scenes: Sequence[SceneViews], params: SceneParams, step: int, seconds: float
 ) -> Point:
-    """Measures the scenes, whose params are the rows of `params` in their order, on their test views."""
+    """Measure the scenes on their test views. params: one row for each scene, in the same order."""
     sums = torch.zeros(3, dtype=torch.float64)
     for row, views in enumerate(scenes):
         test = list(views.test_views)
@@ -101,8 +101,11 @@ def autoencoder_ceiling(shared: SharedModel, scenes: Sequence[SceneViews]) -> fl
 
 
 def render_as(shared: SharedModel, rendering: Rendering, scenes: Sequence[SceneViews]) -> SharedModel:
-    """A published model, sampled as ours is: in each scene's hull, before the background that the views of stage 1's
-    `scenes` show there; its planes still span their box. In place."""
+    """Change a published model in place so that it is sampled as ours is, and return it.
+
+    Rays are sampled in each scene's hull, in front of the background that is measured on the views of stage 1's
+    `scenes`. The planes still span their own box.
+    """
     values = merge(shared.settings.model_dump(), {"rendering": rendering.model_dump()})
     shared.settings = make_settings(values)
     old = shared.renderer
@@ -116,7 +119,7 @@ def render_as(shared: SharedModel, rendering: Rendering, scenes: Sequence[SceneV
 
 
 def every(steps: Sequence[int], action: Callable[[int], None]) -> Callable[[str, int, float], None]:
-    """An on_step of `fit_scenes` that calls action(steps done) after the given numbers of steps."""
+    """An on_step for `fit_scenes` that calls action(steps done) after each of the given numbers of steps."""
     wanted = set(steps)
 
     def on_step(_: str, step: int, __: float) -> None:

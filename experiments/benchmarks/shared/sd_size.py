@@ -1,5 +1,5 @@
-"""What an autoencoder of Stable Diffusion's size costs a view, measured with random weights: time does not depend on
-them."""
+"""What an autoencoder of Stable Diffusion's size costs for each view. Weights are random, because time does not depend
+on them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CHANNELS = (128, 256, 512, 512)
 
 
 def sd_size_autoencoder(precision: str = "float32") -> KLAutoencoder:
-    """Stable Diffusion's shape, 84 M parameters, random weights."""
+    """An autoencoder of Stable Diffusion's shape: 84 M parameters, random weights."""
     from diffusers import AutoencoderKL
 
     vae = AutoencoderKL(
@@ -27,8 +27,8 @@ def sd_size_autoencoder(precision: str = "float32") -> KLAutoencoder:
 
 
 def sd_seconds_per_view(image_size: int = 128, views: int = 2) -> dict[str, float]:
-    """CPU seconds a view: encode; decode (forward); frozen (forward, gradient of the latents); tuned (and of the
-    decoder's weights)."""
+    """CPU seconds for each view. encode; decode: forward pass; frozen: forward pass and the gradient of the latents;
+    tuned: the same and the gradient of the decoder's weights."""
     autoencoder = sd_size_autoencoder().requires_grad_(False)
     images = torch.rand(views, 3, image_size, image_size)
     with torch.no_grad():
@@ -52,7 +52,7 @@ def _no_grad(function: Callable[[Tensor], Tensor], tensor: Tensor) -> None:
 
 
 def _seconds(action: Callable[[], None]) -> float:
-    """The median of three calls after one that warms up."""
+    """The median CPU time of three calls, after one call that warms up."""
     action()
     times = []
     for _ in range(3):

@@ -12,27 +12,27 @@ from tabulate import tabulate
 
 
 def wait_for(device: torch.device) -> None:
-    """Until the device has done what it was asked for."""
+    """Wait until the device has finished its queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def now(device: torch.device) -> float:
-    """Seconds on the clock that suits a device, when all that it was asked for is done: CPU time on a CPU, which other
-    programs may keep busy too, else wall time."""
+    """Seconds on the clock that suits the device, once its queued work is finished: wall time on a GPU; CPU time on a
+    CPU, which other programs may use at the same time."""
     wait_for(device)
     return time.perf_counter() if device.type == "cuda" else time.process_time()
 
 
 def seconds_of(action: Callable[[], Any], device: torch.device | str = "cpu") -> float:
-    """Seconds that an action takes once, on that clock."""
+    """Seconds of one call of the action, on the clock of `now`."""
     start = now(torch.device(device))
     action()
     return now(torch.device(device)) - start
 
 
 def wall_seconds(action: Callable[[], Any], device: torch.device | str = "cpu") -> float:
-    """Seconds that an action takes once, on the wall."""
+    """Wall seconds of one call of the action."""
     wait_for(torch.device(device))
     start = time.perf_counter()
     action()
@@ -41,13 +41,13 @@ def wall_seconds(action: Callable[[], Any], device: torch.device | str = "cpu") 
 
 
 def median_ms(action: Callable[[], Any], device: torch.device | str = "cpu", repeats: int = 10) -> float:
-    """The median of `repeats` times that an action took, in ms, after two that are not counted."""
+    """The median of `repeats` calls of the action, in ms, after two calls that are not counted."""
     times = [seconds_of(action, device) for _ in range(repeats + 2)]
     return 1000 * median(times[2:])
 
 
 def table_text(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Rows as a Markdown table; floats with three significant digits at least, None as a dash."""
+    """Rows as a Markdown table: floats with about three significant digits, None as a dash."""
     return tabulate([list(map(_cell, row)) for row in rows], columns, "github", disable_numparse=True)
 
 
@@ -63,7 +63,7 @@ def _cell(value: Any) -> str:
 
 
 class Laps:
-    """Times of the parts of a step that is done again and again; the first two steps are not counted."""
+    """Times of the parts of a step that is repeated; the first two steps are not counted."""
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
@@ -71,15 +71,15 @@ class Laps:
         self.start()
 
     def start(self) -> None:
-        """A step begins."""
+        """Begin a step."""
         self._last = now(self.device)
 
     def lap(self, name: str) -> None:
-        """A part of it is done."""
+        """Note the time of the part of the step that has just ended."""
         here = now(self.device)
         self.times.setdefault(name, []).append(here - self._last)
         self._last = here
 
     def medians_ms(self) -> dict[str, float]:
-        """ms of each part."""
+        """The median of each part, in ms."""
         return {name: 1000 * median(times[2:]) for name, times in self.times.items()}

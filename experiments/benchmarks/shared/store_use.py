@@ -1,5 +1,5 @@
-"""What a local Ray's object store takes, read from /proc and the session's folder, as Ray itself tells it only through
-its dashboard."""
+"""The memory and disk that the object store of a local Ray takes. Read from /proc and the session's folder, because Ray
+itself reports them only through its dashboard."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from pathlib import Path
 
 
 class StoreUse:
-    """Of the Ray that this process started. peak_bytes: the most memory that the store has touched; spilled_bytes: the
-    most that lay on disk at one of the samples."""
+    """The object store of the Ray that this process started.
+
+    peak_bytes: the most memory that the store has touched; spilled_bytes: the most that lay on disk; both at one of the
+    samples. Raises RuntimeError where this process has started no local Ray, or Ray's session folder is not known.
+    """
 
     def __init__(self) -> None:
         self.raylet = _raylet_of(os.getpid())
@@ -22,21 +25,21 @@ class StoreUse:
         self.peak_bytes = self.spilled_bytes = 0
 
     def sample(self) -> None:
-        """Takes one sample."""
+        """Take one sample."""
         blocks = {handle.stat().st_ino: handle.stat().st_blocks for handle in self._arenas()}
         self.peak_bytes = max(self.peak_bytes, 512 * sum(blocks.values()))
         spilled = sum(_size(path) for path in self.session.glob("ray_spilled_objects*/**/*"))
         self.spilled_bytes = max(self.spilled_bytes, spilled)
 
     def _arenas(self) -> list[Path]:
-        """The raylet's open files that are the store's memory; pages that it has never touched take none."""
+        """The raylet's open files that hold the store's memory; pages that it never touched take up no blocks."""
         return [handle for handle in (self.raylet / "fd").iterdir() if "plasma" in str(handle.readlink())]
 
 
 def _size(path: Path) -> int:
     try:
         return path.stat().st_size if path.is_file() else 0
-    except OSError:  # gone meanwhile
+    except OSError:  # deleted meanwhile
         return 0
 
 

@@ -1,4 +1,5 @@
-"""Fitters that note when they are at work, for scale.py and actors.py; Ray's workers import them by name."""
+"""Fitters that note when they work, for scale.py and actors.py. They have a module of their own, because Ray's workers
+import them by name."""
 
 from __future__ import annotations
 
@@ -19,10 +20,10 @@ from scaling.training.fit_frozen import FittedScene, start_params
 
 
 class TimedFitter(SceneFitter):
-    """Real fits. A line for each batch, `start end scenes` in seconds, goes to SCALING_TIMES/<pid>.txt."""
+    """Real fits. For each batch a line `start end scenes`, times in seconds, goes to SCALING_TIMES/<pid>.txt."""
 
     def fit(self, batch: pa.Table, attempt: int) -> Fitted:
-        """The fit of the class above, timed from when the batch arrived to its commit."""
+        """The fit of the parent class, timed from the batch's arrival to its commit."""
         start = time.time()
         fitted = super().fit(batch, attempt)
         with (Path(os.environ["SCALING_TIMES"]) / f"{os.getpid()}.txt").open("a") as file:
@@ -31,7 +32,7 @@ class TimedFitter(SceneFitter):
 
 
 class MinimalFitter(TimedFitter):
-    """Decodes, packs and commits as ever, but scenes stay where they start, and nothing is measured."""
+    """Decodes, packs and commits as always, but scenes stay where they start, and metrics are not measured."""
 
     def _fit_together(self, scenes: list[SceneViews]) -> list[FittedScene]:
         params = start_params(self.shared, self.settings, [views.scene_id for views in scenes])

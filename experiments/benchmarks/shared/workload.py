@@ -1,5 +1,8 @@
-"""What step.py, memory.py, encode.py and gpu_fit.py work on: models of random weights and scenes of random pictures.
-What they show changes no time; where rays find something to sample does, so boxes and cameras are those of cars."""
+"""What step.py, memory.py, encode.py and gpu_fit.py work on: models with random weights and scenes of random pictures.
+
+Times do not depend on what the pictures show. They do depend on where rays find something to sample, so boxes and
+cameras are those of embedded cars.
+"""
 
 from __future__ import annotations
 
@@ -20,18 +23,18 @@ from scaling.training.process_group import Workers
 from scaling.training.random_streams import stream
 from scaling.training.training_scene import EncodedScene, encode_scene, prepare_scene
 
-SMALL = {"autoencoder": {"pretrained": None}}  # the one from scratch: in preset sd 8 times down, 4 channels
+SMALL = {"autoencoder": {"pretrained": None}}  # from scratch: in preset sd 8 times smaller a side, 4 channels
 
 
 def preset_settings(preset: str, **over: Any) -> Settings:
-    """A preset with the small autoencoder, and sections over it."""
+    """A preset with the small autoencoder. over: sections that override it."""
     return make_settings(merge(merge(read_preset(preset), SMALL), over))
 
 
 def untrained_model(
     settings: Settings, autoencoder: ImageAutoencoder | None = None, device: torch.device | str = "cpu"
 ) -> SharedModel:
-    """A frozen shared model as stage 1 leaves it, with an adapted decoder and a student, all of random weights."""
+    """A frozen shared model as stage 1 leaves it, with an adapted decoder and a student, but with random weights."""
     torch.manual_seed(0)
     shared = SharedModel(settings, autoencoder)
     if shared.autoencoder.has_decoder:
@@ -43,7 +46,7 @@ def untrained_model(
 
 
 def random_scene(scene_id: str, image_size: int, num_views: int) -> SceneViews:
-    """Noise, seen by the cameras of an embedded car."""
+    """A scene of noise, seen by the cameras of an embedded car."""
     images = torch.rand(num_views, 3, image_size, image_size, generator=stream(0, "pictures", scene_id))
     intrinsics = normalised_intrinsics(FOCAL).repeat(num_views, 1, 1)
     cam2world = embedded_cameras(scene_id, num_views)
@@ -51,13 +54,13 @@ def random_scene(scene_id: str, image_size: int, num_views: int) -> SceneViews:
 
 
 def random_scenes(count: int, settings: Settings, num_views: int | None = None) -> list[SceneViews]:
-    """So many of the settings' size, with as many views as an embedded car unless told otherwise."""
+    """`count` scenes of noise in the settings' image size. num_views None: as many as an embedded car has."""
     views = num_views or settings.data.embedded_views
     return [random_scene(f"noise-{number:05d}", settings.data.image_size, views) for number in range(count)]
 
 
 def ready_scenes(shared: SharedModel, count: int, num_views: int | None = None) -> list[EncodedScene]:
-    """Scenes ready for a step: one is encoded, the others are copies with memory of their own."""
+    """Scenes that are ready for a step: one is encoded, and all are copies of it with memory of their own."""
     views = random_scenes(1, shared.settings, num_views)[0]
     scene = encode_scene(shared, prepare_scene(shared, views))
     return [copy.deepcopy(scene) for _ in range(count)]

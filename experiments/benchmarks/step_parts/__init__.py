@@ -1,1 +1,1 @@
-"""The parts of a step that step.py times."""
+"""What step.py times: the parts of a step."""

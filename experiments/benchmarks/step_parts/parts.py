@@ -1,5 +1,7 @@
-"""For step.py: the steps of stage 2, done by hand so that each part can be timed; by autograd, which on a CPU is no
-longer what a frozen fit on random rays takes (training/cpu_step.py)."""
+"""For step.py: the steps of stage 2, written out so that each part can be timed.
+
+They use autograd. On a CPU a frozen fit on random rays no longer does: it takes the step of training/cpu_step.py.
+"""
 
 from __future__ import annotations
 
@@ -23,11 +25,11 @@ from scaling.training.random_ray_batches import RayTable
 from scaling.training.random_streams import stream
 from scaling.training.training_scene import EncodedScene
 
-CLOSE = 1e-4  # relative: a step by hand has the loss that `item_losses` finds
+CLOSE = 1e-4  # largest relative difference between the loss of a written-out step and that of `item_losses`
 
 
 def start(shared: SharedModel, num_scenes: int) -> tuple[SceneParams, torch.optim.Adam]:
-    """Where scenes start, as leaves, and their Adam."""
+    """The scenes' parameters at the start, as leaves, and an Adam that moves them."""
     params = shared.start_params(num_scenes)
     tensors = [params.micro_planes.requires_grad_(), params.coefs.requires_grad_()]
     return params, torch.optim.Adam(tensors, lr=1e-2, fused=True)
@@ -36,7 +38,7 @@ def start(shared: SharedModel, num_scenes: int) -> tuple[SceneParams, torch.opti
 def latent_parts(
     shared: SharedModel, phase: Stage2Phase, ready: Sequence[EncodedScene], repeats: int
 ) -> dict[str, float]:
-    """ms of the parts of a step of 2a."""
+    """ms of each part of a step of 2a. Raises RuntimeError where the loss differs from that of stage 2."""
     laps, (params, optimiser) = Laps(shared.device), start(shared, len(ready))
     streams = [stream(0, row) for row in range(len(ready))]
     table, rows = RayTable(shared, ready), torch.arange(len(ready), device=shared.device)
@@ -76,7 +78,7 @@ def _latent_loss(shared: SharedModel, batch: RayBatch, params: SceneParams, laps
 
 
 def rgb_parts(shared: SharedModel, phase: Stage2Phase, ready: Sequence[EncodedScene], repeats: int) -> dict[str, float]:
-    """ms of the parts of a step of 2b, through what the phase says."""
+    """ms of each part of a step of 2b, through the student or the decoder, as the phase says."""
     laps, (params, optimiser) = Laps(shared.device), start(shared, len(ready))
     decode = shared.student if phase.through == "student" and shared.student else shared.decode
     for step in range(repeats + 2):
@@ -84,7 +86,7 @@ def rgb_parts(shared: SharedModel, phase: Stage2Phase, ready: Sequence[EncodedSc
         items = [Item(scene, step % scene.num_views, stream(0, row)) for row, scene in enumerate(ready)]
         batch = make_batch(shared, phase, items)
         laps.lap("make the batch")
-        assert isinstance(batch, ViewBatch)  # as the phase's loss is of images
+        assert isinstance(batch, ViewBatch)  # because the loss of this phase compares images
         colours = rendered(shared, batch, params)
         laps.lap("render")
         images = decode(shared.as_latents(colours))
@@ -105,11 +107,11 @@ def _move(optimiser: torch.optim.Adam, loss: Tensor, laps: Laps) -> None:
 def _check(loss: Tensor, shared: SharedModel, phase: Stage2Phase, batch: RayBatch, params: SceneParams) -> None:
     wanted = weighted(item_losses(shared, phase.loss, batch, params), phase.loss).sum()
     if not torch.allclose(loss * phase.loss.latent, wanted, rtol=CLOSE):
-        raise RuntimeError(f"the step by hand has loss {loss.item()}, that of stage 2 {wanted.item()}")
+        raise RuntimeError(f"the written-out step of 2a has loss {loss.item()}, but stage 2 finds {wanted.item()}")
 
 
 def whole_step(shared: SharedModel, name: str, phase: Stage2Phase, ready: Sequence[EncodedScene], steps: int) -> float:
-    """ms a step of a phase of stage 2 as it is, after one that is not counted."""
+    """ms of a step of a phase of stage 2 as it is, after one step that is not counted."""
 
     def run(count: int) -> None:
         once = phase.model_copy(update={"num_epochs": 1, "steps_per_epoch": count})

@@ -1,8 +1,8 @@
-"""Ways to sample planes, for step.py: layouts of the planes in memory, and what reads them.
+"""For step.py: ways to sample planes, each a layout of the planes in memory and a function that reads it.
 
-All take planes of S scenes and points on them, and lead to the same features, summed over planes, and to the same
-gradient of the planes, which is checked. What is timed ends in the field's first layer, as a layout that suits the
-sampler may not suit what comes next.
+All ways take the planes of S scenes and points on them. They give the same features, summed over planes, and the same
+gradient of the planes, which is checked. What is timed includes the field's first layer, because a layout that suits
+the sampler may not suit what follows.
 """
 
 from __future__ import annotations
@@ -19,23 +19,24 @@ from torch import Tensor
 
 from scaling.models.triplanes import project, sample_planes
 
-CLOSE = 1e-3  # largest difference to what F.grid_sample finds, relative to the largest value
+CLOSE = 1e-3  # largest difference from F.grid_sample, relative to the largest value
 
 
 @dataclass(frozen=True)
 class Points:
-    """What is sampled: points [S, N, 3] in the box, [−1, 1], on planes of plane_axes that have size² texels."""
+    """Where planes are sampled. points: [S, N, 3], [−1, 1] inside the box; size: texels along a plane's side."""
 
     points: Tensor
     plane_axes: tuple[str, ...]
     size: int
 
     def grid(self) -> Tensor:
-        """[S · P, 1, N, 2], as F.grid_sample takes it."""
+        """The points' projections [S · P, 1, N, 2], as F.grid_sample takes them."""
         return project(self.points, self.plane_axes).flatten(0, 1)[:, None]
 
     def corners(self) -> tuple[Tensor, Tensor]:
-        """The four texels about each projection: indices into a plane's K · K and weights, both [S, P, N, 4]."""
+        """The four texels around each projection: indices into a plane's K · K texels, and bilinear weights, 0 outside
+        the plane. Both [S, P, N, 4]."""
         place = ((project(self.points, self.plane_axes) + 1) * self.size - 1) / 2
         low = place.floor()
         part, low = place - low, low.long()
@@ -51,7 +52,8 @@ class Points:
         return torch.stack(index, -1), torch.stack(weight, -1)
 
     def rows(self) -> tuple[Tensor, Tensor]:
-        """The same into a table of all texels [S · P · K · K, F]: [S · N, P · 4], those of one point together."""
+        """As `corners`, with indices into a table of all texels [S · P · K · K, F]. Both [S · N, P · 4], with the
+        corners of one point together."""
         index, weight = self.corners()
         planes = torch.arange(index.shape[0] * index.shape[1], device=index.device)
         index = index + planes.view(*index.shape[:2], 1, 1) * self.size**2
@@ -77,7 +79,7 @@ def _channels_last_copy(planes: Tensor, at: Points) -> Tensor:
 
 
 def _channels_last(table: Tensor, at: Points) -> Tensor:
-    """A table [S, P, K · K, F] seen as channels-last images."""
+    """Read a table [S, P, K · K, F] as channels-last images."""
     texels = table.flatten(0, 1).unflatten(1, (at.size, at.size)).permute(0, 3, 1, 2)
     return _grid_sample(texels, at).unflatten(0, table.shape[:2]).sum(1).transpose(1, 2)
 
@@ -108,7 +110,7 @@ def _sparse(table: Tensor, at: Points) -> Tensor:
     flat = table.flatten(0, 2)
     starts = torch.arange(0, index.numel() + 1, index.shape[1], device=index.device)
     shape = (len(index), len(flat))
-    with warnings.catch_warnings(action="ignore"):  # that such tensors are in beta
+    with warnings.catch_warnings(action="ignore"):  # torch warns that sparse tensors are in beta
         matrix = torch.sparse_csr_tensor(starts, index.flatten(), weight.flatten(), shape, check_invariants=False)
     return (matrix @ flat).unflatten(0, at.points.shape[:2])
 
@@ -135,8 +137,11 @@ NOW = next(iter(WAYS))
 def compare_layouts(
     num_scenes: int, points_each: int, num_features: int, at: dict[str, Any], repeats: int, device: torch.device
 ) -> dict[str, dict[str, Any]]:
-    """Every way on the same random planes and points: ms of the forward pass without a gradient, ms of both passes,
-    and how many times faster both are than now. at: plane_axes and size of `Points`."""
+    """Time every way on the same random planes and points. at: plane_axes and size of `Points`.
+
+    → name → layout; ms of the forward pass without gradients; ms of both passes; how many times faster both passes are
+    than those of the renderer's way. Raises RuntimeError where a way finds other features or gradients.
+    """
     torch.manual_seed(0)
     points = 2 * torch.rand(num_scenes, points_each, 3, device=device) - 1
     where = Points(points, **at)
@@ -145,6 +150,7 @@ def compare_layouts(
     push = torch.randn(num_scenes, points_each, layer.out_features, device=device)
     found: dict[str, dict[str, Any]] = {}
     wanted: tuple[Tensor, Tensor] | None = None
+    # The first way is the reference for the values of the others.
     for name, (layout, way) in WAYS.items():
         held = planes if layout == FIRST else planes.flatten(3).transpose(2, 3)
         leaf = held.detach().clone(memory_format=torch.contiguous_format).requires_grad_()
@@ -179,4 +185,4 @@ def _passes(way: Any, leaf: Tensor, where: Points, layer: torch.nn.Linear, push:
 def _check(name: str, found: tuple[Tensor, Tensor], wanted: tuple[Tensor, Tensor]) -> None:
     for mine, theirs in zip(found, wanted):
         if (mine - theirs).abs().max() > CLOSE * theirs.abs().max():
-            raise RuntimeError(f"{name}: not what F.grid_sample finds")
+            raise RuntimeError(f"{name}: its features or gradients differ from those of F.grid_sample")

@@ -1,1 +1,1 @@
-"""Cars that are made by formula, for the quickstart, the tests and first looks."""
+"""Procedural cars, for the quickstart, the tests and first experiments."""

@@ -1,6 +1,6 @@
-"""The design of the embedded cars: proportions, colours and paint drawn at random, built from painted solids.
+"""Design the embedded cars: draw proportions, colours and paint at random, and build the car from painted solids.
 
-Units of the design: the car is 1 long (x from -0.5 to 0.5, forward), z = 0 is the ground, y = 0 the middle.
+Design units: the car is 1 long (x from -0.5 to 0.5, forward), z = 0 is the ground, y = 0 is the middle.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ _DARK, _CHROME, _GLASS, _WHITE = (0.13, 0.13, 0.14), (0.75, 0.76, 0.78), (0.15, 
 
 @dataclass(frozen=True)
 class Kind:
-    """Heights of belt line, roof, nose and tail; x of the windscreen and the rear window at belt line and roof."""
+    """The proportions of a kind of car.
+
+    belt, roof, nose, tail: heights. screen, rear: x of the windscreen and of the rear window, at (belt line, roof).
+    """
 
     belt: float
     roof: float
@@ -40,17 +43,17 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Design(Kind):
-    """What tells one car from another."""
+    """The parameters that differ from car to car; lengths are in design units."""
 
     kind: str
     half_width: float
     clearance: float
     wheel_radius: float
-    axles: tuple[float, float]  # x of the front and the rear one
+    axles: tuple[float, float]  # x of the front axle and of the rear axle
     spokes: int
     glass_margin: float
-    pillars: tuple[float, ...]  # x between the side windows
-    glazed_from: float  # x of the rear end of the side windows; behind it are panels
+    pillars: tuple[float, ...]  # x of the pillars between the side windows
+    glazed_from: float  # x of the rear end of the side windows; panels are behind it
     paint: Colour
     second: Colour
     pattern: str
@@ -62,21 +65,24 @@ class Design(Kind):
 
 
 def random_car(random: np.random.Generator) -> list[Solid]:
-    """The painted solids of a car."""
+    """Draw a design and build its painted solids."""
     return _build(_draw(random))
 
 
 def _draw(random: np.random.Generator) -> Design:
+    # Ids seed the generator: if the draws changed their order, every car would change.
     name = str(random.choice(list(KINDS), p=[0.27, 0.2, 0.16, 0.15, 0.22]))
     kind = KINDS[name]
+    # The heights share one shift, both ends of the windscreen another: the kind keeps its shape.
     rise, slide = random.uniform(-0.012, 0.012, 2), random.uniform(-0.02, 0.02, 3)
     belt = kind.belt + rise[0]
     roof = kind.roof + rise[0] + rise[1]
     screen = (kind.screen[0] + slide[0], kind.screen[1] + slide[0] + slide[1])
+    # The tail of the body is at x = -0.487: the rear window starts in front of it, and never leans backwards.
     rear_base = max(kind.rear[0] + slide[2], -0.48)
     rear = (rear_base, max(kind.rear[1] + slide[2], rear_base + 0.01))
     axles = (random.uniform(0.29, 0.325), random.uniform(-0.325, -0.28))
-    # The bonnet slopes down to the nose: wheels stay below it, and below the shoulders.
+    # The bonnet slopes down to the nose. Wheels stay below the bonnet and below the shoulders.
     slope = (kind.belt - kind.nose) / (0.487 - screen[0])
     wheel_top = min(kind.nose + rise[0] + slope * (0.487 - axles[0]), belt - 0.022) - 0.012
     paint = _random_paint(random)
@@ -115,7 +121,7 @@ def _draw(random: np.random.Generator) -> Design:
 
 
 def _random_paint(random: np.random.Generator) -> Colour:
-    """Mostly strong colours, at times a grey. Pure white is left out: it would vanish in the background."""
+    """Draw a paint: mostly a strong colour, at times a grey, never white. White would vanish in the background."""
     if random.random() < 0.22:
         grey = float(random.choice([0.25, 0.62, 0.86]))
         return grey, grey, grey + 0.02
@@ -144,16 +150,18 @@ def _build(car: Design) -> list[Solid]:
 
 
 def _body(car: Design) -> list[Solid]:
-    """The lower body; a pick-up's is cut off behind the cabin, with a bed between three walls."""
+    """Build the lower body. A pick-up's body ends behind the cabin; a bed between three walls follows."""
     sides, low = car.half_width, car.clearance
     front = [(0.44, low), (0.487, low + 0.03), (0.487, car.nose), (car.screen[0] + 0.01, car.belt)]
-    cuts = [((0.0, sign, 1.0), sides + car.belt - 0.022) for sign in (-1.0, 1.0)]  # the shoulders
-    cuts += [((1.0, sign * 0.8, 0.0), 0.487 + 0.8 * sides - 0.055) for sign in (-1.0, 1.0)]  # the nose's corners
+    # Half-spaces chamfer the shoulders, the corners of the nose and, except for a pick-up, those of the tail.
+    cuts = [((0.0, sign, 1.0), sides + car.belt - 0.022) for sign in (-1.0, 1.0)]
+    cuts += [((1.0, sign * 0.8, 0.0), 0.487 + 0.8 * sides - 0.055) for sign in (-1.0, 1.0)]
     paint = _body_paint(car)
     if car.kind != "pickup":
         cuts += [((-1.0, sign * 0.8, 0.0), 0.487 + 0.8 * sides - 0.045) for sign in (-1.0, 1.0)]
         tail = [(car.rear[0] - 0.005, car.belt), (-0.487, car.tail), (-0.487, low + 0.03), (-0.44, low)]
         return [prism([*front, *tail], sides, paint, cuts=cuts)]
+    # Solids are convex, so a bed takes a floor and three walls.
     end, deck, wall = car.rear[0] - 0.02, car.belt - 0.075, 0.016
     return [
         prism([*front, (end, car.belt), (end, low)], sides, paint, cuts=cuts),
@@ -165,12 +173,14 @@ def _body(car: Design) -> list[Solid]:
 
 
 def _body_paint(car: Design) -> Paint:
+    """The livery with sills, door gaps and handles, roundel, wheel arches, grille and a pick-up's bed painted on it."""
     doors = [car.screen[0] - 0.02, *car.pillars[:1], car.rear[1] + 0.01 if car.kind in ("saloon", "pickup") else -0.12]
 
     def paint(points: Floats, normals: Floats) -> Floats:
         x, y, z = points.T
         colours = _livery(car, points, normals)
         on_side = np.abs(normals[:, 1]) > 0.6
+        # Each detail overpaints those before it.
         colours[z < car.clearance + 0.022] = _DARK
         for door in doors:
             line = np.abs(x - door) < 0.0035
@@ -192,7 +202,7 @@ def _body_paint(car: Design) -> Paint:
 
 
 def _livery(car: Design, points: Floats, normals: Floats) -> Floats:
-    """The pattern of the paint, over body and cabin alike."""
+    """Colours [N, 3] of the two-colour pattern that body and cabin share."""
     _, y, z = points.T
     if car.pattern == "stripes":
         second = (normals[:, 2] > 0.25) & (np.abs(np.abs(y) - 0.04) < 0.02)
@@ -210,6 +220,7 @@ def _livery(car: Design, points: Floats, normals: Floats) -> Floats:
 
 
 def _cabin(car: Design) -> Polyhedron:
+    """Build the cabin: a prism that narrows towards the roof, with painted windows."""
     base = car.belt - 0.012
     profile = [(car.rear[0], base), (car.screen[0], base), (car.screen[1], car.roof), (car.rear[1], car.roof)]
     wide, narrow = car.half_width - 0.012, car.half_width - (0.03 if car.kind == "van" else 0.055)
@@ -220,6 +231,7 @@ def _cabin(car: Design) -> Polyhedron:
         colours = _livery(car, points, normals)
         height = (z - base) / (car.roof - base)
         margin = car.glass_margin
+        # The windscreen and the rear window lean: this is their x at the height of each point.
         front = car.screen[0] + (car.screen[1] - car.screen[0]) * height
         back = car.rear[0] + (car.rear[1] - car.rear[0]) * height
         in_band = (z > car.belt + 0.5 * margin) & (z < car.roof - 1.1 * margin)
@@ -230,14 +242,14 @@ def _cabin(car: Design) -> Polyhedron:
         across = np.abs(y) < wide + (narrow - wide) * height - margin
         ahead = np.abs(normals[:, 0]) > 0.3
         glass = in_band & np.where(on_side, beside, across & ahead & (np.abs(normals[:, 1]) < 0.5))
-        colours[glass] = _array(_GLASS) * (0.7 + 0.6 * height[glass, None])  # lighter at the top, like a sky
+        colours[glass] = _array(_GLASS) * (0.7 + 0.6 * height[glass, None])  # lighter at the top, like the sky
         return colours
 
     return prism(profile, wide, paint, top_half_width=narrow, cuts=cuts)
 
 
 def _wheels(car: Design) -> list[Solid]:
-    """Four wheels that stand out of the body a little."""
+    """Build four wheels that protrude a little from the sides of the body."""
     half, radius = 0.027, car.wheel_radius
 
     def painted(centre: NDArray[np.float32]) -> Paint:
@@ -266,7 +278,7 @@ def _bumpers_and_lamps(car: Design) -> list[Solid]:
         cuts = [((float(end), sign * 0.8, 0.0), 0.5 + 0.8 * sides - 0.055) for sign in (-1.0, 1.0)]
         solids.append(prism(profile[::end], sides, _bumper_paint(car), cuts=cuts))
         top = (car.nose if end > 0 else car.tail) - 0.012
-        depth = 0.475 if car.kind == "pickup" and end < 0 else 0.45  # not through the wall into the bed
+        depth = 0.475 if car.kind == "pickup" and end < 0 else 0.45  # not through the rear wall into the bed
         outer = sides - 0.045
         lamp = plain((1.0, 0.96, 0.78) if end > 0 else (0.8, 0.06, 0.06))
         for sign in (-1, 1):
@@ -286,7 +298,7 @@ def _bumper_paint(car: Design) -> Paint:
 
 
 def _rack(car: Design) -> list[Solid]:
-    """Two rails on the roof, and bars across."""
+    """Build a roof rack: two rails and four bars across them."""
     y, z, front, back = car.half_width - 0.085, car.roof, car.screen[1] - 0.04, car.rear[1] + 0.04
     rails = [
         box((back, sign * y - 0.007, z - 0.01), (front, sign * y + 0.007, z + 0.02), plain(_DARK)) for sign in (-1, 1)

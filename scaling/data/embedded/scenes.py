@@ -1,6 +1,6 @@
-"""The embedded cars: any number of different cars, ray-traced on the spot, for tests, the quick start and benchmarks.
+"""The embedded cars: any number of different cars, ray-traced on demand, for tests, the quickstart and benchmarks.
 
-All that differs from car to car, cameras included, follows from the scene's id alone.
+The scene's id alone seeds every random choice for a car, its cameras included.
 """
 
 from __future__ import annotations
@@ -24,18 +24,19 @@ from scaling.data.scene_views import SceneViews, default_test_views, make_row, v
 CAMERA_RADIUS = 1.3
 FOCAL = 1.02
 ELEVATIONS = (math.radians(5), math.radians(75))
-_SAMPLES = 2  # rays per pixel, each way
+_SAMPLES = 2  # rays per pixel, along each axis
 
 
 def embedded_ids(count: int) -> list[str]:
-    """car-00000, car-00001, …"""
+    """The first `count` ids: car-00000, car-00001, …"""
     return [f"car-{number:05d}" for number in range(count)]
 
 
 def embedded_car(scene_id: str, image_size: int = 128, num_views: int = 24) -> dict[str, Any]:
-    """A row of the scene store: num_views views of a car on white, image_size pixels a side.
+    """Render a row of the scene store: num_views views of a car on white, image_size × image_size pixels.
 
-    x is forward, z up; the longest side of the bounding box is 1 and its centre the origin. ValueError: a bad id.
+    World axes: x is forward, z is up. The car's bounding box is centred on the origin; its longest side is 1. Raises
+    ValueError where the id is bad, or where fewer than 2 views or images without pixels are asked for.
     """
     check_scene_id(scene_id)
     if num_views < 2 or image_size < 1:
@@ -58,20 +59,20 @@ def embedded_car(scene_id: str, image_size: int = 128, num_views: int = 24) -> d
 
 
 def embedded_scene(scene_id: str, image_size: int = 128, num_views: int = 24) -> SceneViews:
-    """The same car as tensors."""
+    """Render the car of `embedded_car` and decode it to tensors."""
     return views_from_row(embedded_car(scene_id, image_size, num_views), image_size)
 
 
 def embedded_solids(scene_id: str) -> list[Solid]:
-    """The painted solids of a car, in the units of its design."""
+    """The painted solids of a scene's car, in design units (see `cars.py`)."""
     return random_car(_random(scene_id, "car"))
 
 
 def embedded_cameras(scene_id: str, num_views: int) -> Tensor:
-    """cam2world [V, 4, 4]: spread evenly over the sphere between 5° and 75° of elevation, in random order.
+    """cam2world [V, 4, 4], spread evenly over the sphere between 5° and 75° of elevation, in random order.
 
-    Golden-angle steps in azimuth at equal steps in height, both jittered. The order is random so that the first
-    tenth, the test views, are views like any other.
+    Azimuths advance by the golden angle and heights by equal steps; both are jittered. The order is random so that
+    the test views, the first tenth, cover the sphere like all others.
     """
     random = _random(scene_id, "cameras")
     steps = np.arange(num_views)
@@ -85,7 +86,7 @@ def embedded_cameras(scene_id: str, num_views: int) -> Tensor:
 
 
 def trace_car(solids: list[Solid], origin: Floats, directions: Floats) -> tuple[Floats, Floats]:
-    """`trace` in world coordinates: the solids centred, the longest side of their bounding box 1."""
+    """`trace` in world coordinates: the solids are centred, and the longest side of their bounding box is 1."""
     low, high = bounds(solids)
     length = float((high - low).max())
     from_design = (origin * length + (low + high) / 2).astype(np.float32)
@@ -94,7 +95,7 @@ def trace_car(solids: list[Solid], origin: Floats, directions: Floats) -> tuple[
 
 
 def _render(solids: list[Solid], cam2world: Tensor, intrinsics: Tensor, image_size: int) -> NDArray[np.uint8]:
-    """[H, W, 3]: each pixel the mean of 2 × 2 rays."""
+    """Render a view [H, W, 3]; a pixel is the mean of 2 × 2 rays."""
     rays = pixel_rays(cam2world, intrinsics, image_size * _SAMPLES, image_size * _SAMPLES)
     colours, _ = trace_car(solids, cam2world[:3, 3].numpy(), rays.directions.numpy())
     samples = colours.reshape(image_size, _SAMPLES, image_size, _SAMPLES, 3)
@@ -102,6 +103,6 @@ def _render(solids: list[Solid], cam2world: Tensor, intrinsics: Tensor, image_si
 
 
 def _random(scene_id: str, purpose: str) -> np.random.Generator:
-    """Random numbers that depend on the id and the purpose, not on the machine or on what was drawn before."""
+    """A generator that depends on the id and the purpose only, not on the machine or on earlier draws."""
     digest = hashlib.sha256(f"{scene_id}/{purpose}".encode()).digest()
     return np.random.default_rng(int.from_bytes(digest[:8], "little"))

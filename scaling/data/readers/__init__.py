@@ -1,1 +1,1 @@
-"""Readers of the layouts that posed images come in; `registry` finds the one that fits."""
+"""Readers of the layouts of posed images; `registry` finds the reader that fits a source."""

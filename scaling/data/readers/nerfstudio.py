@@ -1,6 +1,6 @@
 """The layout of nerfstudio and of Blender's NeRF scenes: ID/transforms.json, or ID/transforms_{train,val,test}.json.
 
-Poses are camera-to-world in OpenGL axes (x right, y up, z backward). They are taken as they are: nothing is centred
+Poses are camera-to-world in OpenGL axes (x right, y up, z backward). Positions and scale are kept: nothing is centred
 or scaled to fit the scene's box.
 """
 
@@ -22,12 +22,12 @@ _SPLITS = {split: f"transforms_{split}.json" for split in ("train", "val", "test
 
 
 def fits(source: Path) -> bool:
-    """Whether source holds scenes of this layout, or folders or zip files of them."""
+    """Whether the source holds scenes of this layout, directly or in folders or zip files."""
     return holds_scenes(source, is_scene)
 
 
 def list_scenes(source: Path) -> list[SceneRef]:
-    """All scenes of the source, sorted by id."""
+    """List all scenes of the source, sorted by id."""
     return list_scene_folders(source, LAYOUT, is_scene)
 
 
@@ -37,11 +37,11 @@ def is_scene(folder: Path) -> bool:
 
 
 def read_scene(ref: SceneRef) -> dict[str, Any]:
-    """A row of the scene store: first the training views, then the test views.
+    """Read a scene → a row of the scene store: first the training views, then the test views.
 
-    Test views are those of `test`, else those of `val`; `train`, and `val` beside `test`, are training views, less
-    images that are test views as well. A scene without a split gets the default one.
-    SceneError names the file and the key that is missing, malformed or damaged.
+    Test views are the frames of `test`, or of `val` where `test` has none. All other frames are training views, except
+    those whose image is a test view too. A scene without a split gets `default_test_views`.
+    Raises SceneError naming the file and the key that is missing, malformed or damaged.
     """
     splits = _read_splits(ref)
     held_out = "test" if splits.get("test") else "val"
@@ -55,9 +55,10 @@ def read_scene(ref: SceneRef) -> dict[str, Any]:
 
 
 def _read_splits(ref: SceneRef) -> dict[str, list[Frame]]:
-    """The frames of train, val and test; all are of train where the scene has no split.
+    """Read the frames of train, val and test; without a split, all frames belong to train.
 
-    Where a scene has both forms, the split files are read: transforms.json is then their sum.
+    Where a scene has both forms, only the split files are read: transforms.json is then their union. Raises SceneError
+    as `read_scene` does.
     """
     folder = Path(ref.folder)
     files = {split: folder / name for split, name in _SPLITS.items() if is_file(folder / name)}
@@ -76,7 +77,11 @@ def _read_splits(ref: SceneRef) -> dict[str, list[Frame]]:
 
 
 def _named_splits(folder: Path, shared: Mapping[str, Any], frames: list[Frame]) -> dict[str, list[Frame]]:
-    """nerfstudio's keys train_filenames, val_filenames, test_filenames; frames that none of them names are unused."""
+    """Assign the frames by nerfstudio's keys train_filenames, val_filenames and test_filenames.
+
+    Frames that no key names are unused; where the keys name no frame at all, the result is empty. Raises ValueError
+    where a key is not a list or names an unknown image, or where only val or test frames are named.
+    """
     by_image = {frame.image: frame for frame in frames}
     splits: dict[str, list[Frame]] = {}
     for split in _SPLITS:

@@ -18,14 +18,15 @@ LOOKED_FOR = f"{MAP_FILE} beside {SCENES_FOLDER}/ID/{TRANSFORMS_FILE}"
 
 
 def fits(source: Path) -> bool:
-    """Whether source holds scenes of this layout."""
+    """Whether the source has this layout: the map and the folder of scenes."""
     return is_file(source / MAP_FILE) and is_folder(source / SCENES_FOLDER)
 
 
 def list_scenes(source: Path) -> list[SceneRef]:
-    """The scenes of dataset_map.json in its order. ValueError where it is no map from categories to lists of ids.
+    """List the scenes of dataset_map.json, in its order.
 
-    An id that two categories name is listed twice: the store keeps the first and rejects the second.
+    An id that two categories name is listed twice: the store keeps the first scene and rejects the second. Raises
+    ValueError where the file cannot be read or does not map categories to lists of ids.
     """
     path = source / MAP_FILE
     try:
@@ -40,13 +41,16 @@ def list_scenes(source: Path) -> list[SceneRef]:
 
 
 def read_scene(ref: SceneRef) -> dict[str, Any]:
-    """A row of the scene store. SceneError names the file and the key that is missing, malformed or damaged."""
+    """Read a scene → a row of the scene store.
+
+    Raises SceneError naming the file and the key that is missing, malformed or damaged.
+    """
     _, frames = read_frames(ref, Path(ref.folder) / TRANSFORMS_FILE, OPENCV_AXES)
     return row_from_frames(ref, frames, default_test_views(len(frames)))
 
 
 def _ref(source: Path, category: str, scene_id: str) -> SceneRef:
-    """A reference; an id that is no safe name gets no folder, and reading it says so."""
+    """Make a reference. A bad id gets no folder; reading the scene then reports the id."""
     if not is_scene_id(scene_id):
         return SceneRef(printable(scene_id), category, "", LAYOUT, MAP_FILE)
     folder = source / SCENES_FOLDER / scene_id

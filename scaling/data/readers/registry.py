@@ -1,4 +1,4 @@
-"""What --source holds: finds the layout of a folder or a .zip file and reads its scenes."""
+"""Find the layout of --source, a folder or a .zip file, and read its scenes."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from scaling.data.readers.zip_paths import is_folder, is_zip, list_folder
 from scaling.data.scene_id import check_scene_id
 from scaling.data.scene_views import SceneRef
 
-# What --layout names: layouts that one word stands for are tried in this order.
+# Value of --layout → its readers; those of one value are tried in this order.
 LAYOUTS = {"transforms": (paper_release, nerfstudio), "srn": (srn,)}
 _READERS = {layout.LAYOUT: layout for layouts in LAYOUTS.values() for layout in layouts}
 
 
 def list_scenes(source: str | Path, layout: str = "auto", category: str | None = None) -> list[SceneRef]:
-    """The scenes of a folder or a .zip file, in the order of its map where it has one, else sorted by id.
+    """List the scenes of a folder or a .zip file, in the order of its map where it has one, else sorted by id.
 
-    layout: auto, srn or transforms; category: only scenes of it. ValueError: no such folder, no scenes in it,
-    no layout that fits, several that do, or no such category.
+    layout: auto, srn or transforms; category: list only its scenes. Raises ValueError where the source does not exist
+    or holds no scenes, where no layout fits or several do, or where there is no such category.
     """
-    root = Path(source).absolute()  # the scenes' readers run in other folders
+    root = Path(source).absolute()  # scenes are read by workers, which run in other folders
     if not root.is_dir() and not is_zip(root):
         raise ValueError(
             f"source {source}: {'is neither a folder nor a .zip file' if root.exists() else 'no such folder'}"
@@ -39,7 +39,7 @@ def list_scenes(source: str | Path, layout: str = "auto", category: str | None =
 
 
 def read_scene(ref: SceneRef) -> dict[str, Any]:
-    """A row of the scene store. SceneError says what is wrong with the scene, and in which file."""
+    """Read a scene → a row of the scene store. Raises SceneError saying what is wrong with it, and in which file."""
     try:
         check_scene_id(ref.scene_id)
     except ValueError as error:
@@ -50,7 +50,11 @@ def read_scene(ref: SceneRef) -> dict[str, Any]:
 
 
 def find_layout(source: Path, layout: str = "auto") -> str:
-    """The name of the reader of a source. ValueError where the given layout (or, with auto, none) fits, or two do."""
+    """The name of the reader that fits a source.
+
+    Raises ValueError where the layout is unknown, where no reader of it (with auto: no reader at all) fits, or where
+    two layouts fit.
+    """
     if layout != "auto" and layout not in LAYOUTS:
         raise ValueError(f"unknown layout {layout!r}: choose auto, {' or '.join(sorted(LAYOUTS))}")
     asked = list(LAYOUTS) if layout == "auto" else [layout]

@@ -1,4 +1,4 @@
-"""Where the scenes of a source lie: SOURCE/ID, or SOURCE/CATEGORY/ID; a .zip file stands for a folder."""
+"""Find the scenes of a source, at SOURCE/ID or SOURCE/CATEGORY/ID; a .zip file counts as a folder."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ IsScene = Callable[[Path], bool]
 
 
 def holds_scenes(source: Path, is_scene: IsScene) -> bool:
-    """Whether any scene lies where scenes may lie. ValueError names a folder or a zip file that cannot be read."""
+    """Whether the source holds any scene. Raises ValueError naming a folder or a zip file that cannot be read."""
     return any(True for _ in _groups(source, is_scene))
 
 
 def list_scene_folders(source: Path, layout: str, is_scene: IsScene) -> list[SceneRef]:
-    """The scenes of a source, sorted by id. Their category: that of SOURCE/ID and of a source that is one zip is "";
-    else the folder's name, or the zip's without .zip.
+    """List the scenes of a source, sorted by id.
 
-    Only names are read. Beside a scene every folder counts as one, so that reading a broken one tells why it is
-    rejected. ValueError names a folder or a zip file that cannot be read.
+    The category is "" for SOURCE/ID and for a source that is a single zip; otherwise it is the name of the folder, or
+    of the zip without .zip. Only names are read. Every folder beside a scene counts as a scene: reading a broken one
+    then reports why it is rejected. Raises ValueError naming a folder or a zip file that cannot be read.
     """
     refs = [
         _ref(source, category, scene, layout)
@@ -33,7 +33,7 @@ def list_scene_folders(source: Path, layout: str, is_scene: IsScene) -> list[Sce
 
 
 def _groups(source: Path, is_scene: IsScene) -> Iterator[tuple[str, Path]]:
-    """(category, folder of scenes)."""
+    """Yield (category, folder that holds scenes)."""
     if is_zip(source):
         yield from (("", folder) for folder in _groups_of_zip(source, is_scene))
     elif _any_scene(source, is_scene):
@@ -45,7 +45,10 @@ def _groups(source: Path, is_scene: IsScene) -> Iterator[tuple[str, Path]]:
 
 
 def _groups_of_zip(archive: Path, is_scene: IsScene) -> list[Path]:
-    """PREFIX/ID is how datasets are packed: the prefix says no more than the zip's name."""
+    """The folders that hold the scenes of a zip: the zip itself, or folders at its top.
+
+    Datasets are often packed as PREFIX/ID. The prefix says no more than the zip's name, so it is not a category.
+    """
     folders = [archive, *_folders(archive)]
     return [folder for folder in folders if _any_scene(folder, is_scene)]
 
@@ -62,7 +65,7 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _ref(source: Path, category: str, scene: Path, layout: str) -> SceneRef:
-    """A reference; a name that is no safe id, or no text, gets no folder, and reading it says so."""
+    """Make a reference. A bad id, or a path that is not UTF-8, gets no folder; reading the scene then reports this."""
     relative = printable(scene.relative_to(source).as_posix())
     folder = str(scene) if printable(str(scene)) == str(scene) and is_scene_id(scene.name) else ""
     return SceneRef(printable(scene.name), printable(category), folder, layout, relative)

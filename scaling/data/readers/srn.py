@@ -24,17 +24,20 @@ LOOKED_FOR = "ID/rgb/*.png, ID/pose/*.txt and ID/intrinsics.txt, or CATEGORY/ID/
 
 
 def fits(source: Path) -> bool:
-    """Whether source holds scenes of this layout, or folders or zip files of them."""
+    """Whether the source holds scenes of this layout, directly or in folders or zip files."""
     return holds_scenes(source, _is_scene)
 
 
 def list_scenes(source: Path) -> list[SceneRef]:
-    """All scenes of the source, sorted by id."""
+    """List all scenes of the source, sorted by id."""
     return list_scene_folders(source, LAYOUT, _is_scene)
 
 
 def read_scene(ref: SceneRef) -> dict[str, Any]:
-    """A row of the scene store. SceneError names the file that is missing, malformed or damaged."""
+    """Read a scene → a row of the scene store.
+
+    Raises SceneError naming the file that is missing, malformed or damaged.
+    """
     folder = Path(ref.folder)
     images, poses = _files(ref, folder / "rgb", ".png"), _files(ref, folder / "pose", ".txt")
     for path in [*images.values(), *poses.values()]:
@@ -53,7 +56,11 @@ def _is_scene(folder: Path) -> bool:
 
 
 def _files(ref: SceneRef, folder: Path, suffix: str) -> dict[str, Path]:
-    """What has the suffix in a folder by stem, sorted; reading a folder of such a name says that it is no file."""
+    """Stem → path of everything in a folder that has the suffix, sorted.
+
+    Subfolders with the suffix are included: reading one later reports that it is not a file. Raises SceneError where
+    the folder cannot be listed.
+    """
     try:
         folders, files = list_folder(folder)
     except ValueError as error:
@@ -62,7 +69,7 @@ def _files(ref: SceneRef, folder: Path, suffix: str) -> dict[str, Path]:
 
 
 def _read_numbers(ref: SceneRef, path: Path) -> list[list[float]]:
-    """The numbers of a text file, line by line, without empty lines."""
+    """Read the numbers of a text file, line by line, without empty lines. Raises SceneError naming the file."""
     try:
         data = read_file(path, MAX_NUMBERS_BYTES)
     except ValueError as error:
@@ -82,7 +89,10 @@ def _read_pose(ref: SceneRef, path: Path) -> NDArray[np.float64]:
 
 
 def _read_intrinsics(ref: SceneRef, path: Path, image_size: tuple[int, int]) -> NDArray[np.float64]:
-    """The first line is "f cx cy …" in pixels, the last one "H W"; between them are values that nothing here needs."""
+    """Read intrinsics.txt → normalised intrinsics [3, 3]. Raises SceneError naming the file.
+
+    The first line is "f cx cy …" in pixels, the last line is "H W"; the lines between them are ignored.
+    """
     lines = _read_numbers(ref, path)
     if len(lines) < 2 or len(lines[0]) < 3 or len(lines[-1]) != 2:
         raise ref.error(str(path), 'expected "f cx cy 0." in the first line and "H W" in the last one')

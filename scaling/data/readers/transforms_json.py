@@ -1,4 +1,4 @@
-"""A transforms JSON file, as Blender scenes, nerfstudio and the paper's release write it: frames, poses and cameras."""
+"""Read a transforms JSON file of Blender scenes, nerfstudio or the paper's release: frames, poses and cameras."""
 
 from __future__ import annotations
 
@@ -16,18 +16,22 @@ from scaling.data.readers.zip_paths import MAX_JSON_BYTES, read_file
 from scaling.data.scene_views import SceneRef, check_pose, intrinsics_from_pixels, make_row, read_pngs
 from scaling.storage.json_yaml import parse_json
 
-# Camera axes in columns: what turns a camera-to-world matrix of these axes into one of OpenCV axes.
+# Camera-to-world matrices of these axes, times this matrix, are camera-to-world matrices of OpenCV axes.
 OPENCV_AXES = np.eye(4)
 OPENGL_AXES = np.diag([1.0, -1.0, -1.0, 1.0])  # x right, y up, z backward
 
 _PINHOLES = ("OPENCV", "PINHOLE", "SIMPLE_PINHOLE")
-_IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".exr", ".tif", ".tiff", ".bmp")  # any other ending is part of a name
+_IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".exr", ".tif", ".tiff", ".bmp")  # any other suffix is part of the name
 _DISTORTION = ("k1", "k2", "k3", "k4", "k5", "k6", "p1", "p2")
 
 
 @dataclass(frozen=True)
 class Frame:
-    """A view. name: "frames[3]"; image: its file; cam2world: [4, 4], OpenCV axes; camera: its keys over the file's."""
+    """One view.
+
+    file: the JSON file; name: its place in the file, "frames[3]"; image: the image file; cam2world: [4, 4], OpenCV
+    axes; camera: the camera's keys, where the frame's own override those of the file.
+    """
 
     file: Path
     name: str
@@ -37,14 +41,18 @@ class Frame:
 
 
 def load_json(path: Path) -> Any:
-    """ValueError where the file cannot be read or is no JSON. NaN is read: who uses a number says which one it is."""
+    """Read a JSON file. NaN is accepted: the check of each number later names the key that holds it.
+
+    Raises ValueError where the file cannot be read or is not JSON.
+    """
     return parse_json(read_file(path, MAX_JSON_BYTES), constant=float)
 
 
 def read_frames(ref: SceneRef, path: Path, axes: NDArray[np.float64]) -> tuple[dict[str, Any], list[Frame]]:
-    """The file's keys beside "frames", and its frames. axes: OPENCV_AXES or OPENGL_AXES, those of its poses.
+    """Read a transforms file → its keys other than "frames", and its frames.
 
-    SceneError names the file and the key that is missing or wrong. Images are not looked at.
+    axes: the camera axes of its poses, OPENCV_AXES or OPENGL_AXES. Images are not opened. Raises SceneError naming the
+    file and the key that is missing or wrong.
     """
     try:
         transforms = load_json(path)
@@ -59,9 +67,9 @@ def read_frames(ref: SceneRef, path: Path, axes: NDArray[np.float64]) -> tuple[d
 
 
 def image_path(folder: Path, name: Any) -> Path:
-    """The file of a frame's "file_path"; a name without a suffix, as Blender scenes have it, is one of a PNG.
+    """The image file that a frame's "file_path" names. Without an image suffix, as in Blender scenes, it is a PNG.
 
-    ValueError where it is no name or leads out of the scene's folder.
+    Raises ValueError where "file_path" is not a name, cannot be followed or leads out of the scene's folder.
     """
     if not isinstance(name, str) or not name or "\0" in name:
         raise ValueError('key "file_path" must be the name of a file')
@@ -76,7 +84,10 @@ def image_path(folder: Path, name: Any) -> Path:
 
 
 def row_from_frames(ref: SceneRef, frames: Sequence[Frame], test_views: Sequence[int]) -> dict[str, Any]:
-    """A row of the scene store, its views in the order of the frames. SceneError names the bad image or frame."""
+    """Read the images → a row of the scene store, with its views in the order of the frames.
+
+    Raises SceneError naming the bad image or frame.
+    """
     pngs, size = read_pngs(ref, [frame.image for frame in frames])
     intrinsics = []
     for frame in frames:
@@ -89,11 +100,11 @@ def row_from_frames(ref: SceneRef, frames: Sequence[Frame], test_views: Sequence
 
 
 def camera_intrinsics(camera: Mapping[str, Any], image_size: tuple[int, int]) -> NDArray[np.float64]:
-    """Normalised intrinsics [3, 3] of a pinhole camera; image_size: (width, height) of its image.
+    """Normalised intrinsics [3, 3] of a pinhole camera. image_size: (width, height) of its image.
 
-    Needs fl_x (pixels) or camera_angle_x (radians, across the width). Without fl_y pixels are square, without cx or cy
-    the principal point is the middle, without w or h they are the image's. ValueError: no number, a lens that
-    distorts, or no pinhole.
+    Needs fl_x (pixels) or camera_angle_x (horizontal field of view in radians). Defaults: square pixels for fl_y, the
+    middle for cx and cy, the image's size for w and h. Raises ValueError where a value is missing or not a number, the
+    lens distorts, the camera is not a pinhole, or w and h have another aspect ratio than the image.
     """
     model = camera.get("camera_model", "PINHOLE")
     if model not in _PINHOLES or camera.get("is_fisheye"):
@@ -112,7 +123,10 @@ def camera_intrinsics(camera: Mapping[str, Any], image_size: tuple[int, int]) ->
 def _frame(
     path: Path, shared: Mapping[str, Any], frame: Mapping[str, Any], name: str, axes: NDArray[np.float64]
 ) -> Frame:
-    """A frame's own keys win over those of the file; its own angle wins over the file's focal lengths, too."""
+    """Check a frame. Its own keys override those of the file; its own angle overrides the file's focal lengths, too.
+
+    Raises ValueError naming the frame and the key.
+    """
     try:
         image = image_path(path.parent, frame.get("file_path"))
         if "transform_matrix" not in frame:

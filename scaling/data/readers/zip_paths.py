@@ -1,7 +1,7 @@
-"""Reading a source's files. A .zip file counts as the folder that it holds; nothing of it is unpacked to disk.
+"""Read the files of a source. A .zip file counts as the folder that it holds; it is never unpacked to disk.
 
-A path may lead through a zip: DIR/cars_train.zip/cars_train/ID/rgb/000000.png. So a scene is named by one path
-wherever it lies, and the layouts need not know. Errors give the reason only: who asked knows the path.
+A path may lead through a zip: DIR/cars_train.zip/cars_train/ID/rgb/000000.png. So every scene has one path, and the
+readers of layouts need not know about zips. Errors give only the reason: the caller knows the path.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ from pathlib import Path, PurePosixPath
 
 from scaling.storage.atomic import read_limited
 
-# More than a sound file needs; checked before anything is read, or unpacked.
-MAX_IMAGE_BYTES = 128 << 20  # an 8-bit PNG of the largest size that is read has 48 to 64 MiB, if nothing of it shrinks
+# Limits above what a valid file needs; they are checked before anything is read or unpacked.
+MAX_IMAGE_BYTES = 128 << 20  # the largest 8-bit PNG that is accepted has 48 to 64 MiB if it does not compress
 MAX_JSON_BYTES = 32 << 20
 MAX_NUMBERS_BYTES = 64 << 10  # a text file with a pose or intrinsics
-MAX_NAME_LENGTH, MAX_NAME_PARTS = 1024, 32  # of a zip's member: each folder on its way is remembered
-_ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # those whose output zipfile bounds as it unpacks
+MAX_NAME_LENGTH, MAX_NAME_PARTS = 1024, 32  # of a zip's member: each folder of its path takes memory
+_ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # for these, zipfile can limit the output while it unpacks
 
 
 def is_zip(path: Path) -> bool:
-    """Whether a path names a file that ends in .zip; whether it is a sound one shows when it is opened."""
+    """Whether a path names a file that ends in .zip. Opening it tells whether it is a valid zip."""
     return path.suffix.lower() == ".zip" and path.is_file()
 
 
 def list_folder(folder: Path) -> tuple[list[Path], list[Path]]:
-    """The subfolders and the files of a folder, each sorted by name, without hidden ones.
+    """List the subfolders and the files of a folder, each sorted by name, without hidden ones and macOS's __MACOSX.
 
-    ValueError: there is no such folder, or it cannot be read.
+    Raises ValueError where there is no such folder, or where it cannot be read.
     """
     try:
         archive, inside = _find_archive(folder)
@@ -46,7 +46,7 @@ def list_folder(folder: Path) -> tuple[list[Path], list[Path]]:
 
 
 def is_folder(path: Path) -> bool:
-    """Whether a path names a folder. False also where that cannot be told: listing or reading it says why."""
+    """Whether a path names a folder. False also where this cannot be determined: listing or reading it reports why."""
     try:
         archive, inside = _find_archive(path)
         return path.is_dir() if archive is None else archive.is_folder(inside)
@@ -55,7 +55,7 @@ def is_folder(path: Path) -> bool:
 
 
 def is_file(path: Path) -> bool:
-    """Whether a path names a file. False also where that cannot be told."""
+    """Whether a path names a file. False also where this cannot be determined."""
     try:
         archive, inside = _find_archive(path)
         return path.is_file() if archive is None else archive.is_file(inside)
@@ -64,7 +64,10 @@ def is_file(path: Path) -> bool:
 
 
 def read_file(path: Path, most: int = MAX_IMAGE_BYTES) -> bytes:
-    """A file's bytes. ValueError: missing, not readable, no plain file, over `most` bytes, or damaged in its zip."""
+    """Read a file's bytes.
+
+    Raises ValueError where it is missing, unreadable, not a regular file, over `most` bytes, or damaged in its zip.
+    """
     try:
         archive, inside = _find_archive(path)
         return read_limited(path, most) if archive is None else archive.read(inside, most)
@@ -82,7 +85,11 @@ def _member_name(text: str) -> PurePosixPath:
 
 
 class _Archive:
-    """A zip's members as a tree. ValueError: no readable zip, or a member's name leads out of it."""
+    """The members of a zip, as a tree.
+
+    Raises ValueError where the file is not a readable zip, or where the name of a member leads out of it or is too long
+    or too deep.
+    """
 
     def __init__(self, path: Path) -> None:
         try:
@@ -100,7 +107,7 @@ class _Archive:
             self._link(name)
 
     def _link(self, name: PurePosixPath) -> None:
-        """Enters a name into its parent; most zips do not list their folders."""
+        """Enter a name into its parent folder, and so on upwards; most zips do not list their folders."""
         while name.name:
             parent = str(name.parent)
             if parent in self._folders and name.name in self._folders[parent]:
@@ -115,7 +122,7 @@ class _Archive:
         return name in self._members
 
     def children(self, folder: str) -> list[tuple[str, bool]]:
-        """(name, whether it is a folder) of what lies in a folder. FileNotFoundError where there is none."""
+        """(name, whether it is a folder) of each entry. Raises FileNotFoundError where there is no such folder."""
         if folder not in self._folders:
             raise FileNotFoundError(folder)
         prefix = "" if folder == "." else f"{folder}/"
@@ -147,5 +154,8 @@ def _find_archive(path: Path) -> tuple[_Archive | None, str]:
 
 @lru_cache(maxsize=64)
 def _open_archive(path: Path, changed: int, size: int) -> _Archive:
-    """Kept open: the list of a zip's members is long. `changed` and `size` tell a file from one that replaced it."""
+    """Open a zip and keep it open, because its list of members is long.
+
+    `changed` (nanoseconds) and `size` (bytes) distinguish a file from another one that replaced it.
+    """
     return _Archive(path)

@@ -49,11 +49,12 @@ RESERVATION = "reservation.txt"
 
 
 def train_stage1(job: Job, num_workers: int | None = None) -> dict[str, Any]:
-    """Trains the shared model on the job's scenes, or goes on where a killed run stopped. → the run's metrics.
+    """Train the shared model on the job's scenes, or resume where a killed run stopped. → the run's metrics.
 
-    num_workers: None: one per GPU. Raises SettingsError where workers outnumber the scene buckets or the run folder
-    belongs to another job, LeaseHeld where another driver works on the run, NoWholeCheckpoint where it should go on and
-    cannot, RuntimeError where training failed for good.
+    num_workers: None: one per GPU, at most one per scene bucket. Raises SettingsError where there are more workers than
+    scene buckets or GPUs, or where the run folder belongs to another job; LeaseHeld where another driver works on the
+    run; NoWholeCheckpoint where no checkpoint is whole enough to resume from; RuntimeError where training failed for
+    good.
     """
     job = replace(job, settings=with_absolute_folder(job.settings))
     run, settings, ids = job.run, job.settings, job.scene_ids
@@ -61,11 +62,12 @@ def train_stage1(job: Job, num_workers: int | None = None) -> dict[str, Any]:
         noted = {"num_scenes": len(ids), "scenes_hash": ids_hash(ids), "store": job.spec.store or EMBEDDED}
         run.check_same_job("stage1", settings, noted, ignore={"stage2"})
         trained = (run.shared / "hash.txt").is_file()
+        # Refuse a job that cannot run before config.yaml and MLflow note it.
         if not trained:
             parts = share(job.resources, num_workers or _default_workers(settings, job.resources), reserve_cpu=False)
             check_workers(settings, parts.workers)
             bucket_of(ids, settings.stage1.num_buckets)
-            SharedModel(settings)  # an autoencoder that cannot be loaded is told here, not by every worker
+            SharedModel(settings)  # an autoencoder that cannot be loaded fails here, once, not in every worker
             run.write_config("stage1", settings, noted)
         tracker = Tracker(run, "stage1", tags={"preset": job.preset})
         try:
@@ -84,7 +86,7 @@ def train_stage1(job: Job, num_workers: int | None = None) -> dict[str, Any]:
 
 
 def with_absolute_folder(settings: Settings) -> Settings:
-    """A local autoencoder folder as an absolute path: workers run in other folders."""
+    """Make the path of a local autoencoder folder absolute: workers run in other folders."""
     named = settings.autoencoder.pretrained
     if named is None or not Path(named).is_dir():
         return settings
@@ -95,7 +97,7 @@ def _default_workers(settings: Settings, resources: Resources) -> int:
     """One worker per GPU, at most one per scene bucket."""
     workers = min(max(resources.gpus, 1), settings.stage1.num_buckets)
     if workers < resources.gpus:
-        print(f"{workers} of {resources.gpus} GPUs: there are no more scene buckets (stage1.num_buckets)")
+        print(f"stage 1 uses {workers} of {resources.gpus} GPUs: it has no more scene buckets (stage1.num_buckets)")
     return workers
 
 
@@ -107,7 +109,7 @@ def _train(job: Job, ledger: Ledger, parts: Share, tracker: Tracker) -> None:
     for old in run.checkpoints.glob("stage1-*"):  # logs of killed runs
         old.unlink()
     result = _follow(trainer, queue, run.checkpoints / "stage1-errors.log")
-    _clear_checkpoints(trainer)  # Ray keeps two itself, but does not know of those that were there before
+    _clear_checkpoints(trainer)  # Ray keeps two of its own, but does not know those of earlier drivers
     assert result.checkpoint is not None
     with result.checkpoint.as_directory() as folder:
         finish_stage1(ledger, Path(folder), job.settings, job.spec, tracker.log_image)
@@ -115,7 +117,7 @@ def _train(job: Job, ledger: Ledger, parts: Share, tracker: Tracker) -> None:
 
 def _trainer(job: Job, parts: Share, queue: Queue) -> TorchTrainer:
     run, gpu = job.run, parts.gpus > 0
-    # Ray may choose a size that a lost node had a part in, and waits this long for it (60 s if not told).
+    # Ray may choose a group size that still counts a lost node, and then waits this long for it (60 s by default).
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "30")
     return TorchTrainer(
         train_worker,
@@ -137,15 +139,17 @@ def _trainer(job: Job, parts: Share, queue: Queue) -> TorchTrainer:
             name="stage1",
             **_storage(run.checkpoints),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
-            failure_config=FailureConfig(max_failures=-1),  # Reports knows when to give up
+            failure_config=FailureConfig(max_failures=-1),  # `Reports` decides when to give up
             callbacks=[Reports(run.path, tracking_uri(run), queue)],  # type: ignore[list-item]
         ),
     )
 
 
 def _real_gpus() -> bool:
-    """Whether the cluster's GPUs are more than numbers in Ray's books, as tests have them. Seen from the driver's node,
-    which may have none itself: then those of other machines are taken for real."""
+    """Whether the cluster's GPUs exist: tests give Ray mere numbers of them.
+
+    The driver's machine decides. If Ray has no GPU there, the GPUs of other machines count as real.
+    """
     own = ray.get_runtime_context().get_node_id()
     [address] = [node["NodeManagerAddress"] for node in ray.nodes() if node["NodeID"] == own]
     here = [node for node in ray.nodes() if node["NodeManagerAddress"] == address and node["Resources"].get("GPU")]
@@ -153,17 +157,17 @@ def _real_gpus() -> bool:
 
 
 def _storage(folder: AnyPath) -> dict[str, Any]:
-    """Where Ray Train keeps its checkpoints."""
+    """Where Ray Train keeps its checkpoints, as arguments of RunConfig."""
     if isinstance(folder, Path):
         return {"storage_path": str(folder.absolute())}
     return {"storage_path": folder.path, "storage_filesystem": folder.filesystem}
 
 
 def _clear_checkpoints(trainer: TorchTrainer) -> None:
-    """Removes what killed runs left, all but the last two whole checkpoints. Raises NoWholeCheckpoint.
+    """Remove the checkpoints of killed runs, except for the last two whole ones. Raises NoWholeCheckpoint.
 
-    Ray's own list of checkpoints goes too: workers do not ask for it, and a list that a crash or a full disk tore, or
-    that names a folder which is gone, would keep Ray from starting.
+    Ray's own list of checkpoints is removed, too. The workers do not use it, and Ray could not start from a list that a
+    crash or a full disk tore, or that names a folder which is gone.
     """
     root = _root(trainer)
     for name, why in clear(root, root.base_path).items():
@@ -173,10 +177,10 @@ def _clear_checkpoints(trainer: TorchTrainer) -> None:
 
 
 def _free_reservation(trainer: TorchTrainer) -> None:
-    """Gives back what a killed driver of this run had reserved, and notes this one's reservation for the next.
+    """Cancel the reservation of a killed driver of this run, and note this driver's for the next one.
 
-    Where a number of workers is elastic, Ray counts what is reserved for others as taken, and it keeps a reservation
-    for three minutes after its driver is gone.
+    With an elastic number of workers Ray counts what is reserved for others as taken, and it keeps a reservation for
+    three minutes after its driver is gone.
     """
     root = _root(trainer)
     if _exists(root, RESERVATION):
@@ -188,7 +192,7 @@ def _free_reservation(trainer: TorchTrainer) -> None:
 
 
 def _root(trainer: TorchTrainer) -> SubTreeFileSystem:
-    """Where Ray Train keeps the stage's checkpoints."""
+    """A file system rooted at the folder of the stage's checkpoints."""
     storage = trainer.run_config.storage_context  # type: ignore[attr-defined]
     return SubTreeFileSystem(storage.experiment_fs_path, storage.storage_filesystem)
 
@@ -198,16 +202,17 @@ def _exists(root: SubTreeFileSystem, name: str) -> bool:
 
 
 def _follow(trainer: TorchTrainer, queue: Queue, log: AnyPath) -> ray.train.Result:
-    """Runs the trainer and prints what comes through the queue.
+    """Run the trainer and print what comes through the queue. → the trainer's result.
 
-    In a thread of its own: in the main one Ray Train takes Ctrl-C over and never gives it back. Raises RuntimeError
-    with the reason where training failed for good; the workers' tracebacks are in `log` then.
+    The trainer runs in a thread of its own: in the main thread Ray Train takes Ctrl-C over and never gives it back.
+    Raises RuntimeError with the reason where training failed for good; `log` then holds the workers' tracebacks.
     """
     story = Story(time.time())
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(trainer.fit)
         try:
             while True:
+                # Asked before the queue is emptied, so that the last events are printed, too.
                 finished = not wait([future], timeout=1.0).not_done
                 for line in [*story.lines(drain(queue), time.time()), *story.waiting(time.time())]:
                     print(line, flush=True)
@@ -223,5 +228,5 @@ def _follow(trainer: TorchTrainer, queue: Queue, log: AnyPath) -> ray.train.Resu
                 where = f" (the workers' tracebacks: {log})"
             why = str(getattr(error, "controller_failure", error)).strip().splitlines()[-1]
             raise RuntimeError(
-                f"stage 1 failed: {why}{where}; once that is mended, the same command goes on"
+                f"stage 1 failed: {why}{where}; fix the cause, then run the same command again to go on"
             ) from error

@@ -1,6 +1,6 @@
-"""What stage 1's workers and Ray Train's controller tell the driver on its way, and which failures end the job.
+"""Events that stage 1's workers and Ray Train's controller send to the driver, and which failures end the job.
 
-Events are plain dicts in a queue: no file, as the run folder may be an object store, which cannot append.
+Events are plain dicts in a queue. A file would not do: the run folder may be in an object store, which cannot append.
 """
 
 from __future__ import annotations
@@ -23,24 +23,25 @@ from scaling.storage.atomic import ADVICE
 from scaling.storage.paths import AnyPath
 
 TRIES = 3  # in a row that end without a new checkpoint
-LONG = 60.0  # seconds without workers; a group takes some 20 s to come up
+LONG = 60.0  # seconds without workers before the driver says so; a group takes some 20 s to come up
 
 
 def open_queue() -> Queue:
-    """The queue, on the driver's own node: any other may be lost without harm."""
+    """Open a queue on the driver's own node, so that any other node may be lost without harm."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     return Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
 
 
 def drain(queue: Queue) -> list[dict[str, Any]]:
-    """The events that have come in."""
+    """Take the events that have come in so far."""
     return queue.get_nowait_batch(queue.qsize())
 
 
 class Reports(UserCallback):
-    """Runs in Ray Train's controller: every epoch's numbers to MLflow and the driver, and judges failures.
+    """Runs in Ray Train's controller: passes each epoch's numbers to MLflow and the driver, and judges failures.
 
-    Ray would try for ever (max_failures = -1): a long job loses many nodes. What it raises here ends the job.
+    Ray itself tries for ever (max_failures = -1), as a long job loses many nodes. An exception raised here ends the
+    job.
     """
 
     def __init__(self, run_path: AnyPath, uri: str, queue: Queue) -> None:
@@ -49,7 +50,7 @@ class Reports(UserCallback):
         self.in_vain = 0
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        """Called by Ray Train after every report of all workers."""
+        """Pass on a report; Ray Train calls this when all workers have reported."""
         self.in_vain = 0
         values = metrics[0]
         self.queue.put({"event": "report", **values})
@@ -63,41 +64,44 @@ class Reports(UserCallback):
                     self.tracker.log_image("stage1/first_scene", decode_png(picture.read_bytes()), values["step"])
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Called by Ray Train when workers failed. RuntimeError where another try would be in vain."""
+        """Judge a failure; Ray Train calls this when workers failed. RuntimeError: another try would be in vain."""
         if any(is_reclaimed(error) for error in worker_exceptions.values()):
-            return  # announced to Ray, which calls this again and again until the node is gone
+            return  # Ray calls this again and again, from the owner's announcement until the node is gone
         self.in_vain += 1
         rank, error = first_cause(worker_exceptions)
         why = f"worker {rank}: {in_a_line(error, str(RunFolder(self.run_path).checkpoints))}"
         if is_lasting(error):
             raise RuntimeError(why)
         if self.in_vain == TRIES:
-            raise RuntimeError(f"{why}; {TRIES} tries in a row came to no new checkpoint")
+            raise RuntimeError(f"{why}; {TRIES} tries in a row made no new checkpoint")
         self.queue.put({"event": "failure", "why": why})
 
 
 def is_lasting(error: Exception) -> bool:
-    """Whether a new try would fail alike: settings, data, numbers that diverge, a full disk."""
+    """Whether a new try would fail in the same way: settings, data, numbers that diverge, a full disk."""
     if isinstance(error, RayError):
-        return False  # may be of any type besides
+        return False  # may inherit from any of the types below, too
     return isinstance(error, ValueError | LookupError | ArithmeticError) or (
         isinstance(error, OSError) and error.errno in ADVICE
     )
 
 
 def is_reclaimed(error: Exception) -> bool:
-    """Whether the worker died because its node's owner took it back, as spot machines are."""
+    """Whether the worker died because the owner took its node back, as happens to spot machines."""
     return getattr(_death(error), "preempted", False)
 
 
 def first_cause(errors: dict[int, Exception]) -> tuple[int, Exception]:
-    """The rank and error to blame: when one worker is gone, the others fail too, as it no longer answers."""
+    """The rank and the error to blame. When one worker is gone, the others fail too, as it no longer answers."""
     return min(errors.items(), key=lambda item: (not is_lasting(item[1]), _death(item[1]) is None, item[0]))
 
 
 def in_a_line(error: Exception, storage: str) -> str:
-    """The error's last line. Ray has pages on a worker that died, which say no more than that; a disk's own error may
-    not name what is full, and it is `storage` then."""
+    """Say an error in one line: its last one, unless a worker died or a disk failed.
+
+    About a worker that died Ray writes pages that say no more than that. A disk's error may not name what is full; the
+    line then names `storage`.
+    """
     if _death(error) is not None:
         return "its process or node is gone"
     if isinstance(error, OSError) and error.errno in ADVICE:
@@ -111,11 +115,11 @@ def _death(error: Exception) -> Exception | None:
 
 
 class Story:
-    """Events → the lines that the driver prints. `tracebacks` gathers those of the workers, by no means all fatal."""
+    """Turns events into the lines that the driver prints. tracebacks: those of the workers; not all were fatal."""
 
     def __init__(self, start: float) -> None:
         self.start = start
-        self.without_workers: float | None = start  # since when; told once
+        self.without_workers: float | None = start  # since when; None: there are some, or the wait was told
         self.workers = 0
         self.tracebacks: list[str] = []
 
@@ -127,13 +131,13 @@ class Story:
                 yield f"stage 1: {getattr(self, '_' + event['event'])(event, now)}"
 
     def waiting(self, now: float) -> Iterator[str]:
-        """A line when there have been no workers for long."""
+        """Yield a line, once, when there have been no workers for long."""
         if self.without_workers is not None and now - self.without_workers > LONG:
             self.without_workers = None
             yield "stage 1: waits until the cluster has room for a worker"
 
     def _group(self, event: dict[str, Any], now: float) -> str:
-        """A group of workers has come up."""
+        """The line for a group of workers that has come up: its size, and where it starts."""
         self.without_workers = None
         before, self.workers = self.workers, event["workers"]
         name = event["checkpoint"]

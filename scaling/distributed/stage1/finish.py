@@ -1,4 +1,4 @@
-"""What stage 1 leaves in a run folder, made from its last checkpoint."""
+"""Makes what stage 1 leaves in a run folder from the stage's last checkpoint."""
 
 from __future__ import annotations
 
@@ -24,8 +24,10 @@ PICTURED_SCENES = 4
 
 
 def finish_stage1(ledger: Ledger, checkpoint: Path, settings: Settings, spec: SourceSpec, log_image: LogImage) -> None:
-    """The last checkpoint, with its workers' metrics-*.json → fitted scenes in the library, pictures, and last
-    RUN/shared, which marks the stage done."""
+    """Turn the last checkpoint into fitted scenes in the library, pictures, and RUN/shared.
+
+    checkpoint: its folder, with the workers' metrics-*.json.
+    """
     run = ledger.run
     shared = SharedModel(settings)
     shared.load_tensors(read_state(checkpoint))
@@ -39,6 +41,7 @@ def finish_stage1(ledger: Ledger, checkpoint: Path, settings: Settings, spec: So
     seconds = progress["seconds"] / len(ids)
     source = spec.open()
     categories = dict(zip(source.ids(), source.categories()))
+    # After a crash in here the next driver commits all parts again; of two rows of a scene readers take the first.
     for start in range(0, len(ids), SCENES_PER_PART):
         rows = []
         for scene_id in ids[start : start + SCENES_PER_PART]:
@@ -57,4 +60,5 @@ def finish_stage1(ledger: Ledger, checkpoint: Path, settings: Settings, spec: So
     ledger.publish()
     models = StoredModels(run, known={content_hash: shared})
     log_scene_pictures(run, source, ids[:PICTURED_SCENES], "stage1", log_image, models)
+    # RUN/shared marks the stage done, so it comes last.
     save_shared(shared, run.shared, ids)

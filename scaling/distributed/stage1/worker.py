@@ -1,4 +1,4 @@
-"""What each worker of stage 1 runs: its scenes, all phases, a checkpoint per epoch, at the end its scenes' metrics."""
+"""What each worker of stage 1 runs: all phases on its scenes, a checkpoint per epoch, then its scenes' metrics."""
 
 from __future__ import annotations
 
@@ -32,14 +32,16 @@ from scaling.training.stage1 import Stage1
 
 
 def data_parallel(module: nn.Module) -> nn.Module:
-    """The DDP boundary: gradients of the module's own parameters are averaged, those of its arguments are not."""
+    """Wrap a module in DDP: gradients of its own parameters are averaged, those of its arguments are not."""
     return DistributedDataParallel(module, broadcast_buffers=False)
 
 
 def train_worker(config: dict[str, Any]) -> None:
-    """config: settings, spec (of the scenes' source), scene_ids, threads, wanted (workers), queue (of progress.py).
+    """Run stage 1 in one worker of Ray Train.
 
-    Whatever is raised, the driver has its traceback by then: Ray hands on the message alone.
+    config: settings, spec (of the scenes' source), scene_ids, threads, wanted (number of workers), queue (as
+    `events.open_queue` makes it). The traceback of an exception goes to the driver through the queue, as Ray passes on
+    the message alone.
     """
     context = ray.train.get_context()
     try:
@@ -58,6 +60,7 @@ def _train(config: dict[str, Any], rank: int, size: int) -> None:
     device = get_device() if torch.cuda.is_available() else torch.device("cpu")
     assert isinstance(device, torch.device)
     workers = Workers(rank, size, device, data_parallel if size > 1 else Workers().wrap)
+    # A worker reads only the scenes whose micro planes and coefs it owns.
     buckets = bucket_of(config["scene_ids"], settings.stage1.num_buckets)
     owned = [scene_id for scene_id in config["scene_ids"] if workers.owns(buckets[scene_id])]
     source = SourceSpec(*config["spec"]).open()
@@ -76,10 +79,10 @@ def _train(config: dict[str, Any], rank: int, size: int) -> None:
 
 
 def _agreed_start(config: dict[str, Any], rank: int, size: int) -> tuple[str, Checkpoint | None]:
-    """A name for this start, and the newest whole checkpoint: rank 0 decides for all, and tells the driver.
+    """Agree on a name for this start, and on the newest whole checkpoint. Rank 0 decides for all and tells the driver.
 
-    Checkpoints' names must differ between starts: an upload that a crash cut short leaves its folder behind. Ray's own
-    list of checkpoints is not asked: it holds torn ones, and not those whose last report was lost.
+    Names of checkpoints must differ between starts, as an upload that a crash cut short leaves its folder behind. Ray's
+    own list of checkpoints is not used: it holds torn ones, and lacks those whose last report was lost.
     """
     storage = ray.train.get_context().get_storage()
     last = None

@@ -39,8 +39,8 @@ from scaling.training.training_scene import prepare_scene
 
 @dataclass(frozen=True)
 class FitJob:
-    """What an actor needs to know, in plain values. run, shared: as `paths.uri_of` gives them; epoch: of the driver's
-    lease."""
+    """What an actor needs to know, in plain values. run, shared: as `paths.uri_of` returns them; spec: of a SourceSpec;
+    epoch: of the driver's lease, the fencing token of its commits."""
 
     run: str
     shared: str
@@ -50,27 +50,27 @@ class FitJob:
 
 
 class Fitter:
-    """What both modes have in common."""
+    """What the actors of both modes have in common: the shared model, evaluation, commits."""
 
     def __init__(self, job: FitJob) -> None:
-        # With more, sums would be ordered by the number of actors that share the machine: planes would depend on it.
+        # With more threads the order of sums, and so the planes, would depend on how many actors share the machine.
         torch.set_num_threads(1)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.settings = make_settings(job.settings)
         self.spec = SourceSpec(*job.spec)
         self.run = RunFolder(to_path(job.run))
         self.epoch = job.epoch
-        with watchdog.Watchdog(self.settings.stage2.stall_seconds):  # nobody else would end a start that hangs
+        with watchdog.Watchdog(self.settings.stage2.stall_seconds):  # nothing else would end a start that hangs
             self.shared, self.shared_hash = load_shared(to_path(job.shared), self.device)
 
     def ready(self) -> bool:
-        """Returns when the actor has started: its shared model is loaded."""
+        """Return when the actor has started, that is, when its shared model is loaded."""
         return True
 
     def _finished_rows(
         self, model: SharedModel, cohort: str | None, scenes: Sequence[SceneViews], fitted: Sequence[Any]
     ) -> tuple[list[dict[str, Any]], list[Outcome]]:
-        """Library rows of the scenes that were fitted, and outcomes of those whose result is an exception."""
+        """Pack and evaluate fitted scenes. → library rows, and outcomes of scenes whose fit or evaluation failed."""
         rows, outcomes = [], []
         for views, result in zip(scenes, fitted, strict=True):
             if not isinstance(result, Exception):
@@ -86,7 +86,7 @@ class Fitter:
         start = time.perf_counter()
         packed = vars(pack_scene(fitted.params, self.settings.stage2.micro_dtype))
         packing = time.perf_counter() - start
-        stored = unpack_scene({**packed, "scene_id": views.scene_id})[None].to(self.device)  # what readers will see
+        stored = unpack_scene({**packed, "scene_id": views.scene_id})[None].to(self.device)  # as readers will see it
         metrics = evaluate_scene(model, stored, views)
         if not all(value is None or math.isfinite(value) for value in metrics.values()):
             raise NotFinite(f"the fit diverged: its renders are not finite ({metrics})")
@@ -103,10 +103,10 @@ class Fitter:
 
 
 class SceneFitter(Fitter):
-    """Mode frozen: scenes of a batch share its cost and nothing else."""
+    """Mode frozen: the scenes of a batch share its cost and nothing else."""
 
     def fit(self, batch: pa.Table, attempt: int) -> Fitted:
-        """Fits and commits a batch of store rows. Raises OSError where the part cannot be written."""
+        """Fit and commit a batch of store rows. Raises OSError where the part cannot be written."""
         with watchdog.Watchdog(self.settings.stage2.stall_seconds):
             scenes, unread = _decode(batch, self.settings.data.image_size)
             fitted = self._fit(scenes)
@@ -115,7 +115,7 @@ class SceneFitter(Fitter):
             return Fitted(unread + failed + _fitted(rows, fitted), part)
 
     def _fit(self, scenes: list[SceneViews]) -> list[FittedScene | Exception]:
-        """A batch together; where that raises (memory may be short), its halves, down to scenes that raise alone."""
+        """Fit a batch together; where this raises (memory may be short), its halves, down to single scenes."""
         if not scenes:
             return []
         fitted = _attempt(lambda: self._fit_together(scenes))
@@ -134,7 +134,7 @@ class SceneFitter(Fitter):
 
 @dataclass(frozen=True)
 class _Members:
-    """The views of a cohort's members, decoded anew each time they are gone through: all at once would fill memory."""
+    """The views of a cohort's members. Each iteration decodes them anew, as all of them at once would fill memory."""
 
     source: SceneSource
     ids: list[str]
@@ -152,18 +152,19 @@ class _Members:
 
 
 class CohortFitter(Fitter):
-    """Mode cohort: fits the members of a cohort together, with a copy of the shared parts that moves with them."""
+    """Mode cohort: fits the members of a cohort together, with a copy of the shared parts that they fine-tune."""
 
     def fit(self, members: pa.Table, attempt: int) -> Fitted:
-        """Fits and commits a cohort, or goes on from its last epoch. members: scene ids; their rows are read here, as
-        those of a large cohort would not fit the object store.
+        """Fit and commit a cohort, or resume it at its last epoch.
 
-        An error that is no member's own (a disk, the GPU's memory) is raised: the job ends, to go on at this epoch.
+        members: scene ids. Their rows are read here, as those of a large cohort would not fit into Ray's object store.
+        Raises an error that is no member's own (a disk, the GPU's memory): the job ends, and the next one resumes here.
         """
         with watchdog.Watchdog(self.settings.stage2.stall_seconds):
             return self._fit(members["scene_id"].to_pylist(), attempt)
 
     def _fit(self, members: list[str], attempt: int) -> Fitted:
+        # A member that cannot be used must not stop its cohort, so members are checked one by one before the fit.
         source, outcomes, ids = self.spec.open(), [], []
         for scene_id in members:
             unusable = self._unusable(source, scene_id)
@@ -190,16 +191,15 @@ class CohortFitter(Fitter):
 
     def _fit_members(self, scenes: _Members, folder: AnyPath) -> CohortFit:
         with mirrored(folder) as (local, bring_back):
-            if not started_with(
-                local, scenes.ids
-            ):  # a member could be read then and cannot now, or the other way round
+            # Where a member could be read then and cannot now, or the other way round, the cohort starts over.
+            if not started_with(local, scenes.ids):
                 remove_tree(local)
             return fit_cohort(
                 self.shared, self.shared_hash, scenes, self.settings, local, on_epoch=lambda report: bring_back()
             )
 
     def _unusable(self, source: SceneSource, scene_id: str) -> str | None:
-        """Why a scene cannot take part, None where it can: what is wrong with one must not stop its cohort."""
+        """Why a scene cannot be fitted with its cohort; None where it can."""
         try:
             views = views_from_row(next(iter(source.rows([scene_id]))), self.settings.data.image_size)
             prepare_scene(self.shared, views)
@@ -208,8 +208,10 @@ class CohortFitter(Fitter):
         return None
 
     def _finish(self, done: CohortFit, scenes: _Members) -> tuple[list[dict[str, Any]], list[Outcome]]:
-        """Commits the cohort's copy. → rows and failed outcomes of its scenes. Who was left out is recorded first:
-        going on after a crash must not take them for scenes that nobody has tried."""
+        """Commit the cohort's copy of the shared parts. → library rows, and outcomes of the scenes that failed.
+
+        Members that were left out are recorded first, so that a run resumed after a crash does not try them as new.
+        """
         log = FailureLog(self.run.failures, self.epoch)
         log.add(event(scene_id, 1, "diverged", why) for scene_id, why in done.left_out.items())
         fitted = {scene.scene_id: scene for scene in done.scenes}
@@ -226,13 +228,13 @@ class CohortFitter(Fitter):
 
 
 def cohort_checkpoints(run: RunFolder, shared_hash: str, settings: Settings, ids: Sequence[str]) -> AnyPath:
-    """The folder of a cohort's checkpoints: of these scenes on this shared model with these settings, no other's."""
+    """The folder of a cohort's checkpoints. Its name is a hash of the shared model, the settings and the members."""
     job = "|".join([shared_hash, settings_hash(settings), *ids])
     return run.checkpoints / "cohorts" / hashlib.sha256(job.encode()).hexdigest()[:20]
 
 
 def _decode(batch: pa.Table, image_size: int) -> tuple[list[SceneViews], list[Outcome]]:
-    """The scenes of store rows, and outcomes of those that cannot be used."""
+    """Decode store rows. → their scenes, and outcomes of the rows that cannot be used."""
     scenes, outcomes = [], []
     for row in batch.to_pylist():
         unread = row.pop("error")
@@ -246,10 +248,10 @@ def _decode(batch: pa.Table, image_size: int) -> tuple[list[SceneViews], list[Ou
 
 
 def _attempt(work: Callable[[], Any]) -> Any:
-    """What `work` returns, or the exception that it raised, without the frames that would keep its tensors alive.
+    """Call `work`. → what it returns, or the exception that it raised, without the frames that keep its tensors alive.
 
-    A GPU that has failed fails every later call too, so the process ends, and the driver starts another one. A full
-    disk fails every scene: it is raised, and ends the job.
+    A GPU that has failed fails every later call, too, so the process ends, and the driver starts another one. A full
+    disk fails every scene, so its error is raised and ends the job.
     """
     try:
         return work()
@@ -264,7 +266,7 @@ def _attempt(work: Callable[[], Any]) -> Any:
 
 
 def _kind(error: Exception) -> str:
-    """The word for why a scene has no result."""
+    """The kind of a failure: why a scene has no result."""
     if isinstance(error, NotFinite | Diverged):
         return "diverged"
     return "out of memory" if isinstance(error, torch.OutOfMemoryError | MemoryError) else "raised"

@@ -1,18 +1,19 @@
 """Hands batches of scenes to actors, one in flight per actor, and accounts for every scene.
 
-The states of a piece, which is a batch or what is left of one; at the end each of its scenes is in the library or in
-the failures:
+A piece is a batch, or what is left of one. It is settled when each of its scenes is in the library or the failures:
 
-    batches ─► waiting ─► in flight ─► came back ─► settled: fitted, or failed with a reason
-                  ▲           │
-                  │           ├─► its write failed, its node died (at most MAX_LOSSES times) ──► waiting, as it is
-                  │           └─► its actor died or hung ─► its part was committed? settled
-                  │                     ├─► several scenes ──────────────────────────────► waiting, in halves
-                  │                     ├─► one scene (or a cohort), < max_attempts deaths ► waiting, as it is
-                  └─────────────────────┴─► one scene, max_attempts deaths ──────────────► settled: given up
+    batches ─► waiting ─► in flight ─┬─► came back ─────────────────────────► settled: fitted, or failed with a reason
+                                     ├─► lost, but its part was committed ──► settled: fitted
+                                     ├─► write failed or node died,
+                                     │   at most MAX_LOSSES times ──────────► waiting, as it is
+                                     └─► actor died or hung
+                                          ├─► several scenes ───────────────► waiting, in halves
+                                          └─► one scene, or a cohort
+                                               ├─► < max_attempts deaths ───► waiting, as it is
+                                               └─► max_attempts deaths ─────► settled: given up
 
-So a scene that kills its actor is soon alone. Every scene is fitted at least once; commits are idempotent, so it is in
-the library once. A cohort stays whole.
+So a scene that kills its actor is soon alone. Every scene is fitted at least once. Commits are idempotent, so a scene
+is in the library once. A cohort is never divided.
 """
 
 from __future__ import annotations
@@ -33,19 +34,21 @@ from scaling.distributed.stage2.messages import FITTED, Accounts, Cohorts, Count
 from scaling.library.failures import RETRY, event
 from scaling.storage.atomic import ADVICE
 
-START_ATTEMPTS = 2  # per actor, in a row, before a job that has no actor gives up
-MAX_LOSSES = 5  # nodes lost, or writes failed, under a scene before that counts as its own doing
-MOST_TOLD = 20  # warnings about scenes
+START_ATTEMPTS = 2  # failed starts in a row, per actor, before a job without actors gives up
+MAX_LOSSES = 5  # lost nodes and failed writes per scene; one more node counts as a death, one more write ends the job
+MOST_TOLD = 20  # warnings about scenes that are printed
 TICK_SECONDS = 1.0
-STAFF_SECONDS = 10.0  # so often the driver looks how many actors the cluster can hold
-DRAIN_SECONDS = 20.0  # less than what a spot machine or a pod gets to leave
+STAFF_SECONDS = 10.0  # between two looks at how many actors the cluster can hold
+DRAIN_SECONDS = 20.0  # less than a spot machine or a pod gets to shut down
 
 
 class Dispatcher:
-    """make_actor starts an actor with `ready()` and `fit(rows, attempt) -> Fitted`; the driver respawns dead ones.
+    """Runs batches on actors until every scene is settled.
 
-    wanted: how many actors the cluster can hold now; deadline: seconds that a ready actor may take over a batch (in
-    mode cohort: over an epoch), after which it is killed.
+    make_actor: starts an actor with `ready()` and `fit(rows, attempt) -> Fitted`; dead ones are replaced; wanted: how
+    many actors the cluster can hold now; max_attempts: actors that a scene may kill, alone in its piece; deadline:
+    seconds that a ready actor may take for a batch (with cohorts: for an epoch) before it is killed; cohorts: given
+    where batches must not be divided; title: of the progress bar.
     """
 
     def __init__(
@@ -63,7 +66,7 @@ class Dispatcher:
         self.max_attempts = max_attempts
         self.deadline = deadline
         self.accounts = accounts
-        self.cohorts = cohorts  # given where batches cannot be cut
+        self.cohorts = cohorts
         self.title = title
         self.in_flight: dict[Any, Flight] = {}  # by the future of the call
         self.waiting: deque[Piece] = deque()  # what is left of batches that were lost
@@ -77,10 +80,11 @@ class Dispatcher:
         self.target = 1
 
     def run(self, batches: Iterator[pa.Table], total: int) -> Generator[Counts]:
-        """Fits every batch; yields the counts when actors start, and after each batch that came back.
+        """Fit every batch; yield the counts when the first actors start, and whenever scenes are settled.
 
         Raises RuntimeError where no actor can start, or where scenes of `total` are left at the end; KeyboardInterrupt
-        where the job was asked to stop, after the batches in flight, or DRAIN_SECONDS.
+        where the job was asked to stop, once the batches in flight are done or DRAIN_SECONDS are over; and an actor's
+        own exception where another try would not help, as on a full disk.
         """
         if not total:
             return
@@ -94,11 +98,13 @@ class Dispatcher:
                 self._read(batches)  # while actors start
                 while counts.left:
                     self.accounts.check()
+                    # Draining: no new batches and no new actors, while the batches in flight may finish.
                     if interrupts.requested and stop_at == float("inf"):
                         stop_at = time.monotonic() + DRAIN_SECONDS
                         self._start_draining()
                     if not interrupts.requested:
                         self._staff()
+                    # When time is up, or nothing is in flight and nothing can start, there is nothing to wait for.
                     if time.monotonic() > stop_at or not (self.in_flight or self._may_start(interrupts.requested)):
                         break
                     changed = self._wait(batches, counts, give_more=not interrupts.requested)
@@ -110,7 +116,7 @@ class Dispatcher:
                 raise KeyboardInterrupt
         finally:
             progress.close()
-            for flight in self.in_flight.values():
+            for flight in self.in_flight.values():  # an actor that stays would keep its GPU
                 ray.kill(flight.actor)
         if counts.left:
             raise RuntimeError(f"{counts.left} of {total} scenes are neither fitted nor recorded as failed")
@@ -129,7 +135,7 @@ class Dispatcher:
         return ", ".join(word for word in words if word)
 
     def _staff(self) -> None:
-        """Starts actors, as many as the cluster can hold and there may be work for."""
+        """Start actors: as many as the cluster can hold and there may be work for."""
         now = time.monotonic()
         if now - self.staffed_at > STAFF_SECONDS:
             self.target, self.staffed_at = max(1, self.wanted()), now
@@ -141,23 +147,23 @@ class Dispatcher:
             self.in_flight[actor.ready.remote()] = Flight(actor, None)
 
     def _may_start(self, draining: bool) -> bool:
-        """Whether actors will start that have work: after one that failed to, the next try comes a little later."""
+        """Whether there is work to start actors for. After a failed start the next try comes a little later."""
         return not draining and bool(self.waiting or not self.exhausted)
 
     def _start_draining(self) -> None:
-        """No new batches from now on; actors that have none go."""
+        """Stop the actors that have no batch, and say how long the others have."""
         for future, flight in list(self.in_flight.items()):
             if flight.piece is None:
                 ray.kill(flight.actor)
                 del self.in_flight[future]
         print(
             f"\nstopping: {len(self.in_flight)} batches in flight have {DRAIN_SECONDS:.0f} s to finish; "
-            "once more, to stop at once",
+            "interrupt again to stop at once",
             flush=True,
         )
 
     def _wait(self, batches: Iterator[pa.Table], counts: Counts, give_more: bool) -> bool:
-        """Takes the calls that come back within a moment. → whether the counts changed."""
+        """Take the calls that come back within TICK_SECONDS. → whether the counts changed."""
         if not self.in_flight:
             time.sleep(TICK_SECONDS / 4)
             return False
@@ -173,14 +179,14 @@ class Dispatcher:
         return counts.left != before
 
     def _read(self, batches: Iterator[pa.Table]) -> None:
-        """The next batch, if there is one, waits for an actor."""
+        """Read the next batch, if there is one, to wait for an actor."""
         rows = next(batches, None)
         self.exhausted = rows is None
         if rows is not None:
             self.waiting.append(Piece(rows))
 
     def _give(self, actor: Any, batches: Iterator[pa.Table]) -> None:
-        """The actor's next batch; without one it goes."""
+        """Give the actor its next batch, or stop it where there is none."""
         if not self.waiting and not self.exhausted:
             self._read(batches)
         if not self.waiting:
@@ -191,7 +197,7 @@ class Dispatcher:
         self.in_flight[actor.fit.remote(piece.rows, piece.attempt)] = Flight(actor, piece)
 
     def _collect(self, future: Any, flight: Flight, counts: Counts) -> bool:
-        """Takes one finished call. → whether its actor can go on."""
+        """Take one finished call. → whether its actor can go on."""
         try:
             result = ray.get(future)
         except RayTaskError as error:
@@ -199,6 +205,7 @@ class Dispatcher:
             return False
         except RayError as error:
             ray.kill(flight.actor)
+            # A lost node is not the fault of its scenes. Of a dead actor only the message says whether its node died.
             lost_node = isinstance(error, ActorUnavailableError) or "its node has died" in str(error)
             self._gone(flight, error, counts, own_doing=isinstance(error, RayActorError) and not lost_node)
             return False
@@ -208,23 +215,23 @@ class Dispatcher:
         return True
 
     def _task_failed(self, flight: Flight, error: RayTaskError, counts: Counts) -> None:
-        """An error that the actor raised. No scene's own, those are outcomes: a write that failed, which is tried again
-        if that may help, or the job's, which ends it."""
+        """Handle an error that the actor raised. It is no scene's own, as those are outcomes. A failed write is tried
+        again where that may help; any other error is the job's, and is raised."""
         ray.kill(flight.actor)
         cause = error.cause
         passing = isinstance(cause, RayError) or (isinstance(cause, OSError) and cause.errno not in ADVICE)
         if not passing or any(self.losses[i] >= MAX_LOSSES for i in (flight.piece.ids if flight.piece else [])):
             raise cause from error
-        self._gone(flight, cause, counts, own_doing=False)
+        self._gone(flight, cause, counts, own_doing=flight.piece is None)  # a start that fails again and again ends
 
     def _kill_overdue(self, counts: Counts) -> None:
-        """Kills actors that have held a batch for too long: a hung fit, a stopped process, a device that is gone."""
+        """Kill actors that have held a batch for too long: a hung fit, a stopped process, a device that is gone."""
         now = time.monotonic()
         for future, flight in list(self.in_flight.items()):
             if flight.piece is None or now - flight.since <= self.deadline:
                 continue
             epochs = self.cohorts.epochs(flight.piece.ids) if self.cohorts else 0
-            if epochs > flight.piece.epochs:
+            if epochs > flight.piece.epochs:  # the deadline of a cohort counts from its last epoch
                 flight.piece.epochs, flight.since = epochs, now
                 continue
             ray.kill(flight.actor)
@@ -232,25 +239,31 @@ class Dispatcher:
             self._gone(flight, TimeoutError(f"no result within {self.deadline:.0f} s"), counts, own_doing=True)
 
     def _gone(self, flight: Flight, error: Exception, counts: Counts, own_doing: bool) -> None:
-        """An actor is gone, by its own doing or by that of its node; what it had in hand is settled or tried again."""
+        """Handle the end of an actor: settle its piece or try it again, or count a failed start.
+
+        own_doing: whether the actor died of itself, not with its node or of a failed write.
+        """
         if flight.piece is not None:
             self._lost(flight.piece, " ".join(str(error).split())[:500], counts, own_doing)
         elif own_doing:
+            # Exponential back-off: after a minute at most the next start is tried.
             self.failed_starts += 1
             self.no_start_before = time.monotonic() + min(60.0, 2.0 ** (self.failed_starts - START_ATTEMPTS))
             if self.failed_starts >= START_ATTEMPTS * self.target and not self.in_flight:
                 raise RuntimeError(f"no actor could start, {self.failed_starts} tries in a row: {error}") from error
 
     def _lost(self, piece: Piece, message: str, counts: Counts, own_doing: bool) -> None:
-        """Each scene of the piece that is not committed cost an actor or a node: try it again, or give it up."""
+        """Handle a piece that was lost with its actor, its node or its write: settle the scenes that were committed;
+        try the others again, or give them up."""
         part = None
         with suppress(FileNotFoundError):
             part = self.accounts.find(piece.attempt, piece.ids)
-        if part is not None:  # its last commit came through
+        if part is not None:  # the commit came through before the actor was lost
             self._settle(piece, Fitted([Outcome(scene_id, FITTED) for scene_id in part.scene_ids], part), counts)
         committed = set(part.scene_ids) if part else set()
         left = [index for index, scene_id in enumerate(piece.ids) if scene_id not in committed]
         ids = [piece.ids[index] for index in left]
+        # A committed cohort's own model is final: a scene that is not in its part cannot join it any more.
         if self.cohorts and part is not None:
             self._give_up(ids, piece.attempt, "left out", "its cohort was committed without it", counts)
             return
@@ -262,13 +275,15 @@ class Dispatcher:
         self._died(piece, left, ids, message, counts)
 
     def _died(self, piece: Piece, left: list[int], ids: list[str], message: str, counts: Counts) -> None:
-        """Halves of the piece, another attempt at a scene that was alone (or at a cohort), or its end."""
+        """Try a piece that killed its actor again: in halves, or as it is where it is one scene or a cohort. Give it up
+        after max_attempts deaths."""
         if len(left) > 1 and not self.cohorts:
             middle = len(left) // 2
             self._retry(piece, [left[:middle], left[middle:]], message)
             return
+        # Only deaths in a row count: a cohort that has come further since starts from none.
         if self.cohorts and self.cohorts.epochs(piece.ids) > piece.epochs:
-            self.deaths.subtract({scene_id: self.deaths[scene_id] for scene_id in ids})  # deaths in a row count
+            self.deaths.subtract({scene_id: self.deaths[scene_id] for scene_id in ids})
         self.deaths.update(ids)
         if max((self.deaths[scene_id] for scene_id in ids), default=0) >= self.max_attempts:
             self._give_up(ids, piece.attempt, "actor died", message, counts)
@@ -283,7 +298,7 @@ class Dispatcher:
                 self.accounts.record([event(scene_id, piece.attempt, RETRY, message) for scene_id in ids])
 
     def _settle(self, piece: Piece, result: Fitted, counts: Counts) -> None:
-        """Counts what came back of a piece."""
+        """Count what came back of a piece, and record its failures."""
         if result.part is not None:
             self.accounts.add(result.part)
         for outcome in result.outcomes:
@@ -299,10 +314,10 @@ class Dispatcher:
             self.accounts.record([event(o.scene_id, piece.attempt, o.kind, o.message) for o in failed])
 
     def _tell(self, message: str) -> None:
-        """A line about a scene that was fitted, above the progress bar; of thousands alike the first ones."""
+        """Print a warning about a fitted scene above the progress bar. Only the first MOST_TOLD are printed."""
         if message and self.told < MOST_TOLD:
             self.told += 1
-            tqdm.write(f"warning: {message}" + (" (further ones are not told)" if self.told == MOST_TOLD else ""))
+            tqdm.write(f"warning: {message}" + (" (further warnings are not shown)" if self.told == MOST_TOLD else ""))
 
     def _give_up(self, ids: list[str], attempt: int, kind: str, message: str, counts: Counts) -> None:
         counts.failed += len(ids)

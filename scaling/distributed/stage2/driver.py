@@ -1,10 +1,11 @@
-"""Stage 2 on Ray actors: every further scene on top of the shared model.
+"""Stage 2 on Ray actors: fits every further scene on top of the shared model.
 
-1. Ray Data reads the scenes that are neither committed nor given up, in bounded batches (mode cohort: ids alone);
-2. actors that pin one GPU each (or a share of the CPUs) hold the shared model and take one batch at a time:
+1. Ray Data reads the scenes that are neither committed nor given up, in bounded batches; in mode cohort actors get ids
+   alone, and read the scenes themselves;
+2. actors, each with a GPU of its own (or a share of the CPUs), hold the shared model and take one batch at a time:
    encode once, 2a, 2b, pack, evaluate what was packed, commit the batch as one part of the library;
-3. the driver keeps the ledger: a scene that fails is recorded, a batch whose actor died is tried again, mode frozen in
-   halves, mode cohort from its last epoch; the manifest says what is committed and what failed.
+3. the driver keeps the ledger. A scene that fails is recorded. A batch whose actor died is tried again: in halves in
+   mode frozen, from its last epoch in mode cohort. The manifest says what is committed and what failed.
 """
 
 from __future__ import annotations
@@ -47,10 +48,10 @@ FITTERS: dict[str, type[Fitter]] = {"frozen": SceneFitter, "cohort": CohortFitte
 
 @dataclass(frozen=True)
 class Stage2Job(Job):
-    """shared_folder: the shared model; num_actors: None: as many as the cluster can hold; retry_failed: whether scenes
-    that were given up are tried again; fitter: what an actor runs, None: the one of the mode; join_parts: whether many
-    small parts of the library become few large ones at the end; lpips_weights: the file with which this process
-    measures LPIPS at the end."""
+    """shared_folder: of the shared model; num_actors: None: as many as the cluster can hold; retry_failed: whether to
+    try again the scenes that were given up; fitter: what an actor runs, None: the mode's own; join_parts: whether to
+    join many small parts of the library into few large ones at the end; lpips_weights: the file of weights with which
+    this process measures LPIPS at the end, None: it is not measured."""
 
     shared_folder: AnyPath = field(kw_only=True)
     num_actors: int | None = None
@@ -61,7 +62,7 @@ class Stage2Job(Job):
 
     @property
     def batch_size(self) -> int:
-        """Scenes that an actor is given at once: mode cohort's belong together."""
+        """The number of scenes that an actor gets at once: in mode cohort a whole cohort."""
         stage2 = self.settings.stage2
         if stage2.mode == "cohort":
             return stage2.cohort_size or len(self.scene_ids)
@@ -69,23 +70,24 @@ class Stage2Job(Job):
 
     @property
     def noted(self) -> dict[str, Any]:
-        """What config.yaml and MLflow say of the job beside its settings."""
+        """What config.yaml and MLflow note about the job beside its settings."""
         store, shared = self.spec.store or EMBEDDED, uri_of(self.shared_folder)
         return {"num_scenes": len(self.scene_ids), "store": store, "shared": shared}
 
 
 def fit_stage2(job: Stage2Job) -> dict[str, Any]:
-    """Fits the job's scenes, or those of them that are not fitted yet. → the run's metrics.
+    """Fit those of the job's scenes that are not fitted yet. → the run's metrics.
 
-    Raises SettingsError where more actors are asked for than there are GPUs, LeaseHeld where another driver works on
-    the run, ValueError for wrong weights of LPIPS. Failed scenes raise nothing: they are in the metrics.
+    Raises SettingsError where more actors are wanted than there are GPUs (or CPUs without them), or where the run holds
+    scenes of another shared model; LeaseHeld where another driver works on the run; ValueError for wrong LPIPS weights;
+    and what the dispatcher raises. Failed scenes raise nothing: they are in the metrics.
     """
     if job.num_actors:
-        share(job.resources, job.num_actors, reserve_cpu=True)  # wrong use is told before anything is written
+        share(job.resources, job.num_actors, reserve_cpu=True)  # refuses too many before anything is written
     if job.lpips_weights:
         read_lpips(job.lpips_weights)
     with open_ledger(job.run) as ledger:
-        shared_hash = read_hash(job.shared_folder)  # whether the tensors are of it is what every actor looks at
+        shared_hash = read_hash(job.shared_folder)  # every actor checks that the tensors match it
         ledger.check_shared(shared_hash)
         settled = _settled(job)
         if ledger.other_settings(settings_hash(job.settings)):
@@ -98,7 +100,7 @@ def fit_stage2(job: Stage2Job) -> dict[str, Any]:
 
 
 def _settled(job: Stage2Job) -> set[str]:
-    """The scenes that need no fit: those that are in the library, and those that were given up."""
+    """The scenes that need no fit: those in the library, and without retry_failed those that were given up."""
     settled = set(job.run.library.ids())
     if not job.retry_failed:
         settled |= set(job.run.given_up())
@@ -108,7 +110,7 @@ def _settled(job: Stage2Job) -> set[str]:
 
 
 def _fit(job: Stage2Job, ledger: Ledger, shared_hash: str, settled: Collection[str]) -> dict[str, Any]:
-    """Batches of what is left to actors, until all are accounted for; then what a job leaves. → the run's metrics."""
+    """Fit the scenes that are left, until all are accounted for, and finish the job. → the run's metrics."""
     rows = job.spec.with_latents(shared_hash)
     if rows.latents:
         print(f"stage 2: cached latents are used ({job.spec.store}/latents/{shared_hash[:12]}…)", flush=True)
@@ -117,7 +119,7 @@ def _fit(job: Stage2Job, ledger: Ledger, shared_hash: str, settled: Collection[s
     batches = _cohorts(job, settled) if job.settings.stage2.mode == "cohort" else _rows(job, rows, todo)
     start, already = time.time(), len(job.run.library.ids(stage=2))
     with closing(batches), closing(dispatcher.run(batches, len(todo))) as progress:
-        next(progress, None)  # the actors start meanwhile, for seconds
+        next(progress, None)  # starts the actors, which take seconds, as does the tracker
         with _tracked(job) as tracker:
             for counts in progress:
                 _track(tracker, counts, time.time() - start, already)
@@ -126,7 +128,7 @@ def _fit(job: Stage2Job, ledger: Ledger, shared_hash: str, settled: Collection[s
 
 
 def _finish(job: Stage2Job, ledger: Ledger, tracker: Tracker) -> dict[str, Any]:
-    """Joins parts, measures, draws. → the run's metrics."""
+    """Join parts, measure, log, draw. → the run's metrics."""
     if job.join_parts:
         compact_after_job(ledger)
     if job.lpips_weights:
@@ -142,7 +144,7 @@ def _finish(job: Stage2Job, ledger: Ledger, tracker: Tracker) -> dict[str, Any]:
 
 
 def _dispatcher(job: Stage2Job, ledger: Ledger, rows: SourceSpec, shared_hash: str, num_batches: int) -> Dispatcher:
-    """Actors that fit, as many as the cluster can hold: on GPUs as many as there are at the moment."""
+    """A dispatcher whose actors fit: num_actors of them, else as many as the cluster can hold."""
     settings, parts = job.settings, share_for_actors(job.resources, job.num_actors, num_batches)
     fit_job = FitJob(
         uri_of(job.run.path), uri_of(job.shared_folder), settings.model_dump(), astuple(rows), ledger.epoch
@@ -151,6 +153,7 @@ def _dispatcher(job: Stage2Job, ledger: Ledger, rows: SourceSpec, shared_hash: s
         num_cpus=parts.cpus, num_gpus=parts.gpus, scheduling_strategy="SPREAD", max_restarts=0, max_task_retries=0
     )
 
+    # Machines with GPUs join and leave during a job, so their GPUs are counted anew each time.
     def wanted() -> int:
         if not parts.gpus:
             return parts.workers
@@ -168,7 +171,7 @@ def _dispatcher(job: Stage2Job, ledger: Ledger, rows: SourceSpec, shared_hash: s
 
 
 def _rows(job: Stage2Job, rows: SourceSpec, todo: list[str]) -> Generator[pa.Table]:
-    """Mode frozen: rows of the scenes that are left, read as they are needed."""
+    """Mode frozen: yield rows of the scenes that are left, read as they are needed."""
     bound_reading()
     dataset = scene_dataset(rows, todo, rows_per_block=job.batch_size)
     with closing(batches_of(dataset, job.batch_size)) as batches:
@@ -176,8 +179,8 @@ def _rows(job: Stage2Job, rows: SourceSpec, todo: list[str]) -> Generator[pa.Tab
 
 
 def _cohorts(job: Stage2Job, settled: Collection[str]) -> Generator[pa.Table]:
-    """Mode cohort: ids of the members. Fixed chunks of all ids, each without the scenes that are settled, so that going
-    on never mixes cohorts."""
+    """Mode cohort: yield the ids of each cohort's members. Cohorts are fixed chunks of all ids, each without the scenes
+    that are settled, so that a resumed run never mixes cohorts."""
     for start in range(0, len(job.scene_ids), job.batch_size):
         members = job.scene_ids[start : start + job.batch_size]
         left = [scene_id for scene_id in members if scene_id not in settled]
@@ -186,29 +189,29 @@ def _cohorts(job: Stage2Job, settled: Collection[str]) -> Generator[pa.Table]:
 
 
 class _CohortEpochs:
-    """How far the cohorts in flight have come, as their checkpoints say."""
+    """Tells how far the cohorts in flight have come, from their checkpoints."""
 
     def __init__(self, run: RunFolder, shared_hash: str, settings: Settings) -> None:
         self.run, self.shared_hash, self.settings = run, shared_hash, settings
 
     def text(self) -> str:
-        """The epochs that each has done, for the progress bar."""
+        """The numbers of epochs that the cohorts have completed, for the progress bar."""
         total = self.settings.stage2.latent.num_epochs + self.settings.stage2.rgb.num_epochs
         try:
             done = sorted(epochs_done(folder) for folder in (self.run.checkpoints / "cohorts").iterdir())
-        except OSError:  # none has begun, or an actor took a finished one's folder away meanwhile
+        except OSError:  # none has begun, or an actor removed the folder of a finished one meanwhile
             return ""
         return " ".join(["cohorts at epoch", *[f"{epochs}/{total}" for epochs in done]]) if done else ""
 
     def epochs(self, ids: list[str]) -> int:
-        """Epochs that the cohort of these scenes has behind it."""
+        """The number of epochs that the cohort of these scenes has completed."""
         return epochs_done(cohort_checkpoints(self.run, self.shared_hash, self.settings, ids))
 
 
 @contextmanager
 def _tracked(job: Stage2Job) -> Iterator[Tracker]:
-    """The MLflow run of stage 2, which ends as the block does."""
-    from scaling.distributed.tracking import Tracker  # more than a second, which the actors need not wait for
+    """Open the MLflow run of stage 2; it ends with the block, and with its status."""
+    from scaling.distributed.tracking import Tracker  # takes more than a second; actors start meanwhile
 
     tracker = Tracker(job.run, "stage2", tags={"preset": job.preset})
     tracker.log_settings(job.settings, job.noted)

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a wish to stop: the first one lets batches in flight finish, the second one does not wait."""
+"""Turns Ctrl-C and SIGTERM into a request to stop: the first one lets batches in flight finish, the second does not."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupts:
-    """A context manager that turns the first signal into `requested`, and the second one into KeyboardInterrupt.
+    """A context manager that sets `requested` at the first signal and raises KeyboardInterrupt at the second.
 
     Outside the main thread, where Python cannot handle signals, it does nothing.
     """

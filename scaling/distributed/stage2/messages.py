@@ -1,4 +1,4 @@
-"""The units of stage 2's work, and what passes between an actor, the driver and its ledger when a batch is done."""
+"""The units of stage 2's work, and what actors, the driver and its ledger exchange when a batch is done."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ FITTED = "fitted"
 
 @dataclass(frozen=True)
 class Outcome:
-    """One scene's. kind: `fitted`, or why it is given up; message: what the user is told; psnr: in dB, of its test
-    views."""
+    """What became of a scene. kind: `fitted`, or why it is given up; message: what the user is told; psnr: of its test
+    views, in dB."""
 
     scene_id: str
     kind: str
@@ -27,14 +27,14 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Fitted:
-    """A batch's: an outcome for each scene, and the part that holds those that were fitted."""
+    """What became of a batch: an outcome for each scene, and the part with the fitted ones, None if there are none."""
 
     outcomes: list[Outcome]
     part: Part | None
 
 
 class Accounts(Protocol):
-    """Where scenes are accounted for: the ledger of the run."""
+    """Keeps account of every scene: the run's ledger, as a rule."""
 
     def check(self) -> None: ...
 
@@ -46,18 +46,18 @@ class Accounts(Protocol):
 
 
 class Cohorts(Protocol):
-    """How far cohorts in flight have come."""
+    """Tells how far the cohorts in flight have come."""
 
     def text(self) -> str:
-        """For the progress bar."""
+        """A text for the progress bar."""
 
     def epochs(self, ids: list[str]) -> int:
-        """Epochs that the cohort of these scenes has behind it."""
+        """The number of epochs that the cohort of these scenes has completed."""
 
 
 @dataclass
 class Counts:
-    """How a job stands."""
+    """How far a job has come: numbers of scenes, and the sum of their PSNR in dB."""
 
     total: int
     done: int = 0
@@ -72,13 +72,13 @@ class Counts:
 
     @property
     def mean_psnr(self) -> float | None:
-        """In dB, over the scenes fitted so far."""
+        """The mean PSNR of the scenes fitted so far, in dB; None where no scene has one."""
         return self.psnr_sum / self.psnr_count if self.psnr_count else None
 
 
 @dataclass
 class Piece:
-    """A batch or what is left of one. attempt: from 1; epochs: that a cohort had behind it when it was handed out."""
+    """A batch, or what is left of one. attempt: from 1; epochs: completed by a cohort when it was last looked at."""
 
     rows: pa.Table
     attempt: int = 1
@@ -89,13 +89,13 @@ class Piece:
         return self.rows["scene_id"].to_pylist()
 
     def again(self, indices: list[int]) -> Piece:
-        """Some of its scenes, for another attempt."""
+        """The scenes at `indices`, as a piece for the next attempt."""
         return Piece(self.rows.take(indices), self.attempt + 1)
 
 
 @dataclass
 class Flight:
-    """A call in flight: an actor and its piece (None while it starts), and since when."""
+    """A call in flight. piece: None while the actor starts; since: monotonic seconds from which its deadline counts."""
 
     actor: Any
     piece: Piece | None

@@ -1,4 +1,4 @@
-"""What the driver of a sweep does while Ray Tune runs the trials: MLflow's child runs, and lines in the terminal."""
+"""Follows the trials in a sweep's driver while Ray Tune runs them: child runs in MLflow, and lines in the terminal."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _follower: Follower | None = None
 
 @contextmanager
 def following(follower: Follower) -> Iterator[None]:
-    """The sweep of this process is followed by `follower` in this block."""
+    """Let `follower` follow the sweep of this process within the block."""
     global _follower
     _follower = follower
     try:
@@ -34,10 +34,10 @@ def following(follower: Follower) -> Iterator[None]:
 
 
 class Follow(tune.Callback):
-    """Passes on what Tune tells. It holds nothing itself: Tune pickles it, and brings it back in later drivers."""
+    """Passes Tune's calls on to the follower. It has no state, as Tune pickles it and restores it in later drivers."""
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial's process has started, again maybe."""
+        """A trial's process has started, perhaps not for the first time."""
         if _follower:
             _follower.started(str(trial), trial.config)
 
@@ -60,7 +60,7 @@ class Follow(tune.Callback):
 
 
 class Follower:
-    """Of the trials of one driver. store: as MLflow is to name it."""
+    """Follows the trials of one driver. store: its name for MLflow."""
 
     def __init__(self, run: RunFolder, plan: Plan, parent: Tracker, lease: Lease, store: str) -> None:
         self.run, self.plan, self.parent, self.lease, self.store = run, plan, parent, lease, store
@@ -69,12 +69,12 @@ class Follower:
         self.told: dict[str, int] = {}
 
     def started(self, name: str, config: dict[str, Any]) -> None:
-        """Opens the trial's run in MLflow, or finds the one that an earlier driver opened."""
+        """Open the trial's run in MLflow, or find the one that an earlier driver opened."""
         self.lease.check()
         if name not in self.trackers:
             heading = self.plan.heading(name, config)
             shown = ", ".join(f"{key} = {value}" for key, value in short(heading["values"]).items())
-            tags = {"stage": "trial", "trial": name[:3], "preset": heading["preset"], "values": shown}
+            tags = {"stage": "trial", "trial": name.partition("_")[0], "preset": heading["preset"], "values": shown}
             tracker = Tracker(self.run, f"sweep/{name}", parent=self.parent, tags=tags)
             tracker.log_params({**self._settings(config), **self._job(heading)})
             tracker.note(shown)
@@ -83,7 +83,7 @@ class Follower:
             print(f"{name}: started", flush=True)
 
     def result(self, name: str, result: dict[str, Any]) -> None:
-        """Curves and pictures of an epoch of stage 1, or of a batch of stage 2."""
+        """Log the curves and pictures of an epoch of stage 1, or the PSNR of a batch of stage 2."""
         self.lease.check()
         tracker = self.trackers[name]
         step = result.get("step")
@@ -102,7 +102,7 @@ class Follower:
             tracker.log_metrics({"stage2/psnr": result["stage2/psnr"]}, result["fitted"])
 
     def ended(self, name: str, config: dict[str, Any], last: dict[str, Any]) -> None:
-        """Closes the run of a trial that has finished, with all its figures, or that was stopped on its way."""
+        """Close the run of a trial that has finished, with all its figures, or that was stopped on its way."""
         folder = self.run.path / "trials" / name
         assert isinstance(folder, Path)
         record = read_record(folder)
@@ -122,7 +122,7 @@ class Follower:
         self._close(name, "FINISHED", FINISHED, f"{record['psnr']:.2f} dB, {costs}")
 
     def failed(self, name: str, config: dict[str, Any], why: str) -> None:
-        """Closes the run of a trial that has failed. why: Ray's words, for one that left no record."""
+        """Close the run of a trial that has failed. why: Ray's reason, for a trial that left no record."""
         folder = self.run.path / "trials" / name
         assert isinstance(folder, Path)
         record = read_record(folder)
@@ -136,7 +136,7 @@ class Follower:
         self._close(name, "FAILED", FAILED, f"failed: {record['error'].splitlines()[0]}")
 
     def close(self, status: str) -> None:
-        """The driver ends before its trials do."""
+        """End the runs that are open, where the driver ends before its trials do."""
         for tracker in self.trackers.values():
             tracker.end(status)
 
@@ -148,7 +148,7 @@ class Follower:
         print(f"[{done}/{self.plan.num_trials}] {name}: {told}", flush=True)
 
     def _settings(self, config: dict[str, Any]) -> dict[str, Any]:
-        """The trial's settings, flat; of one whose values do not go together, which is about to fail, those alone."""
+        """The trial's settings, flattened; where its values do not go together and it will fail, only those values."""
         try:
             return flatten(self.plan.trial(config).settings.model_dump())
         except SettingsError:
@@ -160,7 +160,7 @@ class Follower:
 
 
 def _words(error_file: str | None) -> str:
-    """What Ray says first of a failure; a line above it says when it was."""
+    """Ray's reason for a failure: the second line of its error file, whose first line says when it was."""
     path = Path(error_file or "no file")
     return [*path.read_text().splitlines(), ""][1] if path.is_file() else "no reason is known"
 

@@ -1,12 +1,12 @@
 """Sweeps on Ray Tune: many trials of a space, several at a time, resumed by the same command.
 
-1. the driver checks the whole space, and chooses the scenes that every trial is judged by;
-2. Ray Tune picks the trials (grid, random, Optuna), gives each a process with its part of a machine (trial.py), and
+1. the driver checks the whole space and chooses the scenes by which every trial is judged;
+2. Ray Tune picks the trials (grid, random, Optuna), gives each a process with a share of a machine (trial.py), and
    stops those that are behind (ASHA);
-3. the driver follows them: a child run each in MLflow, lines in the terminal;
+3. the driver follows the trials: a child run in MLflow for each, and lines in the terminal;
 4. at the end: a table, sweep.json and the Pareto fronts.
 
-RUN/tune/ is Ray Tune's own state; RUN/trials/NAME/ a run folder for each trial, RUN/stage1/HASH/ for each stage 1.
+RUN/tune/ holds Ray Tune's own state, RUN/trials/NAME/ a run folder per trial, RUN/stage1/HASH/ one per stage 1.
 """
 
 from __future__ import annotations
@@ -40,21 +40,21 @@ from scaling.storage.paths import remove_tree
 from scaling.training.sampler import bucket_of
 
 ENVIRONMENT = {
-    "TUNE_GLOBAL_CHECKPOINT_S": "1",  # so little is known twice after a crash
+    "TUNE_GLOBAL_CHECKPOINT_S": "1",  # Tune saves its state every second, so it forgets little in a crash
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "RAY_AIR_NEW_OUTPUT": "0",  # which would print a box whatever `verbose` says
+    "RAY_AIR_NEW_OUTPUT": "0",  # the new output prints a box whatever `verbose` says
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C and SIGTERM end the command alike
-    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # the objective comes last; see trial.py
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # only a trial's last report has the objective; see trial.py
 }
 
 
 def run_sweep(
     run: RunFolder, plan: Plan, store: str | None, resources: Resources, retry_failed: bool = False
 ) -> dict[str, Any]:
-    """Runs the trials that are not done yet. → what sweep.json holds.
+    """Run the trials that are not done yet. → what sweep.json holds.
 
-    Raises SettingsError where the space cannot be run or RUN belongs to another sweep, LeaseHeld where another driver
-    works on it. Failed trials raise nothing: they are in the result.
+    Raises SettingsError where the space cannot be run, or where RUN is in an object store or belongs to another run or
+    sweep; LeaseHeld where another driver works on it. Failed trials raise nothing: they are in the result.
     """
     if not isinstance(run.path, Path):
         raise SettingsError(f"--run {run.path}: Ray Tune's state needs a folder, one that all nodes share")
@@ -70,6 +70,7 @@ def run_sweep(
         tracker = Tracker(run, "sweep", tags={"preset": plan.preset})
         tracker.log_params(flatten({key: jobs.notes[key] for key in ("space", "store", "preset", "given")}))
         follower = Follower(run, plan, tracker, lease, store or EMBEDDED)
+        # Tune pickles its callbacks, so they find this driver's follower through `following`.
         try:
             with following(follower):
                 _tuner(folder / "tune", plan, jobs, retry_failed).fit()
@@ -87,7 +88,7 @@ def run_sweep(
 
 
 def _finish(run: RunFolder, tracker: Tracker, result: dict[str, Any]) -> None:
-    """The sweep's own run in MLflow: no metrics, which would stand beside those of its trials in every chart."""
+    """Log the result to the sweep's own MLflow run. No metrics: in charts they would be among the trials'."""
     tracker.note(sweep_table(result))
     tracker.log_file(run.path / "sweep.json")
     if result["best"]:
@@ -96,7 +97,7 @@ def _finish(run: RunFolder, tracker: Tracker, result: dict[str, Any]) -> None:
 
 
 class Jobs:
-    """Makes a trial's job of what Tune chose for it. notes: what identifies the sweep, in plain values."""
+    """Makes a trial's job from the values that Tune chose. notes: what identifies the sweep, in plain values."""
 
     def __init__(
         self, run: RunFolder, plan: Plan, store: str | None, stage1_ids: list[str], ids: list[str], gpus: float
@@ -112,7 +113,7 @@ class Jobs:
         }
 
     def job(self, name: str, config: dict[str, Any]) -> TrialJob:
-        """The job of a trial. SettingsError where its values do not go together."""
+        """The job of a trial. Raises SettingsError where its values do not go together."""
         trial, space = self.plan.trial(config), self.plan.space
         spec = SourceSpec.of(self.store, trial.settings.data)
         shared = self.plan.shared
@@ -124,7 +125,7 @@ class Jobs:
 
 
 def _plan_jobs(run: RunFolder, plan: Plan, store: str | None, resources: Resources) -> Jobs:
-    """Raises SettingsError for what can be known to be wrong before the first trial starts."""
+    """Check the sweep and choose its scenes. Raises SettingsError for all that can be wrong before a trial starts."""
     space = plan.space
     gpus = _gpus(space, resources)
     if space.cpus_per_trial > resources.machines[0]:
@@ -136,6 +137,7 @@ def _plan_jobs(run: RunFolder, plan: Plan, store: str | None, resources: Resourc
     trials = plan.check()
     spec = SourceSpec.of(store, trials[0].settings.data)
     source = spec.open()
+    # All trials fit the same scenes, on which none of them trains, so that their figures compare.
     if plan.shared is not None:
         stage1_ids: list[str] = []
         taken = read_scene_ids(plan.shared)
@@ -156,7 +158,7 @@ def _plan_jobs(run: RunFolder, plan: Plan, store: str | None, resources: Resourc
         if built not in known:
             known.add(built)
             with torch.random.fork_rng(devices=[]):
-                SharedModel(settings)  # an autoencoder that cannot be loaded is told here, not by every trial
+                SharedModel(settings)  # an autoencoder that cannot be loaded fails here, not in every trial
     return Jobs(run, plan, spec.store, stage1_ids, ids, gpus)
 
 
@@ -171,7 +173,7 @@ def _gpus(space: Space, resources: Resources) -> float:
 
 
 def _note(run: RunFolder, plan: Plan, jobs: Jobs) -> None:
-    """Notes the sweep in config.yaml. Raises SettingsError where the folder belongs to another one."""
+    """Note the sweep in config.yaml. Raises SettingsError where the folder belongs to another run or sweep."""
     noted = run.read_config()
     if noted and "sweep" not in noted:
         raise SettingsError(f"{run.path} holds another run; choose another --run for the sweep")
@@ -197,9 +199,9 @@ def _forget_failed(run: RunFolder, records: list[dict[str, Any]]) -> None:
 
 
 def _tuner(folder: Path, plan: Plan, jobs: Jobs, retry_failed: bool) -> tune.Tuner:
-    """A new tuner, or the one of a sweep that was stopped."""
+    """A new tuner, or the restored one of a sweep that was stopped."""
     os.environ.update(ENVIRONMENT)
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a failed trial's pages are in its traceback.txt
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the pages about a failed trial are in its traceback.txt
     logging.getLogger("optuna").setLevel(logging.WARNING)
     space = plan.space
     trainable = tune.with_resources(_trainable(jobs), {"cpu": space.cpus_per_trial, "gpu": jobs.gpus})
@@ -208,7 +210,7 @@ def _tuner(folder: Path, plan: Plan, jobs: Jobs, retry_failed: bool) -> tune.Tun
         return tune.Tuner.restore(
             str(folder), trainable=trainable, param_space=param_space, resume_errored=retry_failed
         )
-    remove_tree(folder)  # trials that are done say so themselves
+    remove_tree(folder)  # torn, if it is there; trials that are done have records of their own
     name = partial(trial_name, plan)
     return tune.Tuner(
         trainable,
@@ -217,6 +219,7 @@ def _tuner(folder: Path, plan: Plan, jobs: Jobs, retry_failed: bool) -> tune.Tun
             search_alg=searcher(space),
             scheduler=scheduler(space),
             num_samples=space.num_trials or 1,
+            # Without Optuna the searcher limits the trials at a time itself.
             max_concurrent_trials=space.concurrent if space.search == "optuna" else None,
             trial_name_creator=name,
             trial_dirname_creator=name,
@@ -245,5 +248,5 @@ def _trainable(jobs: Jobs) -> Callable[[dict[str, Any]], None]:
 
 
 def trial_name(plan: Plan, trial: Any) -> str:
-    """The name of one of Tune's trials; its number is the first thing in its tag."""
+    """The name of one of Tune's trials, whose tag begins with its number."""
     return plan.name(int(trial.experiment_tag.split("_")[0]), trial.config)

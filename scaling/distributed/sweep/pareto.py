@@ -1,4 +1,4 @@
-"""The Pareto front: what nothing else beats in both cost and quality, as indices and as a picture."""
+"""Pareto fronts: the points that no other point beats in both cost and quality, as indices and as a picture."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ COSTS = {"seconds_per_scene": "device seconds a scene", "bytes_per_scene": "byte
 
 
 def pareto_front(costs: Sequence[float], qualities: Sequence[float]) -> list[int]:
-    """Indices of the points that no other point beats: none is as cheap and as good, and better in one of the two.
+    """Indices of the points that no other point beats, the cheapest first.
 
-    In the order of their costs, the cheapest first.
+    A point beats another one if it is at least as cheap and at least as good, and better in one of the two.
     """
     points = list(zip(costs, qualities, strict=True))
     front = [
@@ -28,14 +28,17 @@ def pareto_front(costs: Sequence[float], qualities: Sequence[float]) -> list[int
 
 
 def fronts(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """Of rows with `trial`, `psnr` and costs: cost → the trials on its front, the cheapest first."""
+    """Cost → the trials on its front, the cheapest first. rows: with `trial`, `psnr` and the COSTS."""
     quality = [row["psnr"] for row in rows]
     return {key: [rows[i]["trial"] for i in pareto_front([row[key] for row in rows], quality)] for key in COSTS}
 
 
 def plot_fronts(rows: Sequence[Mapping[str, Any]], path: AnyPath) -> None:
-    """A picture, PSNR against each cost: a dot a row with its number, those of the front joined by a line. What the
-    numbers of the fronts stand for is listed beside it; rows with `trial`, NUMBER_VALUES, as a sweep names them."""
+    """Draw PSNR against each cost: a dot with its number for each row, the dots of the front joined by a line.
+
+    A list beside it says what the numbers on the fronts stand for. rows: as for `fronts`; `trial` is NUMBER_VALUES, as
+    a sweep names its trials.
+    """
     from matplotlib.figure import Figure  # no pyplot: it would look for a screen
 
     figure = Figure(figsize=(15, 5.5), dpi=100, layout="constrained")
@@ -48,6 +51,7 @@ def plot_fronts(rows: Sequence[Mapping[str, Any]], path: AnyPath) -> None:
         for cost, psnr, row in zip(costs, quality, rows):
             number = row["trial"].split("_")[0]
             axes.annotate(number, (cost, psnr), textcoords="offset points", xytext=(5, 4), fontsize=8)
+        # A linear axis would crowd costs that differ more than tenfold; a logarithmic one needs positive costs.
         wide = max(costs) > 10 * min(costs) > 0
         axes.set(xscale="log" if wide else "linear", xlabel=label, ylabel="test PSNR, dB")
         axes.margins(0.1)

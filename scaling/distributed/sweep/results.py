@@ -1,4 +1,4 @@
-"""What a sweep's trials came to: a record each, and sweep.json, a table and the Pareto fronts of them all."""
+"""Results of a sweep: a record of each trial; sweep.json, a table and the Pareto fronts of all trials."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from scaling.storage.json_yaml import parse_json
 
 FINISHED, FAILED, STOPPED = "finished", "failed", "stopped"
 FORMAT_VERSION = 1
-DOWN = {"seconds_per_scene", "bytes_per_scene"}  # metrics of which less is better
+DOWN = {"seconds_per_scene", "bytes_per_scene"}  # metrics that are better when lower
 RECORD = "trial.json"
 
 
 def write_record(folder: Path, record: dict[str, Any]) -> None:
-    """Notes in a trial's folder what it came to: `trial`, `values`, `status`, and its figures or its `error`."""
+    """Write a trial's record to its folder: `trial`, `values`, `status`, and its figures or its `error`."""
     replace_file(folder / RECORD, json.dumps(record, indent=1, allow_nan=False).encode() + b"\n")
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
-    """What `write_record` wrote; None for a trial that is not done. ValueError names a damaged file."""
+    """The record of a trial; None for a trial that is not done. Raises ValueError naming a damaged file."""
     path = folder / RECORD
     if not path.is_file():
         return None
@@ -34,7 +34,7 @@ def read_record(folder: Path) -> dict[str, Any] | None:
         if not isinstance(record, dict) or record.get("status") not in (FINISHED, FAILED, STOPPED):
             raise ValueError("no record of a trial")
     except ValueError as error:
-        raise ValueError(f"{path}: {error}; remove it, and the same command does that trial again") from error
+        raise ValueError(f"{path}: {error}; remove it, and the same command runs that trial again") from error
     return record
 
 
@@ -45,7 +45,7 @@ def read_records(sweep: Path) -> list[dict[str, Any]]:
 
 
 def summarise_sweep(sweep: Path, job: dict[str, Any], metric: str) -> dict[str, Any]:
-    """Writes SWEEP/sweep.json and SWEEP/pictures/pareto.png. → what is in the file."""
+    """Write SWEEP/sweep.json and, where trials have finished, SWEEP/pictures/pareto.png. → what sweep.json holds."""
     records = in_order(read_records(sweep), metric)
     finished = [record for record in records if record["status"] == FINISHED]
     result = {
@@ -63,7 +63,7 @@ def summarise_sweep(sweep: Path, job: dict[str, Any], metric: str) -> dict[str, 
 
 
 def in_order(records: Sequence[dict[str, Any]], metric: str) -> list[dict[str, Any]]:
-    """Finished trials, the best by `metric` first; then those that were stopped or failed."""
+    """Sort records: finished trials first, the best by `metric` first among them, then stopped and failed trials."""
 
     def place(record: dict[str, Any]) -> tuple[bool, float]:
         value = record.get(metric) or 0.0

@@ -1,7 +1,7 @@
-"""The stage 1 that trials of a sweep have in common: the first of them trains it in its own process, the others follow.
+"""The stage 1 that trials of a sweep share: the first of them trains it in its own process, the others follow.
 
-SWEEP/stage1/HASH is a run folder as stage 1 leaves it; its lease says who trains. A trial that dies, or is stopped,
-leaves its last epoch's checkpoint to the next one.
+SWEEP/stage1/HASH is a run folder as stage 1 leaves it; its lease says who trains. If that trial dies or is stopped, the
+next one resumes at its last epoch's checkpoint.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ from scaling.training.phase_loop import EpochReport
 from scaling.training.process_group import Workers
 from scaling.training.stage1 import Stage1
 
-STAGE1_SHARE = 80.0  # per cent of a trial's way; stage 2 has the rest
-WATCHED_SCENES = 4  # the first of stage 1, whose test views say how a trial does on its way
+STAGE1_SHARE = 80.0  # per cent of a trial's progress; stage 2 has the rest
+WATCHED_SCENES = 4  # the first scenes of stage 1; the PSNR of their test views is reported after each epoch
 POLL_SECONDS = 2.0
 
 Report = Callable[[dict[str, Any]], None]
 
 
 def stage1_folder(sweep: Path, settings: Settings, spec: SourceSpec, ids: list[str]) -> RunFolder:
-    """Where the stage 1 of these settings and scenes lies: SWEEP/stage1/HASH."""
+    """The run folder of the stage 1 with these settings and scenes: SWEEP/stage1/HASH."""
     job = [settings.model_dump(exclude={"stage2"}), asdict(spec), ids_hash(ids)]
     return RunFolder(sweep / "stage1" / hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest()[:12])
 
@@ -52,15 +52,15 @@ def stage1_folder(sweep: Path, settings: Settings, spec: SourceSpec, ids: list[s
 def train_once(
     run: RunFolder, settings: Settings, spec: SourceSpec, ids: list[str], device: torch.device, report: Report
 ) -> None:
-    """Returns when the run's shared model is trained, by this process or by another that holds the run's lease.
+    """Return when the run's shared model is trained, by this process or by another one that holds the run's lease.
 
-    Every trial reports every epoch, whoever trained it. Raises Diverged, SettingsError.
+    Every trial reports every epoch, whichever process trained it. Raises Diverged, SettingsError.
     """
     told = 0
     while not (run.shared / "hash.txt").is_file():
         try:
             with open_ledger(run) as ledger:
-                if not (run.shared / "hash.txt").is_file():  # or it came in between
+                if not (run.shared / "hash.txt").is_file():  # or another process finished it in between
                     _train(ledger, settings, spec, ids, device, report)
                     return
         except LeaseHeld:
@@ -70,7 +70,7 @@ def train_once(
 
 
 def _history(run: RunFolder) -> list[dict[str, Any]]:
-    """What was reported after the epochs so far."""
+    """The values that were reported after each epoch so far."""
     path = run.path / "reports.json"
     return parse_json(path.read_bytes()) if path.is_file() else []
 
@@ -85,7 +85,7 @@ def _report_again(run: RunFolder, told: int, report: Report) -> int:
 def _train(
     ledger: Ledger, settings: Settings, spec: SourceSpec, ids: list[str], device: torch.device, report: Report
 ) -> None:
-    """Stage 1 in this process, from its last whole checkpoint on."""
+    """Train stage 1 in this process, from its last whole checkpoint on."""
     run = ledger.run
     assert isinstance(run.path, Path)
     run.write_config("stage1", settings, {"num_scenes": len(ids), "store": spec.store or EMBEDDED})
@@ -98,6 +98,7 @@ def _train(
     views = [views_from_row(row, settings.data.image_size) for row in source.rows(ids)]
     bounds = source_bounds(source, workers) if settings.representation.box_side is None else None
     stage1 = Stage1(settings, ids, views, workers, bounds)
+    # Epochs after the checkpoint are trained, and reported, again.
     epochs = int(last[:5]) if last else 0
     history = [values for values in _history(run) if values["step"] <= epochs]
     for values in history:
@@ -105,6 +106,7 @@ def _train(
 
     def after_epoch(epoch: EpochReport) -> None:
         name = f"{epoch.epochs_done:05d}-{epoch.phase}"
+        # The checkpoint comes first: a report without one would be of an epoch that a crash undoes.
         _checkpoint(stage1, checkpoints / name)
         values = _on_the_way(stage1, epoch)
         if epoch.phase != "autoencoder":
@@ -118,6 +120,7 @@ def _train(
         report(values)
 
     stage1.run(after_epoch, resume=checkpoints / last if last else None)
+    # `finish_stage1` takes the metrics from a checkpoint, where the workers of Ray Train leave theirs.
     done = checkpoints / f"{len(history):05d}-evaluated"
     replace_file(done / "metrics-0.json", json.dumps(stage1.evaluate()).encode())
     _checkpoint(stage1, done)
@@ -131,7 +134,7 @@ def _checkpoint(stage1: Stage1, folder: Path) -> None:
 
 
 def _on_the_way(stage1: Stage1, epoch: EpochReport) -> dict[str, Any]:
-    """What a trial reports after an epoch. Before any scene is rendered there is nothing to compare it by."""
+    """What a trial reports after an epoch: losses, and once scenes are rendered also `progress` and `psnr`."""
     losses = {f"stage1/{epoch.phase}/{name}": value for name, value in epoch.losses.items()}
     values: dict[str, Any] = {**losses, "step": epoch.epochs_done}
     if epoch.phase != "autoencoder":
@@ -143,7 +146,7 @@ def _on_the_way(stage1: Stage1, epoch: EpochReport) -> dict[str, Any]:
 
 @torch.no_grad()
 def _watched_psnr(stage1: Stage1) -> float:
-    """Mean PSNR of decoded renders of test views, in dB, of the first scenes."""
+    """Mean PSNR, in dB, of decoded renders of the test views of the first WATCHED_SCENES scenes."""
     found = []
     for row, views in enumerate(stage1.views[:WATCHED_SCENES]):
         test = list(views.test_views)

@@ -22,20 +22,20 @@ from scaling.storage.json_yaml import parse_json
 SETTINGS_KEYS = list(flatten(Settings().model_dump()))
 OTHER_KEYS = ("preset", "stage1_scenes")  # what else may vary
 MAX_TRIALS = 10_000
-LONGEST_NAME = 120  # of a trial, which is a folder's name, too
+LONGEST_NAME = 120  # of a trial: it is also a folder's name
 
 Number = Annotated[float | int, Field(allow_inf_nan=False)]
 
 
 class Axis(Section):
-    """What one entry of `vary` takes: one of `values`, or a number from `low` to `high`."""
+    """The values of one entry of `vary`: a list, or the range of numbers from `low` to `high`."""
 
     values: Annotated[list[Any], Field(min_length=1)] | None = None
-    """The values to take. Where the entry names several keys (a, b), each is a list with a value for every key."""
+    """The values to try. Where the entry names several keys (a, b), each value is a list with an item for every key."""
     low: Number | None = None
-    """The least number; a whole one where `high` is whole, too."""
+    """The least number. Where `low` and `high` are whole, only whole numbers are drawn."""
     high: Number | None = None
-    """The largest number, which may be taken, too."""
+    """The largest number; the range includes it."""
     log: bool = False
     """Whether numbers are drawn evenly on a logarithmic scale."""
 
@@ -54,47 +54,47 @@ class Axis(Section):
 
     @property
     def whole(self) -> bool:
-        """Whether its numbers are whole ones."""
+        """Whether only whole numbers are drawn from the range."""
         return isinstance(self.low, int) and isinstance(self.high, int)
 
     def edges(self) -> list[Any]:
-        """All values; of a range its ends."""
+        """All values, or the two ends of a range."""
         return list(self.values) if self.values is not None else [self.low, self.high]
 
 
 class Space(Section):
-    """A space file. The values of `vary` go over --section.key flags, these over --config, that over `settings`, and
-    `settings` over the preset."""
+    """A space file. Of the sources that set the same key the last one wins: the preset, `settings`, --config,
+    --section.key flags, `vary`."""
 
     preset: str = "default"
-    """Preset of all trials, unless --preset names another or `vary` has presets."""
+    """Preset of all trials, unless --preset names another one or `vary` has the key `preset`."""
     settings: dict[str, Any] = Field(default_factory=dict)
-    """Settings of all trials over the preset's, by section."""
+    """Settings of all trials, by section. They override the preset's."""
     shared: str | None = None
-    """Folder of a trained shared model: trials then fit stage 2 on it and have no stage 1."""
+    """Folder of a trained shared model. Trials then fit stage 2 on it and have no stage 1."""
     stage1_scenes: Positive = 24
-    """N_1: the first scenes of the store train the shared model."""
+    """N_1: the number of scenes that train the shared model: the first ones of the store, each category in turn."""
     stage2_scenes: Positive = 8
-    """Scenes that every trial fits and is judged by: those after the largest stage1_scenes, the same for all."""
+    """The number of scenes that every trial fits and is judged by: the first ones on which no trial trains."""
     vary: Annotated[dict[str, Axis], Field(min_length=1)]
-    """Dotted settings key, `preset` or `stage1_scenes` → what it takes. `a, b` are keys that change together."""
+    """Dotted settings key, `preset` or `stage1_scenes` → its values. `a, b` are keys that change together."""
     search: Literal["grid", "random", "optuna"] = "grid"
-    """grid: every combination; random: num_trials draws; optuna: num_trials that learn from those before (TPE)."""
+    """grid: every combination; random: num_trials draws; optuna: num_trials that learn from earlier ones (TPE)."""
     num_trials: Annotated[int, Field(ge=1, le=MAX_TRIALS)] | None = None
-    """Trials of search random or optuna."""
+    """The number of trials of search random or optuna."""
     metric: Literal["psnr", "ssim", "seconds_per_scene", "bytes_per_scene"] = "psnr"
-    """What optuna goes for and the table is sorted by: the test views of stage 2's scenes, or what a scene costs."""
+    """What optuna optimises and the table is sorted by: quality of test views in stage 2, or the cost of a scene."""
     scheduler: Literal["none", "asha"] = "none"
-    """asha: trials that are behind the others at a tenth, a third and nine tenths of their way are stopped."""
+    """asha: trials that are behind the others at 10, 30 or 90 % of their progress are stopped."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    """Of the draws of random and optuna."""
+    """Seed of the draws of random and optuna."""
     cpus_per_trial: Positive = 1
-    """CPU cores of a trial: threads of its stage 1."""
+    """CPU cores of a trial; its stage 1 has as many threads."""
     gpus_per_trial: Annotated[float, Field(gt=0, le=1)] | None = None
-    """GPUs of a trial: 1, or a part that so many trials share; null: 1 where the cluster has GPUs. No trial has more
-    than one: a sweep has trials enough to fill them."""
+    """GPUs of a trial: 1, or a fraction where trials share a GPU (0.5: two of them); null: 1 where the cluster has
+    GPUs. No trial has more than one, as a sweep has enough trials to fill them all."""
     concurrent: Positive | None = None
-    """Trials at a time; null: as many as there is room for."""
+    """The number of trials at a time; null: as many as there is room for."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Space:
@@ -105,7 +105,7 @@ class Space(Section):
         for name, axis in self.vary.items():
             _check_axis(name, axis, self.search)
         if (self.search == "grid") == (self.num_trials is not None):
-            raise ValueError("num_trials: needed by search random and optuna; a grid has all combinations")
+            raise ValueError("num_trials: needed by search random and optuna; a grid runs all combinations without it")
         if self.shared is not None and "stage1_scenes" in varied:
             raise ValueError("vary.stage1_scenes: trials have no stage 1 where shared names a model")
         if self.scheduler == "asha":
@@ -141,13 +141,13 @@ def _check_asha(space: Space, varied: list[str]) -> None:
         if key in varied:
             raise ValueError(
                 f"scheduler: asha compares trials on their way by the PSNR of stage 1's scenes, which says nothing "
-                f"where vary has {key}; take none"
+                f"where vary has {key}: set scheduler to none"
             )
 
 
 @dataclass(frozen=True)
 class TrialValues:
-    """One point of the space, resolved. values: of the varied keys."""
+    """One point of the space, resolved into settings. values: of the varied keys."""
 
     settings: Settings
     preset: str
@@ -157,8 +157,8 @@ class TrialValues:
 
 @dataclass(frozen=True)
 class Plan:
-    """A space, and what the command line laid over it. given: dotted settings of --config and flags; folder: that
-    relative paths start from, as trials run in other folders."""
+    """A space, and what the command line sets on top of it. given: dotted settings of --config and flags; folder: where
+    relative paths start, as trials run in other folders."""
 
     space: Space
     preset: str
@@ -171,7 +171,10 @@ class Plan:
         return None if self.space.shared is None else Path(self.folder, self.space.shared)
 
     def trial(self, config: dict[str, Any]) -> TrialValues:
-        """config: entry of `vary` → its value (of choices: their JSON text). SettingsError names what is wrong."""
+        """Resolve a trial. config: entry of `vary` → its value, as JSON text where the entry has `values`.
+
+        Raises SettingsError naming the trial's values and what is wrong.
+        """
         values = self.values(config)
         over = {key: value for key, value in values.items() if key not in OTHER_KEYS}
         preset = values.get("preset", self.preset)
@@ -181,9 +184,11 @@ class Plan:
                 raise SettingsError(f"stage1_scenes: must be a whole number of at least 1, not {num_scenes!r}")
             base = merge(merge(read_preset(preset), self.space.settings), unflatten(self.given))
             settings = make_settings(merge(base, unflatten(over)))
+            # Trials run in other folders, so the path of a local autoencoder becomes absolute.
             if Path(self.folder, settings.autoencoder.pretrained or "no folder").is_dir():
                 whole = str(Path(self.folder, settings.autoencoder.pretrained or ""))
                 settings = make_settings(merge(settings.model_dump(), {"autoencoder": {"pretrained": whole}}))
+            # The shared model fixes most settings; a setting that the user named must agree with it.
             if self.shared is not None:
                 told = {**flatten(self.space.settings), **self.given, **over}
                 settings = settings_on(self.shared, settings, told)
@@ -201,19 +206,19 @@ class Plan:
         return values
 
     def heading(self, name: str, config: dict[str, Any]) -> dict[str, Any]:
-        """How a trial's record begins, also of one whose values do not go together."""
+        """The beginning of a trial's record, also for values that do not go together."""
         values = self.values(config)
         number = None if self.shared else values.get("stage1_scenes", self.space.stage1_scenes)
         preset = values.get("preset", self.preset)
         return {"trial": name, "preset": preset, "values": values, "stage1_scenes": number}
 
     def name(self, number: int, config: dict[str, Any]) -> str:
-        """A trial's name: its number and what it varies; letters, digits, `. _ - =` only."""
+        """A trial's name: its number and its varied values, in letters, digits and `. _ - =` only."""
         text = f"{number:03d}_" + "_".join(f"{k}={v}" for k, v in short(self.values(config)).items())
         return re.sub(r"[^A-Za-z0-9._=-]+", "-", text)[:LONGEST_NAME].rstrip("-._=")
 
     def configs(self) -> Iterator[dict[str, Any]]:
-        """Of a grid all its trials; else the first value of every entry, and each other edge of one entry."""
+        """All trials of a grid; else the first edge of every entry, and from there each other edge of one entry."""
         edges = {name: _encoded(axis) for name, axis in self.space.vary.items()}
         if self.space.search == "grid":
             for chosen in itertools.product(*edges.values()):
@@ -226,7 +231,7 @@ class Plan:
 
     @property
     def num_trials(self) -> int:
-        """How many trials the sweep has."""
+        """The number of trials of the sweep."""
         return self.space.num_trials or math.prod(len(axis.edges()) for axis in self.space.vary.values())
 
     @property
@@ -238,7 +243,7 @@ class Plan:
         return max(numbers)
 
     def check(self) -> list[TrialValues]:
-        """The trials of `configs`. Raises SettingsError for the first that cannot be."""
+        """Resolve the trials of `configs`. Raises SettingsError for the first one that cannot be run."""
         if self.num_trials > MAX_TRIALS:
             raise SettingsError(f"vary: has {self.num_trials} combinations, at most {MAX_TRIALS} are run")
         varied = {key for name in self.space.vary for key in keys_of(name)}
@@ -249,17 +254,17 @@ class Plan:
 
 
 def _encoded(axis: Axis) -> list[Any]:
-    """Its edges as a trial's config has them: choices as JSON, as searchers take no lists."""
+    """The axis's edges as a trial's config has them. `values` become JSON text, as searchers take no lists."""
     return [json.dumps(value) for value in axis.values] if axis.values is not None else axis.edges()
 
 
 def choices(axis: Axis) -> list[str]:
-    """The values of an axis that has some, as a trial's config has them."""
+    """The `values` of an axis that has some, as a trial's config has them."""
     return _encoded(axis)
 
 
 def short(values: dict[str, Any]) -> dict[str, Any]:
-    """The values under the shortest ends of their dotted keys that tell them apart, and numbers in four digits."""
+    """Shorten keys to the ends that tell them apart, numbers to four digits, and paths to their last part."""
     parts = [key.split(".") for key in values]
     found = {}
     for own, value in zip(parts, values.values()):
@@ -274,7 +279,7 @@ def _shown(values: dict[str, Any]) -> str:
 
 
 def read_space(path: Path) -> Space:
-    """The space in a YAML file. Raises SettingsError naming the file and every wrong key."""
+    """Read a space from a YAML file. Raises SettingsError naming the file and the wrong keys, at most ten of them."""
     values = read_yaml(path)
     try:
         return Space.model_validate(values)

@@ -1,9 +1,9 @@
 """One trial of a sweep, in one process, on a GPU, a part of one, or a CPU. Nothing here imports Ray.
 
-1. stage 1, unless the space names a shared model; trials whose stage 1 is the same have one in common, which the first
-   of them trains while the others follow it, and a trial that died left at its last epoch;
+1. stage 1, unless the space names a shared model. Trials with the same stage 1 share it: the first of them trains, the
+   others follow. If that trial dies, another one resumes at its last epoch;
 2. stage 2 by the code of its actors: every trial fits the same scenes;
-3. what came out, in trial.json of the trial's own run folder, which marks the trial as done.
+3. the figures, in trial.json of the trial's own run folder. This file marks the trial as done.
 """
 
 from __future__ import annotations
@@ -45,8 +45,9 @@ class TrialFailed(RuntimeError):
 
 @dataclass(frozen=True)
 class TrialJob:
-    """What a trial needs to know, in plain values. sweep: the sweep's run folder; shared: folder of the shared model
-    where trials have no stage 1; threads, gpus: of its process; values: what it varies."""
+    """What a trial needs to know, in plain values. sweep: the sweep's run folder; values: of the varied keys; spec: of
+    a SourceSpec; shared: folder of the shared model where trials have no stage 1; metric: the sweep's; threads, gpus:
+    of the trial's process."""
 
     sweep: str
     name: str
@@ -67,10 +68,11 @@ class TrialJob:
 
 
 def run_trial(job: TrialJob, report: Report) -> None:
-    """Runs the trial, or what is left of it. report: called on the way with `progress` (0 to 100) and `psnr`, last of
-    all with the figures and `objective`, the value of the sweep's metric.
+    """Run the trial, or what is left of it.
 
-    Whatever it raises is in trial.json by then; called again it raises TrialFailed at once.
+    report: called after each epoch of stage 1 and each batch of stage 2, once scenes are rendered with `progress` (0 to
+    100) and `psnr` (dB); at the end also with `objective`, the value of the sweep's metric. The error of a failed trial
+    is in trial.json before it is raised; called again the trial raises TrialFailed at once.
     """
     known = read_record(job.folder)
     if known and known["status"] == FAILED:
@@ -96,7 +98,7 @@ def _run(job: TrialJob, report: Report) -> dict[str, Any]:
     shared: AnyPath
     stage1: dict[str, Any] = {"stage1_seconds": None, "stage1_psnr": None}
     if job.shared is None:
-        torch.set_num_threads(job.threads)
+        torch.set_num_threads(job.threads)  # of stage 1: the fitter of stage 2 sets one thread
         trained = stage1_folder(Path(job.sweep), settings, spec, job.stage1_ids)
         train_once(trained, settings, spec, job.stage1_ids, device, report)
         shared, before = trained.shared, STAGE1_SHARE
@@ -116,6 +118,7 @@ def _run(job: TrialJob, report: Report) -> dict[str, Any]:
         **{key: metrics[key] for key in ("num_scenes", "num_failed", "seconds_per_scene", "bytes_per_scene")},
         "shared_bytes": metrics["shared_bytes"],
     }  # fmt: skip
+    # This marks the trial as done, so it comes last.
     write_record(job.folder, figures)
     return figures
 
@@ -123,7 +126,7 @@ def _run(job: TrialJob, report: Report) -> dict[str, Any]:
 def _device(gpus: float) -> torch.device:
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    if 0 < gpus < 1:  # one that wants more than its part fails, not its neighbours
+    if 0 < gpus < 1:  # a trial that takes more than its share fails, not its neighbours
         torch.cuda.set_per_process_memory_fraction(gpus)
     return torch.device("cuda")
 
@@ -131,9 +134,9 @@ def _device(gpus: float) -> torch.device:
 def fit(
     job: TrialJob, settings: Settings, spec: SourceSpec, shared: AnyPath, before: float, report: Report
 ) -> dict[str, Any]:
-    """Fits the trial's scenes that are not fitted yet into its run folder. → its metrics.
+    """Fit those of the trial's scenes that are not settled yet, into its run folder. → its metrics.
 
-    before: per cent of the trial's way that lie behind it. Raises RuntimeError where no scene could be fitted.
+    before: the trial's progress so far, in per cent. Raises RuntimeError where no scene could be fitted.
     """
     run = RunFolder(job.folder)
     with open_ledger(run) as ledger:
@@ -145,6 +148,7 @@ def fit(
         fit_job = FitJob(str(run.path), str(shared), settings.model_dump(), job.spec, ledger.epoch)
         fitter = CohortFitter(fit_job) if settings.stage2.mode == "cohort" else SceneFitter(fit_job)
         done = len(job.stage2_ids) - len(todo)
+        # Each batch is settled before the next one starts, so a restarted trial fits only what is left.
         for batch in _batches(settings, spec, todo):
             fitted = fitter.fit(batch, attempt=1)
             if fitted.part:
@@ -153,7 +157,7 @@ def fit(
             ledger.record([event(outcome.scene_id, 1, outcome.kind, outcome.message) for outcome in failed])
             ledger.check()
             done += len(batch)
-            if done < len(job.stage2_ids) and run.library.parts():  # the end is told when all is written
+            if done < len(job.stage2_ids) and run.library.parts():  # `run_trial` reports the end, when all is written
                 progress = before + (100.0 - before) * done / len(job.stage2_ids)
                 fitted_psnr = mean(run.library.table(), "psnr")
                 report({"progress": progress, "psnr": fitted_psnr, "stage2/psnr": fitted_psnr, "fitted": done})
@@ -177,7 +181,7 @@ def _batches(settings: Settings, spec: SourceSpec, ids: list[str]) -> Iterator[p
 
 
 def _pictures(run: RunFolder, spec: SourceSpec, ids: list[str]) -> None:
-    """Sheets of the first scenes, the same ones in every trial: RUN/pictures/scenes/*.png are what MLflow shows."""
+    """Draw sheets of the first fitted scenes, the same in every trial, to RUN/pictures/scenes/*.png, for MLflow."""
 
     def keep(key: str, image: np.ndarray, step: int) -> None:
         save_png(run.pictures / "scenes" / f"{step:05d}.png", image)

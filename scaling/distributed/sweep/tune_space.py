@@ -1,4 +1,4 @@
-"""A space in Ray Tune's words, and whether Tune's state can be gone on from."""
+"""Translates a space into Ray Tune's terms, and says whether a sweep can resume from Tune's state."""
 
 from __future__ import annotations
 
@@ -16,8 +16,11 @@ from scaling.storage.json_yaml import parse_json
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether Tune's state can be gone on from. Tune does not write its files in one step, so a crash may tear one;
-    each driver has files of its own, with its start in their names."""
+    """Whether a sweep can resume from Tune's state in `folder`.
+
+    Tune does not write its files in one step, so a crash may tear one. Each driver has files of its own, whose names
+    hold the time of its start.
+    """
     states = sorted(folder.glob("experiment_state-*.json"))
     if not states or not (folder / "tuner.pkl").is_file():
         return False
@@ -31,7 +34,7 @@ def is_whole(folder: Path) -> bool:
 
 
 def domain(axis: Axis, search: str) -> Any:
-    """An axis in Tune's words."""
+    """An axis in Tune's terms."""
     if axis.values is not None:
         return tune.grid_search(choices(axis)) if search == "grid" else tune.choice(choices(axis))
     low, high = axis.edges()
@@ -41,21 +44,21 @@ def domain(axis: Axis, search: str) -> Any:
 
 
 class _FinalOnly(OptunaSearch):
-    """What a trial reports on its way is measured on other scenes than the objective, so Optuna is not told."""
+    """Optuna without intermediate reports: those are measured on other scenes than the objective."""
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         pass
 
 
 def searcher(space: Space) -> Any:
-    """Who chooses the trials."""
+    """The search algorithm, which chooses the trials."""
     if space.search == "optuna":
         return _FinalOnly(metric="objective", mode="min" if space.metric in DOWN else "max", seed=space.seed)
     return BasicVariantGenerator(max_concurrent=space.concurrent or 0, random_state=space.seed)
 
 
 def scheduler(space: Space) -> Any:
-    """Who stops trials on their way."""
+    """The scheduler, which stops trials on their way; None: all trials run to their end."""
     if space.scheduler == "none":
         return None
     return ASHAScheduler(

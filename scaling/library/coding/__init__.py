@@ -1,1 +1,1 @@
-"""Whole numbers as few bytes."""
+"""Coding: whole numbers as few bytes."""

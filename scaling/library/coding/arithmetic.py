@@ -1,8 +1,9 @@
 """Adaptive binary arithmetic coding of small whole numbers, as loops that Numba compiles.
 
-A number is coded as decisions down a binary tree, its highest bit first. Each decision has a pair of counts of how it
-went before, its first four bits a pair of their own for every context; a decision of probability p costs −log₂ p bits.
-The range coder is that of Martin, 1979, with carries kept back as in LZMA, so a stream's first byte is 0.
+A number is coded as decisions down a binary tree, its highest bit first. Each decision has a pair of counts of its
+earlier outcomes; a decision of probability p costs −log₂ p bits. The decisions on a number's first four bits have a
+pair of counts for every context; on later bits, all contexts share one pair. The range coder is that of Martin, 1979.
+As in LZMA, bytes are kept back until no carry can change them, so a stream's first byte is 0.
 """
 
 # The loops are compiled for numpy arrays, whose types no annotation says.
@@ -15,17 +16,18 @@ import numpy as np
 from scaling.models.cpu_kernels import compiled
 
 LEVELS, HULL = range(2)  # kinds of numbers
-LOW, RANGE, CACHE, WAITING, PLACE = range(5)  # of a coder's state [5], uint64
+LOW, RANGE, CACHE, WAITING, PLACE = range(5)  # positions in a coder's state [5], uint64
 u64 = np.uint64
 TOP, BYTE, ALL = u64(1 << 24), u64(0xFF), u64(0xFFFFFFFF)
-LIMIT = 1000  # counts of a decision, in steps of STEP, after which the older ones count half
-STEP = 16
-SHARED_FROM = 16  # nodes of a tree, its fifth bit on, which all contexts share
+LIMIT = 1000  # outcomes of a decision, after which its counts are halved
+STEP = 16  # by which an outcome raises its count
+SHARED_FROM = 16  # first node of a tree (its fifth bit) whose counts all contexts share
 
 
 @compiled()
 def shift(state, out):
-    """Writes the byte that no later carry can change."""
+    """Write the bytes that no later carry can change, and move LOW on by one byte."""
+    # A carry would run through a byte of 0xFF, so such bytes wait until it is known whether a carry comes.
     if state[LOW] < u64(0xFF000000) or state[LOW] > ALL:
         carry = state[LOW] >> u64(32)
         byte = state[CACHE]
@@ -41,13 +43,13 @@ def shift(state, out):
 
 @compiled()
 def part_of_one(state, counts):
-    """The part of the range that stands for a 1, by the counts [2] of a decision."""
+    """The part of the range that stands for a 1, from the counts [2] of a decision."""
     return state[RANGE] // u64(counts[0] + counts[1]) * u64(counts[1])
 
 
 @compiled()
 def count(counts, bit):
-    """Notes how a decision went in its counts [2]; those of long ago count less and less."""
+    """Add the outcome of a decision to its counts [2]. The older an outcome, the less it counts."""
     counts[bit] += STEP
     if counts[0] + counts[1] > STEP * LIMIT:
         counts[0], counts[1] = (counts[0] + 1) // 2, (counts[1] + 1) // 2
@@ -55,7 +57,8 @@ def count(counts, bit):
 
 @compiled()
 def write_number(number, bits, counts, shared, state, out):
-    """One number in 0..2^bits − 1. counts [min(2^bits, SHARED_FROM), 2] of its context; shared [2^bits, 2]: of all."""
+    """Code one number in 0..2^bits − 1. counts [min(2^bits, SHARED_FROM), 2]: of its context; shared [2^bits, 2]: of
+    all contexts."""
     node = 1
     for place in range(bits - 1, -1, -1):
         bit = (number >> place) & 1
@@ -75,7 +78,8 @@ def write_number(number, bits, counts, shared, state, out):
 
 @compiled()
 def read_number(bits, counts, shared, state, data):
-    """What `write_number` wrote. state[LOW] is the code here; beyond the data's end there are zeros."""
+    """Decode a number that `write_number` coded. state[LOW] holds the code here; beyond the end of `data` zeros are
+    read."""
     node = 1
     for _ in range(bits):
         own = counts[node] if node < SHARED_FROM else shared[node]
@@ -97,8 +101,8 @@ def read_number(bits, counts, shared, state, data):
 
 @compiled()
 def level_context(planes, p, y, x, bits):
-    """Of a number in 0..2^bits − 1, by those above and left of it on its plane: their mean, in 16 steps at most, and
-    how far they are apart, in 4."""
+    """Context of a number in 0..2^bits − 1, from the numbers above and left of it on its plane: their mean, in at most
+    16 steps, and their distance, in 4. Beyond the plane's edge the middle number is taken."""
     middle = 1 << (bits - 1)
     above = np.int64(planes[p, y - 1, x]) if y else middle
     left = np.int64(planes[p, y, x - 1]) if x else middle
@@ -108,7 +112,8 @@ def level_context(planes, p, y, x, bits):
 
 @compiled()
 def hull_context(cells, p, y, x):
-    """Of a cell, by the twelve before it that lie next to it, or one further along an axis."""
+    """Context of a cell, from twelve cells that come before it: nine neighbours, and three that lie two cells away
+    along an axis. Beyond the box all cells are empty."""
     side = cells.shape[0]
     number = np.int64(0)
     for k in range(12):
@@ -126,7 +131,7 @@ NEAR = np.array(
 
 @compiled()
 def context_of(kind, numbers, p, y, x, bits):
-    """By its kind: a function as an argument would be compiled anew in every process."""
+    """Context of a number, by its kind. (A function as an argument would be compiled anew in every process.)"""
     if kind == HULL:
         return hull_context(numbers, p, y, x)
     return level_context(numbers, p, y, x, bits)
@@ -134,7 +139,7 @@ def context_of(kind, numbers, p, y, x, bits):
 
 @compiled()
 def fresh_counts(kind, bits):
-    """Of each context and of all of them together: as if each decision had gone half a time either way."""
+    """Counts to start with, of each context and of all contexts together: half an outcome either way per decision."""
     contexts = 4096 if kind == HULL else 64
     counts = np.full((contexts, min(1 << bits, SHARED_FROM), 2), STEP // 2)
     return counts, np.full((1 << bits, 2), STEP // 2)
@@ -142,7 +147,7 @@ def fresh_counts(kind, bits):
 
 @compiled()
 def encode(numbers, bits, kind, out):
-    """numbers [P, H, W], uint8, in 0..2^bits − 1; kind: LEVELS or HULL. → bytes written to out."""
+    """Code numbers [P, H, W], uint8, in 0..2^bits − 1, into out; kind: LEVELS or HULL. → bytes written to out."""
     state = np.array([0, 0xFFFFFFFF, 0, 1, 0], np.uint64)
     counts, shared = fresh_counts(kind, bits)
     for p in range(numbers.shape[0]):
@@ -150,15 +155,15 @@ def encode(numbers, bits, kind, out):
             for x in range(numbers.shape[2]):
                 context = context_of(kind, numbers, p, y, x, bits)
                 write_number(np.int64(numbers[p, y, x]), bits, counts[context], shared, state, out)
-    for _ in range(5):
+    for _ in range(5):  # the four bytes of LOW, and the one that is kept back
         shift(state, out)
     return state[PLACE]
 
 
 @compiled()
 def decode(data, bits, kind, numbers):
-    """Fills numbers with what `encode` was given. → bytes read: more than there are where the data ends too soon, and
-    then it stops."""
+    """Fill numbers [P, H, W] with what `encode` was given. data: at least 5 bytes. → bytes read: more than len(data)
+    where the data end too soon; decoding stops then."""
     state = np.array([0, 0xFFFFFFFF, 0, 0, 5], np.uint64)
     for place in range(5):
         state[LOW] = ((state[LOW] << u64(8)) | u64(data[place])) & ALL

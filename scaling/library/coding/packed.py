@@ -1,8 +1,9 @@
-"""Whole numbers and hulls as bytes: arithmetic coding by their neighbours, and a checksum.
+"""Whole numbers and hulls as bytes: arithmetic coding with neighbours as context, and a checksum.
 
-Neighbouring levels of a micro plane are alike, and neighbouring cells of a hull are nearly always the same: coded by
-what lies above and left of them, levels take 20 % less than by Huffman's method, a hull half of what deflate leaves.
-Rows of format 4 are Huffman-coded and deflated: their bytes do not fit the checksum, and are read so.
+Neighbouring levels of a micro plane are alike, and neighbouring cells of a hull are nearly always the same. With the
+numbers above and left of them as context, levels take 20 % less than with Huffman codes, and a hull takes half of what
+deflate leaves. Rows of format 4 hold Huffman codes and deflated hulls: their bytes do not match the checksum, so they
+are decompressed instead.
 """
 
 from __future__ import annotations
@@ -18,14 +19,16 @@ from torch import Tensor
 from scaling.library.coding.arithmetic import HULL, LEVELS, decode, encode
 from scaling.models.box import CELLS
 
-SCALED = ("coded", "int8", "int4")  # what is multiplied by scales
-MOST_LEVELS = 1 << 24  # of a scene: a small file must not keep its reader busy for hours
+SCALED = ("coded", "int8", "int4")  # types whose numbers are multiplied by scales
+MOST_LEVELS = 1 << 24  # a scene: a small file must not keep its reader busy for hours
 CHECKSUM = 4  # bytes
 
 
 def encode_levels(levels: Tensor, bits: int) -> bytes:
-    """Whole numbers [P, F_mic, K, K] of so many bits, with signs. The first byte says how many; of none there are no
-    bytes."""
+    """Signed whole numbers [P, F_mic, K, K] of `bits` bits as bytes; the first byte is `bits`. b"" without numbers.
+
+    Raises ValueError where there are more than MOST_LEVELS.
+    """
     if not levels.numel():
         return b""
     if levels.numel() > MOST_LEVELS:
@@ -37,7 +40,8 @@ def encode_levels(levels: Tensor, bits: int) -> bytes:
 
 
 def decode_levels(data: bytes, shape: Sequence[int]) -> NDArray[np.int8]:
-    """The numbers [P, F_mic, K, K] of `encode_levels`. ValueError where the bytes hold others, or are damaged."""
+    """The numbers [P, F_mic, K, K] that `encode_levels` coded, or that a row of format 4 holds. Raises ValueError where
+    the bytes are damaged or hold more or fewer numbers."""
     planes, features, height, width = shape
     count = planes * features * height * width
     if not (count or data):
@@ -51,12 +55,13 @@ def decode_levels(data: bytes, shape: Sequence[int]) -> NDArray[np.int8]:
 
 
 def pack_hull(hull: Tensor) -> bytes:
-    """A visual hull [CELLS³] (bool)."""
+    """A visual hull [CELLS³] (bool) as bytes."""
     return _encoded(hull.cpu().numpy().astype(np.uint8).reshape(CELLS, CELLS, CELLS), 1, HULL)
 
 
 def unpack_hull(data: bytes) -> Tensor:
-    """The hull [CELLS³] of `pack_hull`. ValueError where the bytes hold more or less, or are damaged."""
+    """The hull [CELLS³] (bool) that `pack_hull` coded, or that a row of format 4 holds. Raises ValueError where the
+    bytes are damaged or hold more or fewer cells."""
     found = _decoded(data, (CELLS, CELLS, CELLS), 1, HULL)
     if found is not None:
         return torch.from_numpy(found.ravel() > 0)
@@ -71,7 +76,7 @@ def _encoded(numbers: NDArray[np.uint8], bits: int, kind: int) -> bytes:
 
 
 def _decoded(data: bytes, shape: tuple[int, int, int], bits: int, kind: int) -> NDArray[np.uint8] | None:
-    """None where these are not the bytes of such numbers."""
+    """The coded numbers, or None where the bytes do not decode to exactly this many numbers."""
     stream = np.frombuffer(data, np.uint8)[:-CHECKSUM]
     if len(stream) < 5 or stream[0]:
         return None
@@ -85,8 +90,7 @@ def _checksum(numbers: NDArray[np.uint8]) -> bytes:
 
 
 def _decompressed(data: bytes, length: int) -> bytes:
-    """Of rows of format 4. Never more than `length` + 1 bytes are unpacked, whatever the data
-    claims."""
+    """The `length` bytes that a row of format 4 holds deflated. No more than `length` + 1 are ever unpacked."""
     try:
         decoder = zlib.decompressobj(-zlib.MAX_WBITS)
         found = decoder.decompress(data, length + 1)
@@ -98,8 +102,8 @@ def _decompressed(data: bytes, length: int) -> bytes:
 
 
 def unpack_int4(data: bytes, count: int) -> NDArray[np.int8]:
-    """The first `count` numbers of rows of format 3: in −8..7, two's complement in 4 bits, the first of a pair in a
-    byte's lower half."""
+    """The first `count` numbers of a row of format 3, in −8..7: two's complement in 4 bits, the first of a pair in the
+    lower half of its byte."""
     pairs = np.frombuffer(data, np.uint8)
     halves = np.stack([pairs & 15, pairs >> 4], axis=1).ravel()[:count]
     return (halves ^ 8).astype(np.int8) - np.int8(8)

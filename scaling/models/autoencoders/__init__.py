@@ -1,5 +1,6 @@
-"""Image autoencoders behind one interface: what planes encode, and how pixels come of what they render.
+"""Image autoencoders behind one interface: they encode images to latents for planes, and decode rendered latents.
 
-`super_resolution`: a small image and a decoder of it; pixels themselves are its simplest case. `kl` and `tiny`: learned
-latents by diffusers' AutoencoderKL and AutoencoderTiny. A file for each kind; `base` is the interface.
+`super_resolution`: the latent is a smaller image, which a decoder enlarges; pixels themselves are its simplest case.
+`kl` and `tiny`: learned latents of diffusers' AutoencoderKL and AutoencoderTiny. Each kind has a file; `base` is the
+interface.
 """

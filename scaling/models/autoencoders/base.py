@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 
 class ImageAutoencoder(nn.Module, ABC):
-    """images [B, 3, H, W] in [0, 1] ↔ latents [B, C, h, w] in [−1, 1], where h = H / shrink.
+    """Images [B, 3, H, W] in [0, 1] ↔ latents [B, C, h, w] in [−1, 1], where h = H / shrink.
 
-    latent_channels: C; latent_std: about how far latents spread; has_encoder: whether a network encodes (then encoding
-    takes time, is worth caching, and an image's latent differs over its background); has_decoder: whether a network
+    latent_channels: C; latent_std: rough spread of the latents; has_encoder: whether a network encodes (then encoding
+    takes time and is worth caching, and latents differ over a white background); has_decoder: whether a network
     decodes (then it can be trained, adapted to rendered latents, and distilled).
     """
 
@@ -35,42 +35,42 @@ class ImageAutoencoder(nn.Module, ABC):
 
     @property
     def is_identity(self) -> bool:
-        """Whether latents are the pixels themselves, so that there is nothing to measure or show beside those."""
+        """Whether latents are the pixels themselves, so that measuring or showing both would be the same twice."""
         return self.shrink == 1 and not (self.has_encoder or self.has_decoder)
 
     @abstractmethod
     def encode(self, images: Tensor) -> Tensor:
-        """images [B, 3, H, W] in [0, 1] → mean latents [B, C, h, w] in [−1, 1]."""
+        """Images [B, 3, H, W] in [0, 1] → mean latents [B, C, h, w] in [−1, 1]."""
 
     @abstractmethod
     def encode_sample(self, images: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
-        """images → samples of the latents, and their KL divergence from N(0, 1); 0 where nothing is sampled.
+        """Sample latents of images, and the KL divergence of the raw latents from N(0, 1).
 
-        images [B, 3, H, W], noise [B, C, h, w] (standard normal; None: the mean latents) → [B, C, h, w], [B] (mean over
-        latent values).
+        images [B, 3, H, W], noise [B, C, h, w] (standard normal; None: the mean latents) → latents [B, C, h, w],
+        divergence [B] (mean over latent values; 0 for a kind that does not sample).
         """
 
     @abstractmethod
     def decode(self, latents: Tensor, decoder: nn.Module | None = None) -> Tensor:
-        """latents [B, C, h, w] in [−1, 1] → images [B, 3, H, W] in [0, 1], clamped.
+        """Latents [B, C, h, w] in [−1, 1] → images [B, 3, H, W] in [0, 1], clamped.
 
-        decoder: one that `copy_decoder` made, which has moved since; None: the autoencoder's own.
+        decoder: a copy from `copy_decoder`, trained since then; None: the autoencoder's own.
         """
 
     @abstractmethod
     def copy_decoder(self) -> nn.Module:
-        """A decoder of its own for `decode` that starts where this autoencoder's stands."""
+        """An independent copy of the decoder in its present state, which `decode` takes."""
 
     @abstractmethod
     def halves(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        """Parameters of the encoder and of the decoder; together they are all parameters."""
+        """Parameters of the encoder, and of the decoder; together they are all parameters."""
 
     @abstractmethod
     def config_json(self) -> str:
-        """What config.json beside the weights says: `_class_name`, by which a reader knows the kind, and sizes."""
+        """Text of the config.json beside the weights: `_class_name`, which tells a reader the kind, and the sizes."""
 
     @torch.no_grad()
     def background(self, image_size: int, device: torch.device | str) -> Tensor:
-        """What a ray that meets nothing shows: the latent of a white image, averaged over pixels, in [0, 1]. → [C]."""
+        """Colour [C] in [0, 1] of a ray that meets nothing: the latent of a white image, averaged over pixels."""
         white = self.encode(torch.ones(1, 3, image_size, image_size, device=device))
         return ((white + 1) / 2).mean(dim=(0, 2, 3))

@@ -1,4 +1,4 @@
-"""What an autoencoder's config.json may say: folders come from anywhere, so kind and sizes are checked first."""
+"""Checks of an autoencoder's config.json: folders come from anywhere, so kind and sizes are checked before use."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Shift = Annotated[float, Field(ge=-1e4, le=1e4, allow_inf_nan=False)] | None
 
 
 class _Kl(BaseModel):
-    """What of an AutoencoderKL's config.json sets its size; the rest of it does no harm."""
+    """The keys of an AutoencoderKL's config.json that must be checked; other keys do no harm."""
 
     in_channels: Literal[3] = 3
     out_channels: Literal[3] = 3
@@ -27,7 +27,7 @@ class _Kl(BaseModel):
 
 
 class _Tiny(BaseModel):
-    """The same of an AutoencoderTiny's."""
+    """The same for an AutoencoderTiny."""
 
     in_channels: Literal[3] = 3
     out_channels: Literal[3] = 3
@@ -54,7 +54,7 @@ class _SuperResolution(BaseModel):
     decoder_blocks: Annotated[int, Field(ge=0, le=64)]
 
 
-KINDS: dict[str, tuple[str, type[BaseModel]]] = {  # the class that config.json names, and what it may say
+KINDS: dict[str, tuple[str, type[BaseModel]]] = {  # kind → the class that config.json names, and limits of its keys
     "kl": ("AutoencoderKL", _Kl),
     "tiny": ("AutoencoderTiny", _Tiny),
     "super_resolution": ("SuperResolutionAutoencoder", _SuperResolution),
@@ -62,7 +62,10 @@ KINDS: dict[str, tuple[str, type[BaseModel]]] = {  # the class that config.json 
 
 
 def check_config(config: Mapping[str, Any], kind: str) -> None:
-    """ValueError names the first key that makes an autoencoder of another kind, of an absurd size, or not of images."""
+    """Check that config.json describes an autoencoder of this kind, of sensible size, for images of 3 channels.
+
+    Raises ValueError naming the first key that does not.
+    """
     if not isinstance(config, Mapping):
         raise ValueError(f"config.json: expected an object, found a {type(config).__name__}")
     name, sizes = KINDS[kind]

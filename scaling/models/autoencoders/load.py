@@ -1,4 +1,4 @@
-"""Makes autoencoders: pre-trained ones by hub name or folder, new ones, and empty ones for a shared model's weights."""
+"""Make autoencoders: pre-trained ones by hub name or folder, new ones, and empty ones for a shared model's weights."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"  # beside config.json, as diffus
 
 
 def build_autoencoder(settings: AutoencoderSettings, image_size: int, precision: str = "float32") -> ImageAutoencoder:
-    """A pre-trained autoencoder by hub name or folder, or a new one of the settings' sizes.
+    """Load a pre-trained autoencoder by hub name or folder, or make a new one of the settings' sizes.
 
-    Raises ValueError that names the folder or hub name where it cannot be loaded.
+    Raises ValueError where loading fails; the message names the folder or hub name.
     """
     if settings.pretrained is not None:
         return load_pretrained(settings, precision)
@@ -54,7 +54,10 @@ def _sizes(settings: AutoencoderSettings) -> tuple[int, int, int]:
 def empty_autoencoder(
     settings: AutoencoderSettings, config: Mapping[str, Any], precision: str = "float32"
 ) -> ImageAutoencoder:
-    """One as config.json describes it, its weights not read yet. ValueError where it is none of the settings' kind."""
+    """An autoencoder as config.json describes it, without its weights.
+
+    Raises ValueError where the kind or sizes in `config` differ from the settings', or a size is absurd.
+    """
     check_config(config, settings.kind)
     if settings.kind == "super_resolution":
         for name in ("shrink", "decoder_width", "decoder_blocks"):
@@ -65,13 +68,15 @@ def empty_autoencoder(
 
 
 def load_pretrained(settings: AutoencoderSettings, precision: str = "float32") -> ImageAutoencoder:
-    """By local folder or hub name: safetensors only, and of the hub a pinned revision.
+    """Load an autoencoder by local folder or hub name: only safetensors, and from the hub only a pinned revision.
 
-    Raises ValueError that names it where it cannot be loaded.
+    Raises ValueError where loading fails; the message names the folder or hub name and what to do.
     """
     source = str(settings.pretrained)
     where: dict[str, Any] = {"subfolder": settings.subfolder, "revision": settings.revision}
     try:
+        # Everything is checked on config.json before weights are read.
+        # Everything is checked on config.json before weights are read.
         if Path(source).is_dir():
             inside = (Path(source) / "config.json").is_file()
             where = {} if inside else {"subfolder": settings.subfolder}
@@ -80,9 +85,9 @@ def load_pretrained(settings: AutoencoderSettings, precision: str = "float32") -
             if settings.kind == "super_resolution":
                 return _load_super_resolution(settings, folder, config, precision)
         elif settings.kind == "super_resolution":
-            raise ValueError("no such folder, and the hub is not asked for this kind")
+            raise ValueError("no such folder; kind super_resolution loads from a local folder only, not from the hub")
         elif settings.revision is None:
-            raise ValueError("autoencoder.revision is null: name the commit on the hub, branches and tags can move")
+            raise ValueError("autoencoder.revision is null: name the commit on the hub, as branches and tags can move")
         else:
             config = _diffusers_class(settings.kind).load_config(source, **where)
         check_config(config, settings.kind)
@@ -90,6 +95,8 @@ def load_pretrained(settings: AutoencoderSettings, precision: str = "float32") -
         vae = _diffusers_class(settings.kind).from_pretrained(source, **options, **where)
         return _of_diffusers(settings, vae, precision)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        # The remedy depends on the kind: super_resolution is not on the hub, tiny cannot be trained from scratch.
+        # The remedy depends on the kind: super_resolution is not on the hub, tiny cannot be trained from scratch.
         name = KINDS[settings.kind][0]
         remedy = f"Name a local folder with the config.json and safetensors of a {name}"
         if settings.kind != "super_resolution":

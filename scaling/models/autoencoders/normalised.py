@@ -1,9 +1,9 @@
-"""Learned latents, normalised to [−1, 1]: what the kinds by diffusers, `kl` and `tiny`, have in common.
+"""Learned latents normalised to [−1, 1]: what the diffusers kinds `kl` and `tiny` have in common.
 
-`raw_latents` z are what the network itself makes. A published `shift_factor` (SD3, FLUX.1) is the mean of z over many
-images: it is taken off first, so that tanh stays near-linear on both sides: n = tanh(s (z − shift)). A published
-`scaling_factor` is 1 / std(z), and s holds the same: s = 0.11 / std(z), measured on the training images, or
-`autoencoder.latent_scale`, given in units of z. So `scaling_factor` changes nothing here; z is never multiplied by it.
+`raw_latents` z are the network's own output; normalised latents are n = tanh(s (z − shift)). The shift is the published
+`shift_factor` (SD3, FLUX.1), the mean of z over many images: without it tanh would not be near-linear on both sides.
+The scale s is 0.11 / std(z), measured on the training images, or `autoencoder.latent_scale`. A published
+`scaling_factor` is 1 / std(z), which s contains already: z is never multiplied by `scaling_factor`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class RawDecoder(nn.Module):
         self.decoder = decoder
 
     def forward(self, raw_latents: Tensor, precision: str) -> Tensor:
-        """raw latents [B, C, h, w] → images [B, 3, H, W] in [0, 1], clamped; precision: settings.precision."""
+        """Raw latents [B, C, h, w] → images [B, 3, H, W] in [0, 1], clamped; precision: settings.precision."""
         with networks(raw_latents, precision):
             if self.post_quant_conv is not None:
                 raw_latents = self.post_quant_conv(raw_latents)
@@ -50,7 +50,11 @@ class RawDecoder(nn.Module):
 
 
 class NormalisedAutoencoder(ImageAutoencoder):
-    """vae: of diffusers, images in [−1, 1]; latent_scale: s, None until it is measured: as for a std of 1."""
+    """A diffusers autoencoder with normalised latents.
+
+    vae: the diffusers model, for images in [−1, 1]; latent_scale: s; None: to be measured by stage 1, and until then
+    the scale for raw latents of std 1.
+    """
 
     latent_scale: Tensor
 
@@ -62,11 +66,11 @@ class NormalisedAutoencoder(ImageAutoencoder):
 
     @abstractmethod
     def encode_raw(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """images [B, 3, H, W] in [0, 1] → mean and log-variance of the raw latents, each [B, C, h, w]; the latter None
-        where nothing is sampled."""
+        """Images [B, 3, H, W] in [0, 1] → mean and log-variance of the raw latents, each [B, C, h, w]; the log-variance
+        is None for a kind that does not sample."""
 
     def encode(self, images: Tensor) -> Tensor:
-        """images [B, 3, H, W] in [0, 1] → mean latents [B, C, h, w], normalised."""
+        """Images [B, 3, H, W] in [0, 1] → mean latents [B, C, h, w], normalised."""
         return self.normalise(self.encode_raw(images)[0])
 
     def normalise(self, raw_latents: Tensor) -> Tensor:
@@ -74,19 +78,19 @@ class NormalisedAutoencoder(ImageAutoencoder):
         return normalise(raw_latents - self.shift, self.latent_scale)
 
     def decode(self, latents: Tensor, decoder: nn.Module | None = None) -> Tensor:
-        """latents [B, C, h, w], normalised → images [B, 3, H, W] in [0, 1], clamped."""
+        """Normalised latents [B, C, h, w] → images [B, 3, H, W] in [0, 1], clamped."""
         raw_latents = denormalise(latents, self.latent_scale) + self.shift
         return (decoder or self.decoder())(raw_latents, self.precision)
 
     def decoder(self) -> RawDecoder:
-        """The decoding half; shares its parameters with this autoencoder."""
+        """The decoding half, which shares its parameters with this autoencoder."""
         return RawDecoder(getattr(self.vae, "post_quant_conv", None), self.vae.decoder)
 
     def copy_decoder(self) -> RawDecoder:
         return copy.deepcopy(self.decoder())
 
     def halves(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        """Parameters of the encoder and of the decoder, quantisation convolutions included."""
+        """Parameters of the encoder, and of the decoder, each with its quantisation convolution."""
         encoder = [p for name, p in self.vae.named_parameters() if name.startswith(("encoder.", "quant_conv."))]
         decoder = [p for name, p in self.vae.named_parameters() if name.startswith(("decoder.", "post_quant_conv."))]
         return encoder, decoder

@@ -1,8 +1,8 @@
 """Latents that agree between views by construction: the image itself, made smaller; a decoder adds the detail.
 
-E is the area filter, so an object's latent is its colour from wherever it is seen, which is what planes can explain;
-learned channels differ from view to view. D is bilinear upsampling plus a residual network at the latents' resolution.
-With `shrink` 1 and no network both are the identity: planes of pixels.
+The encoder E is the area filter, so an object's latent is its colour in every view, and planes can explain that;
+learned channels differ from view to view. The decoder D is bilinear upsampling plus a residual network at the latents'
+resolution. With `shrink` 1 and no network, both are the identity, and planes hold pixels.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from scaling.models.precision import networks
 
 
 class ResidualBlock(nn.Module):
-    """f + conv(SiLU(conv(SiLU(f)))), of features [B, width, h, w]."""
+    """f + conv(SiLU(conv(SiLU(f)))) for features f [B, width, h, w]."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -32,7 +32,11 @@ class ResidualBlock(nn.Module):
 
 
 class SuperResolution(nn.Module):
-    """D(n) = bilinear(n) + shuffle(network(n)). width: features; num_blocks: residual blocks, 0: bilinear(n) alone."""
+    """The decoder D(n) = bilinear(n) + pixel_shuffle(network(n)).
+
+    shrink: pixels a side of one latent; width: features of the network; num_blocks: residual blocks, 0: bilinear(n)
+    alone.
+    """
 
     def __init__(self, shrink: int, width: int, num_blocks: int) -> None:
         super().__init__()
@@ -42,12 +46,12 @@ class SuperResolution(nn.Module):
             self.stem = nn.Conv2d(3, width, 3, padding=1)
             self.blocks = nn.ModuleList(ResidualBlock(width) for _ in range(num_blocks))
             self.head = nn.Conv2d(width, 3 * shrink**2, 3, padding=1)
-            # Training starts from bilinear upsampling, not from noise over it.
+            # A head of zeros: training starts from bilinear upsampling, without noise on top of it.
             for parameter in self.head.parameters():
                 nn.init.zeros_(parameter)
 
     def forward(self, latents: Tensor, precision: str) -> Tensor:
-        """latents [B, 3, h, w] in [−1, 1] → images [B, 3, h · shrink, w · shrink] in [0, 1], clamped; precision:
+        """Latents [B, 3, h, w] in [−1, 1] → images [B, 3, h · shrink, w · shrink] in [0, 1], clamped; precision:
         settings.precision."""
         images = latents
         if self.shrink > 1:
@@ -57,7 +61,7 @@ class SuperResolution(nn.Module):
         return ((images + 1) / 2).clamp(0, 1)
 
     def _details(self, latents: Tensor, precision: str) -> Tensor:
-        """[B, 3 · shrink², h, w], what bilinear upsampling lacks."""
+        """What bilinear upsampling lacks, before the pixel shuffle: [B, 3 · shrink², h, w]."""
         with networks(latents, precision):
             features = self.stem(latents)
             for block in self.blocks:
@@ -66,7 +70,8 @@ class SuperResolution(nn.Module):
 
 
 class SuperResolutionAutoencoder(ImageAutoencoder):
-    """shrink: pixels a side of one latent; decoder_width, decoder_blocks: of the decoder (see `SuperResolution`)."""
+    """Smaller images as latents. shrink: pixels a side of one latent; decoder_width, decoder_blocks: width and
+    num_blocks of the decoder (see `SuperResolution`)."""
 
     def __init__(self, shrink: int, decoder_width: int, decoder_blocks: int, precision: str = "float32") -> None:
         super().__init__(3, shrink, 1.0, has_encoder=False, has_decoder=decoder_blocks > 0, precision=precision)
@@ -74,23 +79,23 @@ class SuperResolutionAutoencoder(ImageAutoencoder):
         self.decoder = SuperResolution(shrink, decoder_width, decoder_blocks)
 
     def encode(self, images: Tensor) -> Tensor:
-        """images [B, 3, H, W] in [0, 1] → their means over squares of shrink · shrink pixels, [B, 3, h, w], in
+        """Images [B, 3, H, W] in [0, 1] → their means over squares of shrink × shrink pixels, [B, 3, h, w] in
         [−1, 1]."""
         return 2 * (images if self.shrink == 1 else functional.avg_pool2d(images, self.shrink)) - 1
 
     def encode_sample(self, images: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
-        """As `encode`: nothing is sampled, so the divergence [B] is 0."""
+        """The same latents as `encode`; nothing is sampled, so the divergence [B] is 0."""
         return self.encode(images), images.new_zeros(len(images))
 
     def decode(self, latents: Tensor, decoder: nn.Module | None = None) -> Tensor:
-        """latents [B, 3, h, w] in [−1, 1] → images [B, 3, H, W] in [0, 1], clamped."""
+        """Latents [B, 3, h, w] in [−1, 1] → images [B, 3, H, W] in [0, 1], clamped."""
         return (decoder or self.decoder)(latents, self.precision)
 
     def copy_decoder(self) -> SuperResolution:
         return copy.deepcopy(self.decoder)
 
     def halves(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        """No encoder; all parameters are the decoder's, none where it has no blocks."""
+        """No encoder parameters; those of the decoder, none where it has no blocks."""
         return [], list(self.decoder.parameters())
 
     def config_json(self) -> str:

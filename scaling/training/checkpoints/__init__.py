@@ -1,1 +1,1 @@
-"""Checkpoints between epochs: what they hold, and how a torn one is told."""
+"""Checkpoints between epochs: what they hold, and how torn ones are found."""

@@ -1,7 +1,8 @@
-"""Whole checkpoints told from torn ones: each worker seals its files with their sizes and SHA-256, last of all.
+"""Tell whole checkpoints from torn ones: last of all, each worker writes a seal, the sizes and SHA-256 of its files.
 
-A checkpoint is a folder `NNNNN-…` (epochs done) or `done-…`, on a disk or an object store. Files of it arrive in any
-order and may be cut short, lost or changed later; it is whole as long as the seals of all its workers agree with it.
+A checkpoint of stage 1 is a folder `NNNNN-…` (epochs done) or `done-…`, on a disk or an object store; fit_cohort.py
+names its own. The files arrive in any order and may be cut short, lost or changed later. A checkpoint is whole as long
+as the seals of all its workers agree with the files.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from scaling.storage.json_yaml import parse_json
 SEAL = re.compile(r"seal-(\d+)-of-(\d+)\.json")
 NAME = re.compile(r"(\d{5}|done)-.*")
 FIRST = "00001-"
-MAX_SEAL_BYTES = 1 << 20  # a hundred times what one has
+MAX_SEAL_BYTES = 1 << 20  # a hundred times the size of a seal
 
 
 class NoWholeCheckpoint(ValueError):
-    """There are checkpoints of more than one epoch, and none of them can be used."""
+    """There are checkpoints of later epochs than the first, and no checkpoint is whole."""
 
 
 class _Noted(BaseModel):
@@ -37,7 +38,7 @@ class _Seal(BaseModel):
 
 
 def seal(folder: Path, rank: int = 0, size: int = 1) -> None:
-    """Notes size and SHA-256 of the files in `folder`, all by worker `rank` of `size`, in one more file."""
+    """Write the sizes and SHA-256 of the files in `folder`, all by worker `rank` of `size`, to one more file."""
     files = {}
     for path in sorted(folder.iterdir()):
         with path.open("rb") as file:
@@ -46,13 +47,16 @@ def seal(folder: Path, rank: int = 0, size: int = 1) -> None:
 
 
 def fault(folder: Path | str, filesystem: FileSystem | None = None) -> str | None:
-    """What is wrong with a checkpoint, None where it is whole. folder: its path in `filesystem`, by default this
-    machine's."""
+    """What is wrong with a checkpoint; None where it is whole.
+
+    folder: its path in `filesystem`, by default this machine's.
+    """
     filesystem, folder = filesystem or LocalFileSystem(), str(folder)
     found = {info.base_name: info.size for info in filesystem.get_file_info(FileSelector(folder))}
     seals = [match for match in map(SEAL.fullmatch, sorted(found)) if match]
     if not seals:
         return "it has no seal"
+    # Every seal names the number of workers, so a missing seal is noticed too.
     size = int(seals[0][2])
     for rank in range(size):
         own = f"seal-{rank}-of-{size}.json"
@@ -80,17 +84,17 @@ def _wrong(filesystem: FileSystem, folder: str, name: str, noted: _Noted, found:
 
 
 def checkpoint_names(root: FileSystem) -> list[str]:
-    """Checkpoints in the folder at which `root` is rooted, whole or not, newest first."""
+    """Names of the checkpoints in the folder at which `root` is rooted, whole or not, newest first."""
     infos = root.get_file_info(FileSelector("", allow_not_found=True))
     names = (info.base_name for info in infos if info.type == FileType.Directory)
     return sorted((name for name in names if NAME.fullmatch(name)), reverse=True)
 
 
 def newest_whole(root: FileSystem, where: str) -> tuple[str | None, dict[str, str]]:
-    """→ the newest whole checkpoint (None: training begins), and newer ones with what is wrong with each.
+    """→ the newest whole checkpoint (None: training begins), and each newer checkpoint with what is wrong with it.
 
-    where: the folder's name for people. Raises NoWholeCheckpoint where more than the first epoch would be lost:
-    a second epoch begins only when the first one's checkpoint is whole, so one alone may have been cut short.
+    where: the folder's name in messages. Raises NoWholeCheckpoint where more than the first epoch would be lost. The
+    second epoch begins only when the first one's checkpoint is whole, so a torn first checkpoint costs one epoch.
     """
     torn: dict[str, str] = {}
     for name in checkpoint_names(root):
@@ -108,10 +112,10 @@ def newest_whole(root: FileSystem, where: str) -> tuple[str | None, dict[str, st
 
 
 def clear(root: FileSystem, where: str) -> dict[str, str]:
-    """Removes all checkpoints but the newest two whole ones. → the torn ones that were newer, and what was wrong.
+    """Remove all checkpoints but the newest two whole ones. → the torn ones that were newer, and what was wrong.
 
-    Only for the one process that holds the run, while nobody writes checkpoints. Raises NoWholeCheckpoint, before
-    anything is removed.
+    Only the one process that holds the run may call this, while nobody writes checkpoints. Raises NoWholeCheckpoint,
+    before anything is removed.
     """
     newest, torn = newest_whole(root, where)
     names = checkpoint_names(root)

@@ -1,6 +1,6 @@
 """Checkpoints between epochs: one shard of scenes per worker plus the shared model, as safetensors and JSON.
 
-Scenes are found by id, not by rank, so a checkpoint loads on another number of workers.
+Scenes are found by id, not by rank, so a checkpoint can be loaded on another number of workers.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ REMOVE = "remove this checkpoint, and the same command goes on from the one befo
 
 
 def save_checkpoint(run: Phases, folder: Path) -> None:
-    """Writes this worker's part into `folder`; rank 0 adds the shared model, its optimiser and the progress.
+    """Write this worker's part into `folder`; rank 0 adds the shared model, its optimiser and the progress.
 
     Raises OSError naming the file that could not be written.
     """
@@ -47,7 +47,7 @@ def save_checkpoint(run: Phases, folder: Path) -> None:
 
 
 def read_progress(folder: Path) -> dict[str, Any]:
-    """What a checkpoint says of itself. ValueError names the file where it is damaged."""
+    """The values in a checkpoint's progress.json. Raises ValueError naming the file where it is damaged."""
     path = folder / "progress.json"
     try:
         progress = parse_json(read_limited(path))
@@ -59,19 +59,19 @@ def read_progress(folder: Path) -> dict[str, Any]:
 
 
 def read_state(folder: Path) -> dict[str, Tensor]:
-    """The shared model's state as a checkpoint holds it. ValueError names the file where it is damaged."""
+    """The shared model's state in a checkpoint. Raises ValueError naming the file where it is damaged."""
     return _tensors(folder / "shared.safetensors")
 
 
 def load_checkpoint(run: Phases, folder: Path) -> None:
-    """Loads the shared model, this worker's scenes and the progress.
+    """Load the shared model, this worker's scenes and the progress into `run`.
 
-    Raises SettingsError where the checkpoint belongs to another job.
+    Raises SettingsError where the checkpoint belongs to another job, ValueError naming a file that is damaged.
     """
     progress = read_progress(folder)
     if any(_differs(key, progress.get(key), value) for key, value in run.identity.items()):
         raise SettingsError(
-            f"{folder}: this checkpoint was made with other scenes or settings; use another --run, or the same ones"
+            f"{folder}: this checkpoint was made with other scenes or settings; use those again, or name another --run"
         )
     shards = load_scenes(folder)
     run.shared.load_tensors(read_state(folder))
@@ -83,7 +83,7 @@ def load_checkpoint(run: Phases, folder: Path) -> None:
 
 
 def _differs(key: str, noted: Any, now: Any) -> bool:
-    """Whether a checkpoint is of another job; settings that are younger than it stand as they then were."""
+    """Whether a noted value is that of another job. A setting that is newer counts as the program then behaved."""
     if key != "settings" or not isinstance(noted, dict):
         return bool(noted != now)
     try:
@@ -94,13 +94,13 @@ def _differs(key: str, noted: Any, now: Any) -> bool:
 
 
 def load_optimisers(run: Phases, folder: Path) -> None:
-    """Loads the optimisers' states; the checkpoint's phase must have been entered, as it makes the optimisers."""
+    """Load the optimisers' states. The checkpoint's phase must have been entered before, which makes the optimisers."""
     _load_optimiser(run.optimiser, _tensors(folder / "optimiser.safetensors"))
     _load_rows(run, load_scenes(folder))
 
 
 def load_scenes(folder: Path) -> dict[str, Tensor]:
-    """All scenes of a checkpoint: {"<id>/micro_planes": [P, F_mic, K, K], "<id>/coefs": [M], …}."""
+    """The scenes of all workers in a checkpoint: {"<id>/micro_planes": [P, F_mic, K, K], "<id>/coefs": [M], …}."""
     return _scene_shards(folder, read_progress(folder)["num_shards"])
 
 

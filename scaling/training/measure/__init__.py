@@ -1,1 +1,1 @@
-"""What views say of a scene and of a set of scenes: hulls, the box around all, the background."""
+"""What the views show of a scene, or of a set of scenes: hulls, the box around all of them, the background."""

@@ -1,4 +1,4 @@
-"""What a ray that meets nothing shows, measured on the views of stage 1's scenes."""
+"""The background, that is, what a ray that meets nothing shows: measured on the views of stage 1's scenes."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from scaling.training.process_group import Workers
 from scaling.training.training_scene import TrainingScene
 
 VIEWS = 8  # of each scene
-PRIOR = 5.0  # cells of the mean over all pixels that every pixel is given: few views show background in the middle
+PRIOR = 5.0  # pseudo-count of the mean over all pixels, in every pixel: few views show background in the middle
 
 
 @torch.no_grad()
 def measure_background(shared: SharedModel, scenes: Sequence[TrainingScene], workers: Workers) -> Tensor:
-    """For every latent pixel the mean latent of the views that are white there, in [0, 1]. → [h · w, C].
+    """The mean latent, for every latent pixel, of the views that are white there. → [h · w, C] in [0, 1].
 
-    An image's latent is not the same all over its background, as the encoder sees the image's edges and, through its
-    normalisation, the object; planes cannot show what belongs to the picture and not to the scene. A pixel without
-    background takes the mean over all pixels; where no view shows any, the latent of a white image.
+    An image's latents differ over its background, as the encoder sees the image's border and, through its
+    normalisation, the object. Planes cannot show this: it belongs to the image, not to the scene. A pixel that is white
+    in no view takes the mean over all pixels. Where no view shows background, every pixel takes a white image's latent.
     """
     white = shared.autoencoder.background(shared.settings.data.image_size, shared.device)
     sums = torch.zeros_like(shared.background)

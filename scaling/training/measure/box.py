@@ -1,6 +1,6 @@
-"""The cuboid that planes span: around the visual hulls of all train scenes of a store, measured while it is made.
+"""The cuboid that planes span: around the visual hulls of all train scenes of a store, measured when the store is made.
 
-Of a store that was made before, it is measured when stage 1 starts.
+For a store that was made without it, the cuboid is measured when stage 1 starts.
 """
 
 from __future__ import annotations
@@ -21,17 +21,20 @@ from scaling.training.measure.visual_hull import silhouettes, visual_hull
 from scaling.training.process_group import Workers
 
 SEARCHED = torch.tensor(WIDEST)
-CELLS = 64  # a side of what is searched
-IMAGE_SIZE = 128  # of the views that bounds are measured on
-MOST_MEASURED = 20_000  # scenes; embedded cars have no end
-MOST_VIEWS = 64  # training views that are asked: with few of them a hull has long tails where none looks
-SPECK = 0.01  # of the largest part of a hull: smaller ones are where too few views look
-LARGEST_HULL = 0.4  # of what is searched; a cube of side 1 fills 0.25, a scene without a white background all it shows
+CELLS = 64  # cells a side of the searched cube
+IMAGE_SIZE = 128  # pixels a side of the views that bounds are measured on
+MOST_MEASURED = 20_000  # scenes; there are 100,000 embedded cars
+MOST_VIEWS = 64  # training views that are used: with few views a hull has long tails where none of them looks
+SPECK = 0.01  # fraction of a hull's largest part: smaller parts are dropped, as too few views look there
+# Fraction of the searched cube; a cube of side 1 fills 0.25, a scene without a white background all that its views see.
+LARGEST_HULL = 0.4
 
 
 def scene_bounds(views: SceneViews) -> Tensor | None:
-    """Low and high corner [2, 3], world units, of a scene's visual hull. None where its views say nothing: they show no
-    object, or no white background (then nothing is carved)."""
+    """Low and high corner [2, 3], world units, of a scene's visual hull.
+
+    None where its views do not tell: they show no object, or no white background, so that nothing is carved.
+    """
     shown = silhouettes(views)
     hull = visual_hull(SEARCHED, CELLS, views, shown, margin=1.0, whole=False, most_views=MOST_VIEWS).view(
         CELLS, CELLS, CELLS
@@ -46,14 +49,16 @@ def scene_bounds(views: SceneViews) -> Tensor | None:
 
 
 def row_bounds(row: Mapping[str, Any]) -> Tensor | None:
-    """As `scene_bounds`, of a store's row; no more of its views are decoded than are asked. SceneError where they are
-    damaged."""
+    """As `scene_bounds`, of a store's row; only the views that are used are decoded.
+
+    Raises SceneError where they are damaged.
+    """
     tests = set(row["test_views"])
     train = [view for view in range(len(row["views"])) if view not in tests]
     chosen = [train[i] for i in torch.linspace(0, len(train) - 1, min(len(train), MOST_VIEWS)).round().long().tolist()]
     few = {
         **row,
-        "views": [row["views"][view] for view in (chosen[0], *chosen)],  # the first one as a test view: rows have one
+        "views": [row["views"][view] for view in (chosen[0], *chosen)],  # the first, twice: a row needs a test view
         "cam2world": np.reshape(row["cam2world"], (-1, 16))[[chosen[0], *chosen]].ravel(),
         "intrinsics": np.reshape(row["intrinsics"], (-1, 9))[[chosen[0], *chosen]].ravel(),
         "test_views": [0],
@@ -63,8 +68,11 @@ def row_bounds(row: Mapping[str, Any]) -> Tensor | None:
 
 
 def source_bounds(source: SceneSource, workers: Workers) -> Tensor | None:
-    """The cuboid around all scenes of a source: as the store says, else measured, by all workers together. [2, 3], None
-    where no scene says where it is, and of sources without an end. Every worker must call it."""
+    """The cuboid [2, 3] around all scenes of a source: as the store says, else measured by all workers together.
+
+    None where no scene's views tell where it is, or there are more than MOST_MEASURED scenes. Every worker must call
+    this function.
+    """
     known = source.bounds()
     if known is not None:
         return torch.tensor(known)
@@ -75,10 +83,13 @@ def source_bounds(source: SceneSource, workers: Workers) -> Tensor | None:
 
 
 def of_all_workers(bounds: Iterable[Tensor | None], workers: Workers) -> Tensor | None:
-    """The corners [2, 3] around those of all workers' scenes; None where no scene says where it is. Every worker must
-    call it."""
+    """The corners [2, 3] around the bounds of all workers' scenes; None where all bounds are None.
+
+    bounds: those of this worker's scenes. Every worker must call this function.
+    """
     known = [corners for corners in bounds if corners is not None]
     found = torch.stack(known) if known else None
+    # One minimum over the workers finds both corners: high corners travel with their sign changed.
     nowhere = torch.full((2, 3), torch.inf)
     low_high = nowhere if found is None else torch.stack([found[:, 0].amin(0), -found[:, 1].amax(0)])
     low_high = workers.smallest(low_high.to(workers.device)).cpu()
@@ -90,19 +101,22 @@ def _readable_bounds(source: SceneSource, ids: Sequence[str]) -> Iterator[Tensor
         try:
             yield row_bounds(next(iter(source.rows([scene_id]))))
         except (OSError, ValueError):
-            yield None  # stage 2 will say what is wrong with it
+            yield None  # stage 2 will report what is wrong with the scene
         watchdog.beat()
 
 
 def set_box(box: Box, bounds: Tensor | None, scenes: Sequence[SceneViews], latent_size: int, workers: Workers) -> None:
-    """Sets the corners of a `box` that is to be measured to the bounds [2, 3] and a latent pixel around them, as a
-    pixel shows what lies beside its centre, too; in place. bounds None: around the workers' own scenes. Any other box,
-    and all where nothing says where scenes are, stay as they are. Every worker must call it."""
+    """Set the corners of `box`, in place: the bounds [2, 3] and a margin of one latent pixel.
+
+    The margin is there because a pixel also shows what lies beside its centre. bounds None: measured on `scenes`, those
+    of this worker, by all workers together. The box stays as it is where it has a fixed side, or where no scene's views
+    tell where it is. Every worker must call this function.
+    """
     if box.side is not None:
         return
     if bounds is None:
         bounds = of_all_workers(map(scene_bounds, scenes), workers)
-    # How much of the world an image shows from side to side at the origin's distance.
+    # Width of the world that an image shows at the distance of the origin.
     widths = [views.cam2world[:, :3, 3].norm(dim=1) / views.intrinsics[:, 0, 0] for views in scenes]
     every = torch.cat([torch.zeros(0), *widths])
     total, count = workers.sum(torch.tensor([every.sum().item(), len(every)], device=workers.device)).tolist()

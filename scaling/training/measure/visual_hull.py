@@ -1,7 +1,7 @@
-"""Where a scene is, its own views say: its visual hull, the part of space that no silhouette carves away.
+"""The visual hull, which shows where a scene is: the part of space that no silhouette of its views carves away.
 
-What a view shows as background is empty all along its rays. A hull is found from coarse to fine: a cell whose whole
-surroundings are background in enough views needs no closer look.
+Where a view shows background, space is empty all along the rays. A hull is found from coarse to fine: a cell whose
+whole surroundings are background in one view needs no closer look.
 """
 
 from __future__ import annotations
@@ -16,22 +16,23 @@ from torch.nn.functional import pad
 
 from scaling.data.scene_views import SceneViews
 
-WHITE = 254  # of 255: what files that were compressed or resized still show
-LEVELS = (4, 2, 1)  # cells a side that are looked at together, coarse to fine
-MOST_VIEWS = 24  # evenly spread ones of a scene's training views; more carve hardly more
-FINEST = 128  # pixels a side that silhouettes are looked at with, or up to twice as many
-VIEWS_AT_ONCE = 8  # after so many views the cells that they carve are dropped
-# A view that alone carves more than this part of what all leave is not believed: its mask or pose is wrong. Of a dozen
-# good views none does a third of that; of few, each carves much alone.
-WRONG, WRONG_OF_FEW = 0.15, 2.0  # the latter over their number
+WHITE = 254  # of 255: the least value of white in files that were compressed or resized
+LEVELS = (4, 2, 1)  # cells a side that are tested together, coarse to fine
+MOST_VIEWS = 24  # of a scene's training views, evenly spread; more views carve hardly more
+FINEST = 128  # silhouettes are pooled to this many pixels a side, or up to twice as many
+VIEWS_AT_ONCE = 8  # after about so many views, the cells that they carve are dropped
+# A view that alone carves more than this fraction of what all views leave is not believed: its mask or pose is wrong.
+# None of a dozen good views carves a third of this fraction alone. Each of a few views carves much alone, so with V
+# views the fraction is at least WRONG_OF_FEW / V.
+WRONG, WRONG_OF_FEW = 0.15, 2.0
 IN_ONE_VIEW = ndimage.generate_binary_structure(3, 1) & np.array([0, 1, 0], bool)[:, None, None]
 
 
 def silhouettes(views: SceneViews) -> Tensor:
     """Pixels [V, H, W] (bool) of the training views that show an object.
 
-    Not so is what is transparent where the source says so (alpha), else what is white and connected to the image's
-    border through white: a white roof is surrounded by what is not, so it belongs to the object.
+    Background is what is transparent, where the source has alpha; else what is white and connected to the image's
+    border through white. So a white roof, which other colours surround, belongs to the object.
     """
     train = list(views.train_views)
     if views.alpha is not None:
@@ -41,7 +42,7 @@ def silhouettes(views: SceneViews) -> Tensor:
     border = np.concatenate([labels[:, 0], labels[:, -1], labels[:, :, 0], labels[:, :, -1]], axis=None)
     background = np.zeros(labels.max() + 1, bool)
     background[border] = True
-    background[0] = False  # what is not white
+    background[0] = False  # the label of pixels that are not white
     return torch.from_numpy(~background[labels])
 
 
@@ -57,10 +58,10 @@ def visual_hull(
 ) -> Tensor:
     """Cells [cells³] (bool, the last axis fastest) between the corners [2, 3] that the training views do not carve.
 
-    shown: their `silhouettes`, on the device to work on; margin: pixels around them that count, too. A cell stays where
-    at least half of the views see its middle and none of them shows background all over it (`whole`), or in its middle.
-    All stay where the views show no object at all. At most `most_views` of them are asked, evenly spread, and a view
-    that contradicts the others is not.
+    shown: their `silhouettes`, on the device to work on; margin: pixels around silhouettes that count as object too. A
+    cell stays where at least half of the views see its middle, and none of them shows background all over the cell
+    (`whole`) or at its middle (not `whole`). All cells stay where no view shows an object. At most `most_views` views
+    are used, evenly spread; a view that contradicts the others is not used.
     """
     everywhere = torch.ones(cells**3, dtype=torch.bool)
     if not shown.any():
@@ -73,9 +74,9 @@ def visual_hull(
         side = ((corners[1] - corners[0]) / (cells // coarse)).to(shown.device)
         points = _middles(candidates, cells // coarse, shown.device)
         in_world, reach = corners[0].to(shown.device) + (points + 0.5) * side, side.norm() / 2
-        # The pixels of a cell's middle and of those of its parts are rounded each for itself.
+        # One more pixel at coarse levels: a cell's middle and its parts' middles are rounded to pixels separately.
         looks = replace(looks, margin=margin + (coarse > 1))
-        if candidates is None:
+        if candidates is None:  # at the coarsest level, where it is cheap
             looks = looks[looks.believed(in_world, reach)]
         if coarse == LEVELS[-1] and not whole:
             reach = torch.zeros_like(reach)
@@ -86,7 +87,7 @@ def visual_hull(
 
 
 def _middles(candidates: Tensor | None, count: int, device: torch.device) -> Tensor:
-    """The eight parts of each cell [N, 3] that was kept one level before; at the first level all count³."""
+    """Indices of the cells to test, [N, 3]: the eight parts of each cell kept one level before; at first all count³."""
     if candidates is None:
         axis = torch.arange(count, device=device)
         return torch.cartesian_prod(axis, axis, axis)
@@ -95,7 +96,7 @@ def _middles(candidates: Tensor | None, count: int, device: torch.device) -> Ten
 
 
 def pooled(mask: Tensor, side: int) -> Tensor:
-    """Which squares of side × side pixels hold any of a mask [V, H, W] (bool); the last ones may be cut. [V, h, w]"""
+    """Which squares of side × side pixels touch a mask [V, H, W] (bool); the last ones may be cut. → [V, h, w]."""
     if side == 1:
         return mask
     height, width = mask.shape[1:]
@@ -104,11 +105,13 @@ def pooled(mask: Tensor, side: int) -> Tensor:
 
 
 def dilated(mask: Tensor, reach: int) -> Tensor:
-    """A mask [V, H, W] (bool) with all pixels within `reach` of it along each axis. Bytes are shifted and joined, which
-    is ten times faster on a CPU than to pool floats."""
+    """A mask [V, H, W] (bool) together with all pixels within `reach` of it along each axis.
+
+    Shifting and joining bytes is ten times faster on a CPU than pooling floats.
+    """
     for dim in (1, 2):
         left = reach
-        while left > 0:  # what is within n and what is within n beyond that
+        while left > 0:  # a mask that has grown by n may be shifted by up to n + 1 without gaps
             step = min(left, reach - left + 1)
             wide = mask.clone()
             size = mask.shape[dim] - step
@@ -121,9 +124,12 @@ def dilated(mask: Tensor, reach: int) -> Tensor:
 
 @dataclass(frozen=True)
 class _Looks:
-    """What V views say of points: cameras [V, 3, 4], world → fractions of the image, homogeneous; focal lengths [V] in
-    pixels; how far [V, h, w] each pixel is from the next that shows an object, along the farther axis; an image's size;
-    and how many pixels around silhouettes count, too."""
+    """What V views show at points.
+
+    cameras [V, 3, 4]: world → homogeneous fractions of the image; focal [V]: focal lengths in pixels; distance
+    [V, h, w]: pixels from here to the nearest pixel that shows an object, along the farther axis (chessboard distance);
+    size: an image's height and width; margin: pixels around silhouettes that count as object too.
+    """
 
     cameras: Tensor
     focal: Tensor
@@ -133,14 +139,14 @@ class _Looks:
 
     @classmethod
     def of(cls, cam2world: Tensor, intrinsics: Tensor, shown: Tensor, margin: float) -> _Looks:
-        """Views [V, 4, 4], [V, 3, 3] with their silhouettes [V, H, W]."""
+        """From cameras [V, 4, 4], intrinsics [V, 3, 3] and silhouettes [V, H, W]."""
         device, size = shown.device, tuple(shown.shape[1:])
         focal = (intrinsics[:, [0, 1], [0, 1]] * intrinsics.new_tensor(size[::-1])).amax(1)
         pool = max(1, min(size) // FINEST)
         none = (~pooled(shown, pool)).cpu().numpy()
         squares = np.stack([ndimage.distance_transform_cdt(view, "chessboard") for view in none])
         squares[none.all((1, 2))] = max(size)  # a view without an object
-        # From one square to the n-th beside it there are (n - 1) · pool pixels and one more.
+        # From a pixel to the square that is n squares away there are at least (n - 1) · pool + 1 pixels.
         distance = torch.from_numpy(np.where(squares, (squares - 1) * pool + 1, 0).astype(np.float32))
         cameras = intrinsics @ torch.linalg.inv(cam2world)[:, :3]
         return cls(cameras.to(device), focal.to(device), distance.to(device), size, margin)
@@ -150,12 +156,13 @@ class _Looks:
         return replace(self, cameras=cameras, focal=focal, distance=distance)
 
     def leave(self, points: Tensor, reach: Tensor) -> Tensor:
-        """Which points [N, 3] no view carves with all within `reach` of them, and at least half of them see. [N]"""
+        """Which points [N, 3] stay: at least half of the views see them, and none shows only background within `reach`
+        of them. → [N] (bool)."""
         num_views = len(self.cameras)
         alive = torch.arange(len(points), device=points.device)
         seen = torch.zeros(len(points), dtype=torch.int16, device=points.device)
         chunks = max(1, round(num_views / VIEWS_AT_ONCE))
-        for start in range(chunks):  # views far apart come together: neighbours carve the same cells
+        for start in range(chunks):  # a chunk has views far apart: neighbours carve the same cells
             some = self[torch.arange(start, num_views, chunks, device=points.device)]
             inside, empty = some.look(points[alive], reach)
             seen[alive] += inside.sum(0).to(torch.int16)
@@ -165,7 +172,7 @@ class _Looks:
         return keep
 
     def believed(self, points: Tensor, reach: Tensor) -> Tensor:
-        """Which views [V] agree with the others; all of them, where most do not."""
+        """Which views [V] agree with the others; all of them, where a quarter or more do not."""
         inside, empty = self.look(points, reach)
         often_seen = inside.sum(0) >= len(self.cameras) / 2
         carved = empty.sum(0)
@@ -174,7 +181,10 @@ class _Looks:
         return ~wrong if wrong.sum() < len(wrong) / 4 else torch.ones_like(wrong)
 
     def look(self, points: Tensor, reach: Tensor) -> tuple[Tensor, Tensor]:
-        """Whether the views see each of the points [N, 3], and show background all around it: both [V, N]."""
+        """Whether views see each of the points [N, 3], and whether they show only background within `reach` of it.
+
+        → both [V, N] (bool); the second is false where the first is.
+        """
         _, height, width = self.distance.shape
         projected = torch.einsum("vij,nj->vin", self.cameras[..., :3], points) + self.cameras[..., 3:]
         depth = projected[:, 2]
@@ -183,6 +193,6 @@ class _Looks:
         inside = (depth > 0) & (column >= 0) & (column < 1) & (row >= 0) & (row < 1)
         x, y = (column * width).long().clamp(0, width - 1), (row * height).long().clamp(0, height - 1)
         view = torch.arange(len(self.cameras), device=points.device)[:, None]
-        # Pixels that the cell takes around its middle; its nearest corner is nearer to the camera than that.
+        # Pixels that the cell takes around its middle; its nearest corner is nearer to the camera than its middle.
         around = self.focal[:, None] * reach / (depth - reach).clamp(min=reach) + self.margin
         return inside, inside & (self.distance.flatten()[(view * height + y) * width + x] > around)

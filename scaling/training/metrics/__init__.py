@@ -1,1 +1,1 @@
-"""How near a render is to the truth."""
+"""Metrics: how close a render is to the true image."""

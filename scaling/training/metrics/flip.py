@@ -1,10 +1,10 @@
-"""FLIP, the error that an eye sees when two images take each other's place on a screen (Andersson et al., 2020).
+"""FLIP: the error that an eye sees when two images alternate on a screen (Andersson et al., 2020).
 
 The colours of both images are blurred as an eye at a distance blurs them, and compared in a space in which equal
-distances look equal; where edges and points of one image are missing in the other, the colour error weighs more.
+distances look equal. Where edges and points of one image are missing in the other, the colour error weighs more.
 
-NVIDIA's program takes 45 ms of a CPU core for a view of 128² pixels, which must leave the GPU for it; this one takes a
-batch on the images' device. The tests hold the two against each other.
+NVIDIA's program takes 45 ms of a CPU core for a view of 128² pixels, and the view must leave the GPU for it. This one
+takes a batch on the images' device. The tests compare the two.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 PIXELS_PER_DEGREE = 0.7 * 3840 / 0.7 * math.pi / 180  # FLIP's own: at 0.7 m from a screen 0.7 m wide, of 3840 pixels
-CHUNK = 16  # images at a time: some twenty times their memory is needed
+CHUNK = 16  # images at a time: FLIP needs about twenty times their memory
 
 # Contrast sensitivity of the eye: a sum of Gaussians a √(π/b) exp(−π² r²/b) of the angle r in degrees, (a, b) each.
 SENSITIVITY = (
@@ -24,9 +24,9 @@ SENSITIVITY = (
     ((1.0, 0.0053),),  # red and green
     ((34.1, 0.04), (13.5, 0.025)),  # blue and yellow
 )
-FEATURE_WIDTH = 0.082  # degrees, of what is seen as an edge or a point
+FEATURE_WIDTH = 0.082  # degrees: the width of what an eye sees as an edge or a point
 COLOUR_EXPONENT, FEATURE_EXPONENT = 0.7, 0.5
-KNEE, KNEE_ERROR = 0.4, 0.95  # differences up to this part of the largest one take this part of [0, 1]
+KNEE, KNEE_ERROR = 0.4, 0.95  # differences up to KNEE times the largest one map to [0, KNEE_ERROR]
 
 RGB_TO_XYZ = (
     (0.4123865632529917, 0.3575914909206253, 0.18045049120356368),
@@ -36,13 +36,13 @@ RGB_TO_XYZ = (
 
 
 def flip(images: Tensor, truth: Tensor) -> Tensor:
-    """Mean FLIP error of each image in [0, 1]; 0: no difference is seen. [B, 3, H, W] twice, sRGB in [0, 1] → [B]."""
+    """Mean FLIP error of each image, in [0, 1]; 0: no visible difference. [B, 3, H, W] twice, sRGB in [0, 1] → [B]."""
     pairs = torch.stack([images, truth]).float().clamp(0, 1)
     return torch.cat([_errors(part).flatten(1).mean(1) for part in pairs.split(CHUNK, dim=1)])
 
 
 def _errors(pairs: Tensor) -> Tensor:
-    """Error maps [B, H, W] of pairs [2, B, 3, H, W]."""
+    """Error maps [B, H, W] of pairs of images [2, B, 3, H, W]."""
     opponent = _opponent(_xyz(_linear(pairs)))
     colours = _colour_error(opponent)
     features = _feature_error((opponent[:, :, 0] + 16) / 116)
@@ -53,7 +53,7 @@ def _errors(pairs: Tensor) -> Tensor:
 
 
 def _colour_error(opponent: Tensor) -> Tensor:
-    """Opponent colours [2, B, 3, H, W] → differences of colours as they are seen from afar, [B, H, W] in [0, 1]."""
+    """Opponent colours [2, B, 3, H, W] → colour differences as an eye at a distance sees them, [B, H, W] in [0, 1]."""
     seen = _hunt(_xyz(_rgb(_blurred(opponent)).clamp(0, 1)))
     extremes = torch.eye(3, device=opponent.device)[1:, None, :, None, None]  # green and blue differ most
     largest = _distance(_hunt(_xyz(extremes)))
@@ -69,24 +69,24 @@ def _linear(rgb: Tensor) -> Tensor:
 
 
 def _mixed(matrix: Tensor, colours: Tensor) -> Tensor:
-    """A 3 by 3 matrix on colours [..., 3, H, W]."""
+    """Multiply colours [..., 3, H, W] by a 3 × 3 matrix."""
     return (matrix.to(colours) @ colours.flatten(-2)).view_as(colours)
 
 
 def _xyz(rgb: Tensor) -> Tensor:
-    """Linear light → XYZ, as parts of white."""
+    """Linear light → XYZ, as fractions of white."""
     matrix = torch.tensor(RGB_TO_XYZ, dtype=torch.float64)
     return _mixed(matrix / matrix.sum(1, keepdim=True), rgb)
 
 
 def _opponent(xyz: Tensor) -> Tensor:
-    """Parts of white → YCxCz: light and dark, red and green, blue and yellow."""
+    """Fractions of white → YCxCz: light and dark, red and green, blue and yellow."""
     x, y, z = xyz.unbind(-3)
     return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], -3)
 
 
 def _rgb(opponent: Tensor) -> Tensor:
-    """The way back, to linear light."""
+    """YCxCz → linear light: the inverse of `_xyz` and `_opponent`."""
     light, red_green, blue_yellow = opponent.unbind(-3)
     y = (light + 16) / 116
     matrix = torch.tensor(RGB_TO_XYZ, dtype=torch.float64)
@@ -95,7 +95,7 @@ def _rgb(opponent: Tensor) -> Tensor:
 
 
 def _hunt(xyz: Tensor) -> Tensor:
-    """Parts of white → CIE L*a*b*, its colours weaker where it is dark (Hunt effect)."""
+    """Fractions of white → CIE L*a*b*, with colours weakened where it is dark (Hunt effect)."""
     bend = 6 / 29
     x, y, z = torch.where(xyz > bend**3, xyz.clamp(min=0) ** (1 / 3), xyz / (3 * bend**2) + 4 / 29).unbind(-3)
     light = 116 * y - 16
@@ -103,7 +103,10 @@ def _hunt(xyz: Tensor) -> Tensor:
 
 
 def _distance(lab: Tensor) -> Tensor:
-    """HyAB distance of pairs [2, B, 3, H, W], which holds for large differences too → [B, H, W]."""
+    """HyAB distance, which is valid for large differences too, to the power of COLOUR_EXPONENT.
+
+    Pairs [2, B, 3, H, W] → [B, H, W].
+    """
     light, red_green, blue_yellow = (lab[0] - lab[1]).unbind(-3)
     return (light.abs() + torch.hypot(red_green, blue_yellow)) ** COLOUR_EXPONENT
 
@@ -112,7 +115,7 @@ def _distance(lab: Tensor) -> Tensor:
 
 
 def _feature_error(light: Tensor) -> Tensor:
-    """Light [2, B, H, W] in [0, 1] → what of edges or points is in one image alone, [B, H, W] in [0, 1]."""
+    """Lightness [2, B, H, W] in [0, 1] → edges or points that only one image shows, [B, H, W] in [0, 1]."""
     strengths = []
     for kind in ("edge", "point"):
         across = _filtered(light, "smooth", kind)
@@ -123,10 +126,10 @@ def _feature_error(light: Tensor) -> Tensor:
 
 
 def _blurred(opponent: Tensor) -> Tensor:
-    """Each channel by its sensitivity, whose weights sum to 1."""
+    """Filter each channel by its contrast sensitivity; a filter's weights sum to 1."""
     channels = []
     for channel, gaussians in zip(opponent.unbind(-3), SENSITIVITY):
-        # A normalised Gaussian in two directions has the sum (√(b/π) · ppd)² before, up to a common factor.
+        # `_gaussian` divides taps by their sum; the sum's square, for two directions, goes back into the weight here.
         heights = [a * math.sqrt(math.pi / b) * _gaussian(b)[1] ** 2 for a, b in gaussians]
         parts = [height * _filtered(channel, b, b) for height, (_, b) in zip(heights, gaussians)]
         channels.append(sum(parts[1:], parts[0]) / sum(heights))
@@ -134,15 +137,17 @@ def _blurred(opponent: Tensor) -> Tensor:
 
 
 def _filtered(images: Tensor, down: str | float, across: str | float) -> Tensor:
-    """[..., H, W] by one filter along the columns and one along the rows; edges are continued."""
+    """Filter [..., H, W] along the columns (`down`) and the rows (`across`); padding repeats the border."""
     height, width = images.shape[-2:]
     return _band(down, height, images.device) @ images @ _band(across, width, images.device).T
 
 
 @functools.lru_cache(maxsize=64)
 def _band(kind: str | float, size: int, device: torch.device) -> Tensor:
-    """A filter of `size` values as a matrix [size, size]: float32 products are exact on every device, where
-    convolutions may be rounded to TF32."""
+    """A filter of `size` values as a matrix [size, size].
+
+    Matrix products in float32 are exact on every device, while convolutions may be rounded to TF32.
+    """
     taps = _gaussian(kind)[0] if isinstance(kind, float) else _feature_taps(kind)
     radius = len(taps) // 2
     matrix = torch.zeros(size, size, dtype=torch.float64)
@@ -153,7 +158,7 @@ def _band(kind: str | float, size: int, device: torch.device) -> Tensor:
 
 
 def _gaussian(b: float) -> tuple[Tensor, float]:
-    """Taps exp(−π² r²/b) as parts of their sum, and the sum. All reach as far as the widest of SENSITIVITY."""
+    """Taps exp(−π² r²/b) divided by their sum, and the sum. All reach as far as the widest of SENSITIVITY."""
     widest = max(b for gaussians in SENSITIVITY for _, b in gaussians)
     radius = math.ceil(3 * math.sqrt(widest / (2 * math.pi**2)) * PIXELS_PER_DEGREE)
     angles = torch.arange(-radius, radius + 1, dtype=torch.float64) / PIXELS_PER_DEGREE
@@ -162,8 +167,10 @@ def _gaussian(b: float) -> tuple[Tensor, float]:
 
 
 def _feature_taps(kind: str) -> Tensor:
-    """A Gaussian ("smooth"), its first derivative ("edge") or its second ("point"), by name. Positive taps sum to 1,
-    negative ones to −1."""
+    """Taps of a Gaussian ("smooth"), or of its first ("edge") or second ("point") derivative.
+
+    Positive taps sum to 1, negative ones to −1.
+    """
     deviation = 0.5 * FEATURE_WIDTH * PIXELS_PER_DEGREE
     radius = math.ceil(3 * deviation)
     x = torch.arange(-radius, radius + 1, dtype=torch.float64)

@@ -1,6 +1,6 @@
 """LPIPS (Zhang et al., 2018) over VGG16, built from a file of weights that the user names; nothing is downloaded.
 
-Two images are close where the features that a network for recognition has of them are close.
+Two images are close where a recognition network gives them similar features.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from scaling.storage.paths import AnyPath
 from scaling.storage.tensors import read_tensors
 
 NETWORK = "vgg"
-# Convolutions of 3 by 3 by their place among the layers of VGG16; the features after each group are compared.
+# The 3 × 3 convolutions, by their index among VGG16's layers; the features after each group are compared.
 GROUPS = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
 WIDTHS = (64, 128, 256, 512, 512)  # channels of each group
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # of images in [−1, 1], as the weights expect
@@ -23,8 +23,8 @@ CHUNK = 8  # views at a time
 
 
 class Lpips(nn.Module):
-    """The network; its parameters are named as in the package `lpips`: net.slice1.0.weight [64, 3, 3, 3] … for VGG16,
-    and lin0.model.1.weight [1, 64, 1, 1] … for what each channel counts. widths: channels of the five groups."""
+    """The network. Its parameters are named as in the package `lpips`: net.slice1.0.weight [64, 3, 3, 3] … for VGG16,
+    and lin0.model.1.weight [1, 64, 1, 1] … for the weights of channels. widths: channels of the five groups."""
 
     def __init__(self, widths: tuple[int, ...] = WIDTHS) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class Lpips(nn.Module):
             self.add_module(f"lin{number}", nn.ModuleDict({"model": weighing}))
 
     def forward(self, images: Tensor, truth: Tensor) -> Tensor:
-        """LPIPS of each image; 0: the same. [B, 3, H, W] twice, in [0, 1], at least 16 pixels a side → [B]."""
+        """LPIPS of each image; 0: equal. [B, 3, H, W] twice, in [0, 1], at least 16 pixels a side → [B]."""
         shift, scale = (torch.tensor(values).view(3, 1, 1).to(images) for values in (SHIFT, SCALE))
         features = (2 * torch.cat([images, truth]) - 1 - shift) / scale
         total = images.new_zeros(len(images))
@@ -57,13 +57,13 @@ class Lpips(nn.Module):
 
     @torch.no_grad()
     def mean(self, images: Tensor, truth: Tensor) -> float:
-        """Mean over a scene's views, [V, 3, H, W] twice on the network's device."""
+        """Mean LPIPS over a scene's views. [V, 3, H, W] twice, in [0, 1], on the network's device."""
         parts = [self(*pair) for pair in zip(images.split(CHUNK), truth.split(CHUNK))]
         return torch.cat(parts).mean().item()
 
 
 def read_lpips(path: AnyPath) -> tuple[Lpips, str]:
-    """The network of a safetensors file (README, "LPIPS"), and the file's SHA-256.
+    """The network with the weights of a safetensors file (see experiments/README.md), and the file's SHA-256.
 
     Raises ValueError naming the file and the first tensor that is missing, unexpected or of another type or shape.
     """
@@ -73,7 +73,7 @@ def read_lpips(path: AnyPath) -> tuple[Lpips, str]:
         tensors = read_tensors(path, network.state_dict())
     except ValueError as error:
         raise ValueError(
-            f"{path}: not weights of LPIPS over VGG16: {error}; the README's limits say how to convert them"
+            f"{path}: not weights of LPIPS over VGG16: {error}; experiments/README.md says how to convert them"
         ) from None
     network.load_state_dict(tensors, assign=True)
     return network.requires_grad_(False).eval(), hashlib.sha256(path.read_bytes()).hexdigest()
