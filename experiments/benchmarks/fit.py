@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -61,16 +60,6 @@ def make_job(store: str | None, train_scenes: Path | None, fit_scenes: Path | No
     return Job(store, train, fit, measured_bounds(spec), out)
 
 
-def cpu_model() -> str:
-    """The processor's name, as the operating system gives it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    found = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(found, platform.processor() or platform.machine())
-
-
 def plain(value: Any) -> Any:
     """Points and curves as plain values, for JSON."""
     return asdict(value)
@@ -90,6 +79,7 @@ def main() -> int:
         uncarved_differences,
     )
     from fit_parts.stage1 import train_all
+    from shared.stopwatch import cpu_model
 
     # Everything is checked before the first stage 1, which takes minutes.
     methods = list(dict.fromkeys(arguments.presets or METHODS))

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import sys
 from pathlib import Path
 
@@ -31,6 +30,7 @@ def main() -> int:
     import torch
     from fit_parts.frontier import as_triplanes, method_settings, methods_table, over, run_methods, scenes_table
     from fit_parts.stage1 import Job, train_all
+    from shared.stopwatch import cpu_model
 
     from scaling.data.embedded.scenes import embedded_ids
 
@@ -44,7 +44,7 @@ def main() -> int:
     )
     methods = {"default": default, "same_field_triplanes": as_triplanes(default)}
     job = Job(None, ids[:TRAIN], ids[TRAIN:], None, arguments.out)
-    figures = {"torch": torch.__version__, "cpu": platform.processor(), "image_size": size}
+    figures = {"torch": torch.__version__, "cpu": cpu_model(), "image_size": size}
     figures |= run_methods(methods, job, train_all(methods, job), {"same_field_triplanes": "default"})
     figures["gain_db"] = figures["default_psnr"] - figures["same_field_triplanes_psnr"]
     arguments.json.parent.mkdir(parents=True, exist_ok=True)

@@ -133,3 +133,10 @@ def test_fit_on_embedded_cars_halves_the_stage_1_of_both_methods(monkeypatch):
         for phase in phases.get(method, ()):
             whole, half = getattr(stored.stage1, phase), getattr(embedded.stage1, phase)
             assert half.num_epochs == whole.num_epochs > 0 and 2 * half.steps_per_epoch == whole.steps_per_epoch
+
+
+def test_every_row_of_the_variants_has_settings_that_hold(monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    variants = importlib.import_module("variants")
+    modes = {name: variants.row_settings(*row, None).stage2.mode for name, row in variants.ROWS.items()}
+    assert modes["paper"] == modes["default, cohort"] == "cohort" and modes["rgb_triplanes"] == "frozen"

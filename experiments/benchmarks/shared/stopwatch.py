@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import platform
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -44,6 +46,16 @@ def median_ms(action: Callable[[], Any], device: torch.device | str = "cpu", rep
     """The median of `repeats` calls of the action, in ms, after two calls that are not counted."""
     times = [seconds_of(action, device) for _ in range(repeats + 2)]
     return 1000 * median(times[2:])
+
+
+def cpu_model() -> str:
+    """The processor's name, as the operating system gives it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    found = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(found, platform.processor() or platform.machine())
 
 
 def table_text(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
