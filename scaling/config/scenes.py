@@ -32,8 +32,8 @@ class Representation(Section):
     plane_axes: list[PlaneAxes] = Field(default=["xy", "xz", "yz"], min_length=1, max_length=6)
     """World axes along the width and height of each plane."""
     box_side: AboveZero | None = None
-    """Side of the cube around the origin that the planes span, world units; null: the cuboid around all train scenes of
-    the store, measured from their views, which need a white background."""
+    """Side of the cube around the origin that the planes span, world units; null: the cuboid around all scenes
+    of the store, measured from their views, which need a white background."""
     combine: Literal["product", "sum"] = "product"
     """How a point's features f on the planes are combined; product: Π (1 + f) - 1; sum (published)."""
     field_width: Size = 64

@@ -28,13 +28,15 @@ class RenderOutput:
 def quadrature(
     depths: Tensor, raw_densities: Tensor, colours: Tensor, lengths: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Volume rendering by the mid-point rule: density and colour of an interval are the means of its two ends.
+    """Volume rendering of intervals between samples. On a CPU, a frozen fit runs the same formulas as compiled loops
+    (`cpu_kernels.composite_error`).
 
     depths [..., R, D], raw_densities [..., R, D], colours [..., R, D, C]; lengths [..., R, D − 1]: how much of each
     interval counts, where a part of it is known to be empty; None: all of it
     → colours [..., R, C] in [0, 1], depth [..., R], opacity [..., R], weights [..., R, D − 1].
-    density = softplus(mean raw − 1), α = 1 − exp(−density · length), weight = α Π (1 − α before it). The depth is the
-    weighted mean of the intervals' middles, kept between the ray's ends; an empty ray has its far end, and no gradient.
+    An interval's colour is the mean of its ends, its density softplus(mean raw − 1); α = 1 − exp(−density · length),
+    weight = α Π (1 − α before it). The depth is the weighted mean of the intervals' middles, kept between the first and
+    the last sample; an empty ray has the last sample's depth, and no gradient.
 
     >>> depths, raw, colours = torch.tensor([0.0, 1, 2]), torch.ones(3), torch.ones(3, 1)
     >>> quadrature(depths, raw, colours)[3]  # density = softplus(0) = ln 2: each unit of length stops half of the light

@@ -1,7 +1,8 @@
 """The shared model: stage 1 trains it once, and every scene of stage 2 uses it.
 
-It holds the autoencoder, the field, the base planes, the background and the statistics of stage 1's scenes. It is saved
-as safetensors and JSON, and named by the SHA-256 of its tensors.
+It holds the autoencoder, the field, the base planes, the box, the background and the statistics of stage 1's scenes;
+where there are any, the adapted decoder and the student, too. It is saved as safetensors and JSON, and named by the
+SHA-256 of its tensors.
 """
 
 from __future__ import annotations
@@ -51,7 +52,9 @@ class SharedModel(nn.Module):
                 f"data.image_size ({settings.data.image_size}) must be a multiple of {autoencoder.shrink}, "
                 "by which the autoencoder shrinks an image's side"
             )
-        self.decoder: nn.Module | None = None  # adapted to rendered latents by `adapt_decoder`
+        self.decoder: nn.Module | None = (
+            None  # of rendered latents; `adapt_decoder` copies one, phase `adapt` trains it
+        )
         self.student: Student | None = None  # added by `add_student`, distilled from the decoder that `decode` uses
         num_planes = len(shape.plane_axes)
         self.micro_shape = (num_planes, shape.micro_features, shape.resolution, shape.resolution)
@@ -67,7 +70,8 @@ class SharedModel(nn.Module):
         each_pixel = settings.rendering.background == "views" and autoencoder.has_encoder
         pixels = (self.latent_size**2,) if each_pixel else ()
         self.register_buffer("background", torch.ones(*pixels, autoencoder.latent_channels))
-        # Statistics of stage 1's scenes, filled at its end.
+        # Statistics of stage 1's scenes, filled at its end. Scenes of stage 2 start at coefs_mean; the report shows
+        # coefs_std.
         for name, size in (("coefs_mean", shape.num_base_planes), ("coefs_std", shape.num_base_planes)):
             self.register_buffer(name, torch.zeros(size))
         for name in ("micro_mean", "micro_std"):
@@ -130,8 +134,8 @@ class SharedModel(nn.Module):
     def background_of(self, num_rays: int, pixels: Tensor | None) -> Tensor:
         """Background colours in [0, 1] of rays through `pixels` [S, R] of a latent image.
 
-        pixels None: num_rays rays R of whole views, in order. → [C] where all pixels share one background, else
-        [S, R, C], for whole views [R, C].
+        pixels None: the num_rays = R rays are those of whole views, in order. → [C] where one background serves all
+        pixels; else [S, R, C] for `pixels`, [R, C] for whole views.
         """
         if self.background.dim() == 1:
             return self.background
@@ -199,7 +203,7 @@ class SharedModel(nn.Module):
         cells: Tensor | None = None,
     ) -> RenderOutput:
         """As `render`, from tri-planes [S, P, F_mic + F_mac, K, K] that are fused already or come from a generative
-        model. cells: those of the tri-planes (see `cells`); None: rays are sampled evenly."""
+        model. cells: those of the tri-planes (see `cells`); None (unlike in `render`): rays are sampled evenly."""
         background = self.background_of(rays.origins.shape[1], pixels)
         if cells is not None:
             chosen = samples_in(self.renderer.box, rays, cells, self.renderer.samples, uniforms)

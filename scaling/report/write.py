@@ -1,5 +1,8 @@
-"""A report of one run, or of several side by side: one self-contained HTML file, which needs no other file and no
-network."""
+"""A report of one run, or of several side by side: one HTML file, which needs no other file and no network.
+
+`figures` reads the runs, `sections` says what stands on the page, `tables`, `charts` and `pictures` make its parts, and
+`page.html.jinja` is the page.
+"""
 
 from __future__ import annotations
 

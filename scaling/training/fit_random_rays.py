@@ -1,11 +1,12 @@
 """A frozen fit on random rays (2a): every scene has an Adam of its own and, with `check_every`, its own early stopping.
 
-At the end of a fit the learning rate must fall, or its noise stays in the planes. So a scene trains at its full rate
-until it stops improving on two held-out training views. Then its rate falls to the lowest within `decay_steps`, and the
-scene leaves the batch. The training loss does not show when to stop, and the test views are never used for it.
+At the end of a fit the learning rate must fall, or its noise stays in the planes. Without `check_every` every scene
+takes all steps, and the rate falls by `lr_cosine_to`. With it, a scene moves at its full rate until it stops improving
+on two held-out training views. Then its rate falls to the lowest within `decay_steps`, and the scene leaves the batch.
+The training loss does not show when to stop, and the test views are never used for it.
 
-In its last steps a scene is rendered from planes rounded as they will be stored, so that the fit makes up for what
-rounding loses.
+From `rounded_from` of all steps on, scenes are rendered from planes rounded as they will be stored, so that the fit
+makes up for what rounding loses. A scene that stopped before that is rounded at the end alone.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ from scaling.training.training_scene import EncodedScene, TrainingScene
 
 HELD_OUT = 2  # training views of a scene that are held out for early stopping
 LEAST_VIEWS = 10  # with fewer, a scene holds none out: it trains on all of them, for all steps
-RAYS_LOOKED_AT = 512  # held-out rays at most, evenly spread: in RGB space a look would cost as much as the fit
+RAYS_LOOKED_AT = (
+    512  # held-out rays at most, evenly spread: where latents are pixels, all of them would cost as much as the fit
+)
 LEAST_GAIN = 0.02  # part of the error that a scene must have lost since its best look to go on
 LOOKS = frozenset(100 << power for power in range(10))  # before these steps, cells are filled from densities again
 SCALES_AGAIN = 200  # steps after which the scales of rounded planes are measured again
@@ -47,7 +50,8 @@ def fit_random_rays(
     ends = Ends(shared, phase, ready, total)
     table = RayTable(shared, ends.trained)
     step_of = (CpuStep if CpuStep.serves(shared, phase) else AutogradStep)(shared, phase, table)
-    # Compiled loops read a texel's features side by side in memory; the caller's planes get the result at the end.
+    # Compiled loops read a texel's features side by side in memory; the caller's planes get the result at the end, and
+    # its coefs are moved in place.
     moved = replace(params, micro_planes=texels_together(params.micro_planes.detach()), coefs=params.coefs.detach())
     optimiser = SceneOptimiser(moved, phase.lr, together=not ends.check_every)
     rounding = Rounding(moved, fit.settings.stage2.micro_dtype, round(phase.rounded_from * total))
@@ -55,7 +59,7 @@ def fit_random_rays(
     cells = Cells(shared, ready)
     draws = table.draws(fit.streams(name, ready), phase.rays_per_item or 0, total)
     for step, uniforms in enumerate(draws):
-        # While coefs stand still, `CpuStep` need not mix the base planes again.
+        # While coefs stand still, `CpuStep` need not mix the base planes again. Unless coefs are all that moves.
         if step == round(phase.coefs_until * total) and len(optimiser.moving) > 1:
             optimiser.moving.pop("coefs", None)
         rows = ends.moving
@@ -90,7 +94,7 @@ class AutogradStep:
 class Cells:
     """The cells of S scenes (see `SharedModel.cells`), filled from the scenes' densities again and again.
 
-    table [S, CELLS³]; None where rays are sampled evenly.
+    table [S, CELLS³]; None with rendering.sampled: cuboid.
     """
 
     def __init__(self, shared: SharedModel, ready: Sequence[TrainingScene]) -> None:
@@ -99,7 +103,7 @@ class Cells:
         self.table = torch.stack(grids) if grids else None
 
     def of(self, rows: Tensor) -> Tensor | None:
-        """The cells [N, CELLS³] of the scenes in `rows` [N]; None where rays are sampled evenly."""
+        """The cells [N, CELLS³] of the scenes in `rows` [N]; None without hulls."""
         return None if self.table is None else of_rows(self.table, rows)
 
     @torch.no_grad()

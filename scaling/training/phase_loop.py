@@ -3,14 +3,15 @@
 One Adam moves the shared model's parts, under data-parallel averaging. Each scene's micro planes and coefs are rows of
 a table, which a row-wise Adam moves on the worker that owns the scene.
 
-    start ─► enter(phase): readies the model, makes the optimisers ◄──────────────────────────┐
-                │        (of a checkpoint: loads their states, once)                          │
-                ▼                                                                             │
-    ┌──► epoch: fill cells from densities ─► steps: batch ─► PhaseStep ─► Adams ─► finite?    │
-    │           │                                                            └─ no ─► Diverged│
-    │           ▼                                                                             │
-    └── on_epoch(report): the caller saves a checkpoint ─► last epoch ─► next phase ──────────┘
-                                                                    └─► no phase is left: at_the_end
+    start ─► enter(phase): readies the model ─► optimisers are made ◄─────────────────┐
+                │        (of a checkpoint: their states are loaded, once)              │
+                ▼                                                                      │
+    ┌──► epoch: cells are filled from densities ─► steps: batch ─► PhaseStep ─► Adams  │
+    │           ▼                                                                      │
+    │    end of the epoch: are all numbers finite? ── no ──► Diverged is raised        │
+    │           ▼                                                                      │
+    └─── on_epoch(report): the caller saves a checkpoint ─► last epoch ─► next phase ──┘
+                                                                      └─► none is left: at_the_end
 """
 
 from __future__ import annotations

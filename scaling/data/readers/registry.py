@@ -3,22 +3,42 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from scaling.data.readers import nerfstudio, paper_release, srn
 from scaling.data.readers.zip_paths import is_folder, is_zip, list_folder
 from scaling.data.scene_id import check_scene_id
 from scaling.data.scene_views import SceneRef
 
-# Value of --layout → its readers; those of one value are tried in this order.
-LAYOUTS = {"transforms": (paper_release, nerfstudio), "srn": (srn,)}
-_READERS = {layout.LAYOUT: layout for layouts in LAYOUTS.values() for layout in layouts}
+
+class Reader(Protocol):
+    """What a module that reads a layout provides. It opens files by `zip_paths` alone, so that zips work, too.
+
+    LAYOUT: the reader's own name, which its SceneRefs carry; LOOKED_FOR: for the user, the files that tell the layout;
+    fits: whether a source has the layout; list_scenes: its scenes, nothing read but names; read_scene: a row made by
+    `scene_views.make_row`, with cam2world in OpenCV axes and intrinsics divided by the image size. read_scene raises
+    `ref.error(file, reason)`, a SceneError.
+    """
+
+    LAYOUT: str
+    LOOKED_FOR: str
+
+    def fits(self, source: Path, /) -> bool: ...
+
+    def list_scenes(self, source: Path, /) -> list[SceneRef]: ...
+
+    def read_scene(self, ref: SceneRef, /) -> dict[str, Any]: ...
+
+
+# Value of --layout (experiments/prepare.py lists them, too) → its readers; those of one value are tried in this order.
+LAYOUTS: dict[str, tuple[Reader, ...]] = {"transforms": (paper_release, nerfstudio), "srn": (srn,)}
+_READERS = {reader.LAYOUT: reader for readers in LAYOUTS.values() for reader in readers}
 
 
 def list_scenes(source: str | Path, layout: str = "auto", category: str | None = None) -> list[SceneRef]:
     """List the scenes of a folder or a .zip file, in the order of its map where it has one, else sorted by id.
 
-    layout: auto, srn or transforms; category: list only its scenes. Raises ValueError where the source does not exist
+    layout: auto, or a key of LAYOUTS; category: list only its scenes. Raises ValueError where the source does not exist
     or holds no scenes, where no layout fits or several do, or where there is no such category.
     """
     root = Path(source).absolute()  # scenes are read by workers, which run in other folders

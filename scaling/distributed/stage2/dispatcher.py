@@ -12,8 +12,8 @@ A piece is a batch, or what is left of one. It is settled when each of its scene
                                                ├─► < max_attempts deaths ───► waiting, as it is
                                                └─► max_attempts deaths ─────► settled: given up
 
-So a scene that kills its actor is soon alone. Every scene is fitted at least once. Commits are idempotent, so a scene
-is in the library once. A cohort is never divided.
+So a scene that kills its actor is soon alone. Every scene is tried at least once. Two attempts may both commit a scene;
+readers count the part with the smallest epoch and attempt. A cohort is never divided.
 """
 
 from __future__ import annotations
@@ -45,10 +45,11 @@ DRAIN_SECONDS = 20.0  # less than a spot machine or a pod gets to shut down
 class Dispatcher:
     """Runs batches on actors until every scene is settled.
 
-    make_actor: starts an actor with `ready()` and `fit(rows, attempt) -> Fitted`; dead ones are replaced; wanted: how
-    many actors the cluster can hold now; max_attempts: actors that a scene may kill, alone in its piece; deadline:
-    seconds that a ready actor may take for a batch (with cohorts: for an epoch) before it is killed; cohorts: given
-    where batches must not be divided; title: of the progress bar.
+    make_actor: starts an actor with `ready()` and `fit(rows, attempt) -> Fitted`; it is called again where one dies;
+    wanted: how many actors the cluster can hold now; max_attempts: actors that a scene may kill, alone in its piece;
+    deadline: seconds that a ready actor may take for a batch (with cohorts: for an epoch) before it is killed;
+    accounts: the ledger of the run; cohorts: how far cohorts have come; None: batches may be halved; title: of the
+    progress bar.
     """
 
     def __init__(
@@ -222,7 +223,9 @@ class Dispatcher:
         passing = isinstance(cause, RayError) or (isinstance(cause, OSError) and cause.errno not in ADVICE)
         if not passing or any(self.losses[i] >= MAX_LOSSES for i in (flight.piece.ids if flight.piece else [])):
             raise cause from error
-        self._gone(flight, cause, counts, own_doing=flight.piece is None)  # a start that fails again and again ends
+        self._gone(
+            flight, cause, counts, own_doing=flight.piece is None
+        )  # without a piece, it counts as a failed start
 
     def _kill_overdue(self, counts: Counts) -> None:
         """Kill actors that have held a batch for too long: a hung fit, a stopped process, a device that is gone."""
