@@ -89,8 +89,8 @@ def part_actions(shared: Any, scenes: Sequence[Any], settings: Settings) -> dict
     """The parts of one batch, in the order in which they are timed: name → (action to time, number of steps or views in
     it, action of one step or view, whose work is counted)."""
     from scaling.training.evaluate import render_views
+    from scaling.training.fit_context import FitContext
     from scaling.training.fit_frozen import run_phase, start_params
-    from scaling.training.frozen_fit import FrozenFit
     from scaling.training.training_scene import encode_scene, prepare_scene
 
     ready = [encode_scene(shared, prepare_scene(shared, views)) for views in scenes]
@@ -104,7 +104,7 @@ def part_actions(shared: Any, scenes: Sequence[Any], settings: Settings) -> dict
         if name == "latent":
             chosen = chosen.model_copy(update={"check_every": None})  # no early stopping: every scene takes all steps
         stage2 = settings.stage2.model_copy(update={name: chosen})
-        run_phase(FrozenFit(shared, settings.model_copy(update={"stage2": stage2})), name, ready, params)
+        run_phase(FitContext(shared, settings.model_copy(update={"stage2": stage2})), name, ready, params)
 
     def encode() -> None:
         for scene in ready:

@@ -84,7 +84,7 @@ def choose_ids(
     chosen = [scene_id for scene_id in ids if scene_id not in out][skip:]
     if not chosen:
         raise ValueError(
-            f"no scene is left of {source.name}: {len(ids)} were named, the shared model was trained on {len(out)}, "
+            f"no scene is left of {source.name}: of {len(ids)} scenes the shared model was trained on {len(out)}, and "
             f"{skip} are skipped"
         )
     return chosen[:count]

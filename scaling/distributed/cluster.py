@@ -150,7 +150,8 @@ def share(resources: Resources, wanted: int | None, reserve_cpu: bool) -> Share:
 
 
 def share_for_actors(resources: Resources, wanted: int | None, num_tasks: int) -> Share:
-    """Divide the cluster between `wanted` actors; by default one per GPU, or on CPUs one per core, at most num_tasks.
+    """Divide the cluster between `wanted` actors; by default one per GPU; on CPUs one per core, but at most
+    num_tasks.
 
     On CPUs an actor per core wastes less than threads do. Raises SettingsError as `share` does.
     """

@@ -57,7 +57,7 @@ def compact_after_job(ledger: Ledger) -> None:
 
 
 def forget_after_job(ledger: Ledger) -> None:
-    """Delete the parts that `compact_after_job` replaced; first wait until the short grace time is over."""
+    """Delete all parts that were replaced; first wait until the short grace time is over."""
     replaced = ledger.manifest.replaced.values()
     if replaced:
         age = datetime.now(UTC) - datetime.fromisoformat(max(replaced))
@@ -100,7 +100,7 @@ def _kind(part: Part) -> tuple[int, str, str]:
 
 
 def _join(ledger: Ledger, group: list[Part], seen: set[str]) -> None:
-    """Commit the scenes of several parts as one part. Where two parts hold a scene, the first row is taken: it counts.
+    """Commit the scenes of several parts as one part. Where two of the parts hold a scene, the first row is taken.
 
     seen: ids of the scenes that were joined before; this function adds to them.
     """

@@ -55,7 +55,7 @@ class PackedScene:
 
     micro_dtype: "float32" and "float16" hold the numbers themselves; "coded" holds whole numbers (see packed.py), to be
     multiplied by one scale per plane and channel, micro_scale [P · F_mic]. Rows of format 3 and before hold "int8" or
-    "int4" (two numbers in a byte) instead. hull: see `pack_hull`; None where rays are sampled evenly.
+    "int4" (two numbers in a byte) instead. hull: see `pack_hull`; None: the scene has no hull.
     """
 
     micro_planes: bytes

@@ -17,7 +17,8 @@ from scaling.cameras import Rays
 # 0.5 and 2.1, which the paper samples.
 WIDEST = ((-0.8, -0.8, -0.8), (0.8, 0.8, 0.8))
 CELLS = 40  # a side, whatever the cuboid's proportions
-OLD_CELLS, OLD_STEPS = 48, 64  # cells a side of `filled`, parts of `span`: as in shared models of formats 1 and 2
+OLD_CELLS, OLD_STEPS = 48, 64  # cells a side of `filled`, parts of `span`; only shared models of formats 1 and 2 have
+# cells that are not filled
 RAYS_AT_ONCE = 1 << 14  # rays that `span` looks up together: they bound its memory
 STEPS = 48  # equal parts of a ray's path through the cuboid, each about as long as a cell
 

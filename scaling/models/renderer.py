@@ -68,8 +68,8 @@ def composite(colours: Tensor, opacity: Tensor, background: Tensor) -> Tensor:
 class Renderer(nn.Module):
     """Renders planes to colours; it has no parameters.
 
-    near, far: fixed distances, world units; None: where a ray enters and leaves the box's filled cells. samples: strata
-    a ray; importance_samples: drawn from a first pass, 0: one pass only.
+    near, far: fixed distances, world units; None: where a ray enters and leaves the box (unused where samples are
+    `chosen`). samples: strata a ray; importance_samples: drawn from a first pass, 0: one pass only.
     """
 
     def __init__(

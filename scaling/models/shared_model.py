@@ -150,7 +150,7 @@ class SharedModel(nn.Module):
     @torch.no_grad()
     def cells(self, planes: Tensor, hull: Tensor | None) -> Tensor | None:
         """Values of the box's cells (see models/box.py), [S, CELLS³] uint8: 0 outside the hull, else 1 + the density at
-        the cell's centre, at most 255. None where rays are sampled evenly.
+        the cell's centre, at most 255. None with rendering.sampled: cuboid.
 
         planes: fused tri-planes [S, P, F_mic + F_mac, K, K]; hull: of each scene, [S, CELLS³]; None: the whole box.
         Raises ValueError where the hulls have another shape.

@@ -150,7 +150,9 @@ def _check_sizes(footer: dict[int, Any], num_bytes: int) -> None:
     if len(schema) > MAX_FIELDS:
         raise TableError(f"its schema has {len(schema)} fields; at most {MAX_FIELDS} are read")
     rows = [group[3] for group in groups]
-    if min(rows, default=0) < 0 or not sum(rows) == num_rows <= MAX_ROWS:
+    if min(rows, default=0) < 0 or sum(rows) != num_rows:
+        raise TableError(f"it says that it has {num_rows} rows, its row groups say {sum(rows)}")
+    if num_rows > MAX_ROWS:
         raise TableError(f"it says that it has {num_rows} rows; at most {MAX_ROWS} are read")
     columns = [chunk[3] for group in groups for chunk in group[1]]
     values = [column[5] for column in columns]

@@ -35,7 +35,9 @@ def make_batch(shared: SharedModel, phase: Phase, items: Sequence[Item]) -> Batc
         return RayBatch(**vars(_camera_rays(shared, items, picks, False)), latents=_latents(items, picks))
     windows = [_window(item, phase.crop, shared.latent_size) for item in items]
     side = windows[0].side
-    noise = _noise(shared, items, side) if phase.encodes_views else None  # drawn before the uniforms
+    noise = (
+        _noise(shared, items, side) if phase.encodes_views else None
+    )  # before the uniforms, as ever: a seed keeps its numbers
     picks = [window.pick(item, shared.latent_size) for item, window in zip(items, windows)]
     rays = _camera_rays(shared, items, picks, whole=side == shared.latent_size)
     if not (phase.loss.rgb or phase.loss.student or phase.encodes_views):

@@ -22,8 +22,8 @@ from scaling.models.shared_model import SharedModel
 from scaling.models.triplanes import SceneParams
 from scaling.training import watchdog
 from scaling.training.batches import Item, make_batch
+from scaling.training.fit_context import FitContext
 from scaling.training.fit_random_rays import fit_random_rays
-from scaling.training.frozen_fit import FrozenFit
 from scaling.training.losses import Batch, weighted
 from scaling.training.optim import check_ownership, lr_factor
 from scaling.training.random_streams import stream
@@ -60,7 +60,7 @@ def fit_scenes(
     packing refuses.
     Raises RuntimeError where a parameter of the shared model is trainable.
     """
-    fit = FrozenFit(shared, settings, on_step)
+    fit = FitContext(shared, settings, on_step)
     order = sorted(range(len(scenes)), key=lambda i: len(scenes[i].train_views))
     fitted: dict[int, FittedScene] = {}
     for _, group in groupby(order, key=lambda i: len(scenes[i].train_views)):
@@ -71,7 +71,7 @@ def fit_scenes(
     return [fitted[i] for i in range(len(scenes))]
 
 
-def _fit_group(fit: FrozenFit, scenes: Sequence[SceneViews]) -> tuple[SceneParams, list[str], float]:
+def _fit_group(fit: FitContext, scenes: Sequence[SceneViews]) -> tuple[SceneParams, list[str], float]:
     """→ the scenes' params, their warnings, and the seconds that all of them took together."""
     shared, settings = fit.shared, fit.settings
     check_ownership(shared, None)  # nothing of the shared model may move
@@ -91,7 +91,7 @@ def _fit_group(fit: FrozenFit, scenes: Sequence[SceneViews]) -> tuple[SceneParam
 
 
 def hulls_of(ready: Sequence[TrainingScene]) -> Tensor | None:
-    """Visual hulls of S scenes, [S, CELLS³]; None where rays are sampled evenly."""
+    """Visual hulls of S scenes, [S, CELLS³]; None with rendering.sampled: cuboid."""
     hulls = [scene.hull for scene in ready if scene.hull is not None]
     return torch.stack(hulls) if hulls else None
 
@@ -103,7 +103,7 @@ def start_params(shared: SharedModel, settings: Settings, scene_ids: Sequence[st
     return shared.start_params(len(scene_ids))
 
 
-def run_phase(fit: FrozenFit, name: str, ready: Sequence[EncodedScene], params: SceneParams) -> None:
+def run_phase(fit: FitContext, name: str, ready: Sequence[EncodedScene], params: SceneParams) -> None:
     """Move params (S scenes) in place through one phase, "latent" or "rgb"."""
     phase: Stage2Phase = getattr(fit.settings.stage2, name)
     if phase.rays_per_item:
@@ -113,9 +113,10 @@ def run_phase(fit: FrozenFit, name: str, ready: Sequence[EncodedScene], params: 
 
 
 def fit_views(
-    fit: FrozenFit, name: str, phase: Stage2Phase, ready: Sequence[TrainingScene], params: SceneParams
+    fit: FitContext, name: str, phase: Stage2Phase, ready: Sequence[TrainingScene], params: SceneParams
 ) -> None:
-    """Fit S scenes through a phase with one whole view of every scene a step; `params` move in place."""
+    """Fit S scenes through a phase with one view of every scene a step, or with `crop` a square of one; `params` move
+    in place."""
     shared = fit.shared
     decode = shared.student if phase.through == "student" else None  # None: the decoder
     optimiser = SceneOptimiser(params, phase.lr, together=True)
@@ -133,7 +134,7 @@ def fit_views(
 
 
 def _view_batches(
-    fit: FrozenFit, name: str, phase: Stage2Phase, ready: Sequence[TrainingScene], steps: int
+    fit: FitContext, name: str, phase: Stage2Phase, ready: Sequence[TrainingScene], steps: int
 ) -> Iterator[Batch]:
     """Yield a batch for each step. Each scene goes through its views in a random order of its own, again and again."""
     num_views, streams = ready[0].num_views, fit.streams(name, ready)

@@ -23,7 +23,7 @@ from scaling.models.rounding import LEVELS, best_scale, rounded
 from scaling.models.shared_model import SharedModel
 from scaling.models.triplanes import SceneParams, texels_together
 from scaling.training.cpu_step import CpuStep
-from scaling.training.frozen_fit import FrozenFit
+from scaling.training.fit_context import FitContext
 from scaling.training.losses import rendered, weighted
 from scaling.training.optim import lr_factor, lr_factors
 from scaling.training.random_ray_batches import RayTable
@@ -41,7 +41,7 @@ SCALES_AGAIN = 200  # steps after which the scales of rounded planes are measure
 
 
 def fit_random_rays(
-    fit: FrozenFit, name: str, phase: Stage2Phase, ready: Sequence[EncodedScene], params: SceneParams
+    fit: FitContext, name: str, phase: Stage2Phase, ready: Sequence[EncodedScene], params: SceneParams
 ) -> None:
     """Fit S scenes through a phase with rays_per_item; `params` move in place."""
     shared = fit.shared

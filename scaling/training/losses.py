@@ -17,11 +17,11 @@ from scaling.models.triplanes import SceneParams, fuse_planes, total_variation
 
 @dataclass(frozen=True)
 class CameraRays:
-    """What is rendered of B scenes: R rays of each.
+    """What is rendered of B items: R rays of each item's scene. Several items may show one scene.
 
     rays [B, R]; uniforms [B, R, U] in [0, 1), which place the rays' samples, None: in the middle of each stratum;
     pixels [B, R]: the pixels of a latent image that the rays go through, None: all h · w of whole views, in order;
-    cells [B, CELLS³] of the scenes (see `SharedModel.cells`), None where rays are sampled evenly.
+    cells [B, CELLS³] of the items' scenes (see `SharedModel.cells`), None with rendering.sampled: cuboid.
     """
 
     rays: Rays
@@ -124,7 +124,7 @@ def variation(shared: SharedModel, params: SceneParams) -> Tensor:
 
 
 def weighted(losses: dict[str, Tensor], weights: LossWeights, kl_weight: float = 0.0) -> Tensor:
-    """Weighted sum of the items' losses, [B]."""
+    """For each item, the weighted sum of its losses, [B]."""
     factors = {**weights.model_dump(), "kl": kl_weight}
     terms = [factors[name] * loss for name, loss in losses.items() if factors[name]]
     return torch.stack(terms).sum(0)

@@ -215,7 +215,7 @@ class Phases:
                 scene.cells = None if found is None else found[0]
 
     def _one_pass(self, items_per_step: int) -> int:
-        """Steps with as many items as all workers have training views; the last step is filled up with views again."""
+        """The number of steps that take as many items as all workers have training views; the last one may repeat some."""
         views = float(sum(scene.num_views for scene in self.scenes if scene.scene_id not in self.dropped))
         total = self.workers.sum(torch.tensor(views, device=self.shared.device)).item()
         return math.ceil(total / items_per_step)
@@ -263,7 +263,8 @@ class Phases:
         """Raise Diverged where a loss, a scene's gradients or a shared parameter is not finite.
 
         The scenes of the first such step are to blame; those of later steps may have caught it through the shared
-        model. No scene is to blame where all scenes of that step's batch diverged at once: then the shared model did.
+        model. No scene is to blame where all scenes of this worker's part of that batch diverged at once: then the
+        shared model did.
         """
         worst = first_bad.min() if len(first_bad) else first_bad.new_tensor(NEVER)
         earliest = int(self.workers.smallest(worst))

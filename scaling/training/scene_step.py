@@ -1,4 +1,4 @@
-"""One step of the scenes' own parameters, which every fit takes: values → losses and gradients → row-wise Adam."""
+"""One step of the scenes' own parameters, as stage 1 and every fit take it: values → losses and gradients → Adam."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from scaling.training.losses import Batch, item_losses, variation, weighted
 from scaling.training.optim import RowAdam
 
 Told = TypeVar("Told")
-# Params of N scenes, and the names of those that move → what is reported of the losses, and a gradient for each name. A
-# name is left out where the loss does not depend on it.
+# Params of N scenes, and the names of the params that move → what is reported of the losses, and a gradient for each
+# name. A name is left out where the loss does not depend on it.
 Gradients = Callable[[SceneParams, Sequence[str]], tuple[Told, dict[str, Tensor]]]
 
 

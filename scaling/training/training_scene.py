@@ -37,8 +37,9 @@ class TrainingScene:
 
     images: uint8 [V, 3, H, W], a quarter of the memory of floats; cam2world [V, 4, 4]; intrinsics [V, 3, 3]; drawn:
     indices of the latent pixels, among the views' V · h · w, that random rays go through, several times at edges; hull
-    [CELLS³]: see `visual_hull`, None where rays are sampled evenly; cells [CELLS³]: see `SharedModel.cells`, at first 1
-    in the hull; cached [V, C, h, w]: latents that the present encoder has made before; warning: see `where_it_is_not`.
+    [CELLS³]: see `visual_hull`, None with rendering.sampled: cuboid; cells [CELLS³]: see `SharedModel.cells`, at first
+    1 in the hull; cached [V, C, h, w]: latents that the present encoder has made before; warning: see
+    `where_it_is_not`.
     """
 
     scene_id: str

@@ -11,9 +11,9 @@ from scaling.config import Rates, Stage2Phase, make_settings, merge
 from scaling.data.embedded.scenes import embedded_ids, embedded_scene
 from scaling.models.shared_model import SharedModel
 from scaling.models.triplanes import SceneParams
+from scaling.training.fit_context import FitContext
 from scaling.training.fit_frozen import run_phase
 from scaling.training.fit_random_rays import HELD_OUT, LEAST_VIEWS, RAYS_LOOKED_AT, Cells, Ends, _split
-from scaling.training.frozen_fit import FrozenFit
 from scaling.training.training_scene import EncodedScene, encode_scene, prepare_scene
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -52,7 +52,7 @@ def fitted(shared: SharedModel, scenes: list[EncodedScene], of: Stage2Phase) -> 
     settings = shared.settings.model_copy(
         update={"stage2": shared.settings.stage2.model_copy(update={"latent": of, "micro_dtype": "float32"})}
     )
-    run_phase(FrozenFit(shared, settings, lambda name, step, loss: losses.append(loss)), "latent", scenes, params)
+    run_phase(FitContext(shared, settings, lambda name, step, loss: losses.append(loss)), "latent", scenes, params)
     return params, losses
 
 

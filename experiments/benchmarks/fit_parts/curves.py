@@ -14,8 +14,8 @@ from scaling.data.scene_views import SceneViews
 from scaling.models.shared_model import SharedModel
 from scaling.models.triplanes import SceneParams
 from scaling.training.fit_cohort import Cohort
+from scaling.training.fit_context import FitContext
 from scaling.training.fit_frozen import hulls_of, run_phase, start_params
-from scaling.training.frozen_fit import FrozenFit
 from scaling.training.phase_loop import EpochReport
 from scaling.training.training_scene import EncodedScene, encode_scene, prepare_scene
 
@@ -73,7 +73,7 @@ def our_2a(
         taken = step + 1
         every(POINTS, measure)(name, step, loss)
 
-    run_phase(FrozenFit(shared, settings, count), "latent", ready, params)
+    run_phase(FitContext(shared, settings, count), "latent", ready, params)
     measure(taken)  # early stopping may end 2a between two measurements
     return curve, params, ready, encoding
 
@@ -127,7 +127,7 @@ def our_2b(
 
     steps = [epoch * ready[0].num_views for epoch in range(1, phase.num_epochs + 1)]
     if steps:
-        run_phase(FrozenFit(shared, settings, every(steps, measure)), "rgb", ready, params)
+        run_phase(FitContext(shared, settings, every(steps, measure)), "rgb", ready, params)
     return curve
 
 

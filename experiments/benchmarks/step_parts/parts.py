@@ -17,9 +17,9 @@ from scaling.models.sampling import samples_in
 from scaling.models.shared_model import SharedModel
 from scaling.models.triplanes import SceneParams, fuse_planes, point_features
 from scaling.training.batches import Item, make_batch
+from scaling.training.fit_context import FitContext
 from scaling.training.fit_frozen import run_phase
 from scaling.training.fit_random_rays import Cells
-from scaling.training.frozen_fit import FrozenFit
 from scaling.training.losses import RayBatch, ViewBatch, item_losses, per_item, pixel_error, rendered, weighted
 from scaling.training.random_ray_batches import RayTable
 from scaling.training.random_streams import stream
@@ -116,7 +116,7 @@ def whole_step(shared: SharedModel, name: str, phase: Stage2Phase, ready: Sequen
     def run(count: int) -> None:
         once = phase.model_copy(update={"num_epochs": 1, "steps_per_epoch": count})
         stage2 = shared.settings.stage2.model_copy(update={name: once, "micro_dtype": "float32"})
-        fit = FrozenFit(shared, shared.settings.model_copy(update={"stage2": stage2}))
+        fit = FitContext(shared, shared.settings.model_copy(update={"stage2": stage2}))
         run_phase(fit, name, ready, shared.start_params(len(ready)))
 
     run(1)

@@ -164,7 +164,7 @@ class Dispatcher:
         )
 
     def _wait(self, batches: Iterator[pa.Table], counts: Counts, give_more: bool) -> bool:
-        """Take the calls that come back within TICK_SECONDS. → whether the counts changed."""
+        """Take a call that comes back within TICK_SECONDS. → whether the counts changed."""
         if not self.in_flight:
             time.sleep(TICK_SECONDS / 4)
             return False

@@ -16,7 +16,7 @@ from scaling.training.training_scene import TrainingScene
 
 
 @dataclass(frozen=True)
-class FrozenFit:
+class FitContext:
     """Context of a frozen fit.
 
     on_step(phase, step, mean loss of the scenes that still move) is called after every step.
