@@ -215,7 +215,7 @@ class Phases:
                 scene.cells = None if found is None else found[0]
 
     def _one_pass(self, items_per_step: int) -> int:
-        """The number of steps that take as many items as all workers have training views; the last one may repeat some."""
+        """The number of steps that take as many items as all workers have training views; the last may repeat some."""
         views = float(sum(scene.num_views for scene in self.scenes if scene.scene_id not in self.dropped))
         total = self.workers.sum(torch.tensor(views, device=self.shared.device)).item()
         return math.ceil(total / items_per_step)

@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 DRIVER = shutil.which("chromedriver")
 pytestmark = [
+    pytest.mark.browser,
     pytest.mark.usefixtures("one_thread"),
     pytest.mark.skipif(CHROMIUM is None or DRIVER is None, reason="needs chromium: apt-get install chromium-driver"),
 ]
