@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -78,12 +81,24 @@ def train_stage1(settings: Settings, job: Job) -> None:
     train(settings, job.spec(settings), job.train, stage1_folder(settings, job), bounds)
 
 
+def end_with_parent(parent: int) -> None:
+    """End this process when its parent is gone: a killed benchmark leaves no stage 1 behind that trains on."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(2)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def train_all(settings: dict[str, Settings], job: Job) -> dict[str, Path]:
     """Train stage 1 of each method where it is missing, two at a time: only CPU time is compared. → method → folder."""
     folders = {method: stage1_folder(each, job) for method, each in settings.items()}
     missing = {folders[m]: each for m, each in settings.items() if not (folders[m] / "seconds.json").is_file()}
     if missing:  # several methods may share a folder
-        with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        context = get_context("spawn")
+        with ProcessPoolExecutor(2, context, initializer=end_with_parent, initargs=(os.getpid(),)) as pool:
             list(pool.map(partial(train_stage1, job=job), missing.values()))
     return folders
 
