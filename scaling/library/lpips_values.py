@@ -80,7 +80,7 @@ def measure_lpips(run: RunFolder, weights: AnyPath, store: str | None = None) ->
     models, truth = StoredModels(run, device), TrueViews(run, store)
     # Measuring takes long: an interrupted call keeps the values that it has, and the next call goes on from them.
     try:
-        for row in tqdm(run.library.rows(missing), "LPIPS", len(missing), unit=" scenes", disable=None):
+        for row in tqdm(run.library.scenes(missing), "LPIPS", len(missing), unit=" scenes", disable=None):
             value = _measured(row, models, truth, network.mean)
             if value is not None:
                 found.values[_fit(row)] = value

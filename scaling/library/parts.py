@@ -26,7 +26,6 @@ from scaling.storage.parquet import TableError, open_table, read_columns, table_
 from scaling.storage.paths import AnyPath, file_of
 
 _NAME = re.compile(r"part-(?:(\d{6})-(\d{4})-)?[0-9a-f]{20}\.parquet")
-NAME = r"^part-(\d{6}-\d{4}-)?[0-9a-f]{20}\.parquet$"
 NULLABLE = ("cohort", "hull", *METRICS)
 # Columns that older formats lack, and the format version that added them.
 ADDED = {
@@ -46,7 +45,7 @@ class Part(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str = Field(pattern=NAME)
+    name: str = Field(pattern=rf"^{_NAME.pattern}$")
     sha256: str
     num_bytes: int = Field(ge=0)
     stage: Literal[1, 2]

@@ -105,10 +105,6 @@ class Library:
         """Yield the whole rows of all scenes, or of those of `ids` that exist, with a few in memory at a time."""
         yield from self._find(self.ids() if ids is None else ids)
 
-    def rows(self, ids: Collection[str]) -> Iterator[dict[str, Any]]:
-        """Yield the whole rows of these scenes, in the library's order; ids that it does not hold are left out."""
-        yield from self._find(ids)
-
     def _find(self, ids: Collection[str], tries: int = TRIES) -> Iterator[dict[str, Any]]:
         wanted = set(ids)
         snapshot = self.snapshot()

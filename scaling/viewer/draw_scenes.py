@@ -227,7 +227,7 @@ class ViewedRun:
         Ids that the library does not hold are left out.
         """
         # A cohort's scenes come together, because only one cohort's model is kept in memory.
-        rows = sorted(self.run.library.rows(ids), key=lambda row: (row["shared"], row["cohort"] or ""))
+        rows = sorted(self.run.library.scenes(ids), key=lambda row: (row["shared"], row["cohort"] or ""))
         made = {}
         for row in rows:
             shared, params = self.models.scene(row)
