@@ -109,6 +109,9 @@ class ObjectPath:
         with self.open_input() as stream:
             return stream.read()
 
+    def read_text(self, encoding: str = "utf-8") -> str:
+        return self.read_bytes().decode(encoding)
+
     def write_bytes(self, data: bytes) -> int:
         """Write the object in one put; readers see the old object or the new one."""
         with self.filesystem.open_output_stream(self.path) as out:
