@@ -48,6 +48,7 @@ class EncodeJob:
     shared: str
     spec: tuple[str | None, int, int, str | None]
     threads: int
+    stall_seconds: float
 
 
 @dataclass
@@ -69,13 +70,15 @@ class Encoder:
     def ready(self) -> None:
         """Read the shared model. This is not in the constructor, as Ray hides what a constructor raises. Raises
         SharedModelError where the model is damaged."""
-        self.shared, shared_hash = load_shared(to_path(self.job.shared), self.device)
-        self.source = SourceSpec(*self.job.spec).open()
-        self.cache = LatentCache(SceneStore(str(self.job.spec[0])), shared_hash)
+        spec = SourceSpec(*self.job.spec)
+        with watchdog.Watchdog(self.job.stall_seconds):  # a start that hangs ends itself: no deadline holds before
+            self.shared, shared_hash = load_shared(to_path(self.job.shared), self.device)
+            self.source = spec.open()
+            self.cache = LatentCache(SceneStore(str(spec.store)), shared_hash)
 
     def encode(self, number: int) -> Encoded:
         """Encode and write a part of the cache. Raises OSError naming the file where it cannot be written."""
-        with watchdog.Watchdog(self.shared.settings.stage2.stall_seconds):
+        with watchdog.Watchdog(self.job.stall_seconds):
             rows, done = [], Encoded()
             for scene_id, views in _decoded(read_rows(self.source, self.cache.ids(number)), self.job.spec[1]):
                 try:
@@ -145,7 +148,8 @@ def cache_latents(store: str, shared_folder: AnyPath, resources: Resources) -> E
     hash, ValueError where no scene could be read, OSError where a part cannot be written, RuntimeError where actors
     died too often. Parts that were written are kept.
     """
-    spec = SourceSpec.of(store, check_encodes(shared_folder).data)
+    settings = check_encodes(shared_folder)
+    spec = SourceSpec.of(store, settings.data)
     cache = LatentCache(SceneStore(str(spec.store)), read_hash(shared_folder))
     complete = cache.num_scenes()
     if complete is not None:
@@ -155,12 +159,12 @@ def cache_latents(store: str, shared_folder: AnyPath, resources: Resources) -> E
     cache.begin()
     whole = cache.whole_parts()
     parts = {number: cache.ids(number) for number in range(cache.num_parts) if number not in whole}
-    total, settings = Encoded(sum(whole.values())), read_config(shared_folder)
+    total = Encoded(sum(whole.values()))
     each = share_for_actors(resources, None, len(parts))
     actor = ray.remote(Encoder).options(
         num_cpus=each.cpus, num_gpus=each.gpus, scheduling_strategy="SPREAD", max_restarts=0, max_task_retries=0
     )
-    job = EncodeJob(uri_of(shared_folder), astuple(spec), each.threads)
+    job = EncodeJob(uri_of(shared_folder), astuple(spec), each.threads, settings.stage2.stall_seconds)
     # The dispatcher halves a batch whose actor died; a part must stay whole, so it is passed off as a cohort.
     dispatcher = Dispatcher(
         make_actor=lambda: actor.remote(job),

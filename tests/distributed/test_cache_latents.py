@@ -65,7 +65,7 @@ def made(tiny_settings, tiny_scenes, tmp_path_factory) -> Path:
 
 def encode(folder: Path, spec: SourceSpec) -> None:
     """What the actors and their driver do, in this process."""
-    encoder = Encoder(EncodeJob(str(folder / "shared"), astuple(spec), 1))
+    encoder = Encoder(EncodeJob(str(folder / "shared"), astuple(spec), 1, 600.0))
     encoder.ready()
     first, second = encoder.encode(0), encoder.encode(1)
     assert (first.num_scenes, second.num_scenes) == (15, 2)
