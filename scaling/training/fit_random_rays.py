@@ -32,11 +32,9 @@ from scaling.training.training_scene import EncodedScene, TrainingScene
 
 HELD_OUT = 2  # training views of a scene that are held out for early stopping
 LEAST_VIEWS = 10  # with fewer, a scene holds none out: it trains on all of them, for all steps
-RAYS_LOOKED_AT = (
-    512  # held-out rays at most, evenly spread: where latents are pixels, all of them would cost as much as the fit
-)
-LEAST_GAIN = 0.02  # part of the error that a scene must have lost since its best look to go on
-LOOKS = frozenset(100 << power for power in range(10))  # before these steps, cells are filled from densities again
+RAYS_CHECKED = 512  # held-out rays at most, evenly spread: all rays of pixels would cost as much as the fit
+LEAST_GAIN = 0.02  # part of the error that a scene must have lost since its best check to go on
+REFRESHED_BEFORE = frozenset(100 << power for power in range(10))  # steps before which cells are filled again
 SCALES_AGAIN = 200  # steps after which the scales of rounded planes are measured again
 
 
@@ -52,23 +50,24 @@ def fit_random_rays(
     step_of = (CpuStep if CpuStep.serves(shared, phase) else AutogradStep)(shared, phase, table)
     # Compiled loops read a texel's features side by side in memory; the caller's planes get the result at the end, and
     # its coefs are moved in place.
-    moved = replace(params, micro_planes=texels_together(params.micro_planes.detach()), coefs=params.coefs.detach())
+    micro = texels_together(params.micro_planes.detach())
+    moved = replace(params, micro_planes=micro, coefs=params.coefs.detach())
     optimiser = SceneOptimiser(moved, phase.lr, together=not ends.check_every)
     rounding = Rounding(moved, fit.settings.stage2.micro_dtype, round(phase.rounded_from * total))
-    rounds = "micro_planes" in optimiser.moving
+    rounds = "micro_planes" in optimiser.adams
     cells = Cells(shared, ready)
     draws = table.draws(fit.streams(name, ready), phase.rays_per_item or 0, total)
     for step, uniforms in enumerate(draws):
         # While coefs stand still, `CpuStep` need not mix the base planes again. Unless coefs are all that moves.
-        if step == round(phase.coefs_until * total) and len(optimiser.moving) > 1:
-            optimiser.moving.pop("coefs", None)
+        if step == round(phase.coefs_until * total) and len(optimiser.adams) > 1:
+            optimiser.adams.pop("coefs", None)
         rows = ends.moving
-        cells.look(moved, rows, step)
+        cells.refresh(moved, rows, step)
         gradients_of = partial(step_of, rows=rows, uniforms=of_rows(uniforms, rows), cells=cells.of(rows))
         seen_as = partial(rounding.apply, rows=rows, step=step) if rounds else None
         losses, _ = optimiser.step(rows, gradients_of, ends.factors(phase, step // epoch_steps, step), seen_as)
         fit.stepped(name, step, losses)
-        ends.look(moved, cells, step + 1)
+        ends.check(moved, cells, step + 1)
         if not len(ends.moving):
             break
     rounding.finish()
@@ -107,9 +106,9 @@ class Cells:
         return None if self.table is None else of_rows(self.table, rows)
 
     @torch.no_grad()
-    def look(self, params: SceneParams, rows: Tensor, step: int) -> None:
-        """Fill the cells of the scenes in `rows` [N] from the scenes as they are, if `step` is one of LOOKS."""
-        if self.table is not None and step in LOOKS:
+    def refresh(self, params: SceneParams, rows: Tensor, step: int) -> None:
+        """Before `step`, where it is one of REFRESHED_BEFORE: fill the cells of the scenes in `rows` [N] anew."""
+        if self.table is not None and step in REFRESHED_BEFORE:
             found = self.shared.cells_of(replace(params[rows], hull=self.table[rows] > 0))
             self.table[rows] = self.table[rows] if found is None else found
 
@@ -166,7 +165,7 @@ class Ends:
         fallen = (step - self.falls_there[self.moving]).clamp(min=0)
         return lr_factors(phase, epoch, fallen / self.decay_steps)
 
-    def look(self, params: SceneParams, cells: Cells, step: int) -> None:
+    def check(self, params: SceneParams, cells: Cells, step: int) -> None:
         """After `step` steps: check the held-out rays when it is time, and drop scenes whose rates have fallen."""
         if not self.check_every:
             return
@@ -184,9 +183,8 @@ class Ends:
             return
         rows = torch.tensor(at_full_rate, device=self.moving.device)
         batch = self.held_out.every_ray(rows, cells.of(rows))
-        errors = (rendered(self.shared, batch, params[rows]) - batch.latents).square().mean(-1) * self.held_out.real(
-            rows
-        )
+        errors = (rendered(self.shared, batch, params[rows]) - batch.latents).square().mean(-1)
+        errors = errors * self.held_out.real(rows)
         error = errors.sum(1) / self.held_out.counts[rows, 0]  # NaN, so never stopped, without held-out rays
         stands = error > self.best[rows] * (1 - LEAST_GAIN)
         self.best[rows] = error.minimum(self.best[rows])
@@ -195,7 +193,7 @@ class Ends:
 
 
 def _split(scene: EncodedScene, rays_per_view: int) -> tuple[EncodedScene, EncodedScene]:
-    """The scene without the rays of its held-out views, and the scene with at most RAYS_LOOKED_AT of those rays alone.
+    """The scene without the rays of its held-out views, and the scene with at most RAYS_CHECKED of those rays alone.
 
     No view is held out where too little would be left to train on.
     """
@@ -204,5 +202,5 @@ def _split(scene: EncodedScene, rays_per_view: int) -> tuple[EncodedScene, Encod
     if scene.num_views < LEAST_VIEWS or 2 * of_held.sum() > len(scene.drawn):
         of_held[:] = False
     looked_at = scene.drawn[of_held].unique()
-    spread = torch.linspace(0, len(looked_at) - 1, min(len(looked_at), RAYS_LOOKED_AT)).round().long()
+    spread = torch.linspace(0, len(looked_at) - 1, min(len(looked_at), RAYS_CHECKED)).round().long()
     return replace(scene, drawn=scene.drawn[~of_held]), replace(scene, drawn=looked_at[spread.to(looked_at.device)])

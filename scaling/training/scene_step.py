@@ -28,7 +28,7 @@ class SceneOptimiser:
 
     def __init__(self, table: SceneParams, rates: Rates, dense: bool = False, together: bool = False) -> None:
         self.table, self.rates = table, rates
-        self.moving = {
+        self.adams = {
             name: RowAdam(values, dense, together)
             for name, values in (("micro_planes", table.micro_planes), ("coefs", table.coefs))
             if getattr(rates, name) and values.numel()
@@ -48,9 +48,9 @@ class SceneOptimiser:
         """
         micro, coefs = of_rows(self.table.micro_planes, rows), of_rows(self.table.coefs, rows)
         seen = SceneParams(micro if seen_as is None else seen_as(micro), coefs)
-        told, gradients = gradients_of(seen, list(self.moving))
+        told, gradients = gradients_of(seen, list(self.adams))
         for name, gradient in gradients.items():
-            self.moving[name].step(rows, gradient, getattr(self.rates, name) * factor)
+            self.adams[name].step(rows, gradient, getattr(self.rates, name) * factor)
         return told, gradients
 
 

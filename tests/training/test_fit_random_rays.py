@@ -13,7 +13,7 @@ from scaling.models.shared_model import SharedModel
 from scaling.models.triplanes import SceneParams
 from scaling.training.fit_context import FitContext
 from scaling.training.fit_frozen import run_phase
-from scaling.training.fit_random_rays import HELD_OUT, LEAST_VIEWS, RAYS_LOOKED_AT, Cells, Ends, _split
+from scaling.training.fit_random_rays import HELD_OUT, LEAST_VIEWS, RAYS_CHECKED, Cells, Ends, _split
 from scaling.training.training_scene import EncodedScene, encode_scene, prepare_scene
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -77,9 +77,9 @@ def test_rates_fall_from_where_a_scene_ends(shared, scenes):
     by_hand = 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * 4 / 7))
     torch.testing.assert_close(found, torch.tensor([1.0, by_hand, 1.0]))
     ends.best[:] = 0.0  # whatever a look finds is worse
-    ends.look(shared.start_params(3), cells, 25)
+    ends.check(shared.start_params(3), cells, 25)
     assert ends.falls == [25, 20, 25] and ends.moving.tolist() == [0, 1, 2]
-    ends.look(shared.start_params(3), cells, 27)
+    ends.check(shared.start_params(3), cells, 27)
     assert ends.moving.tolist() == [0, 2], "seven steps after it began to fall"
 
 
@@ -111,7 +111,7 @@ def test_a_look_at_large_images_is_at_some_of_their_rays(shared):
     scene = encode_scene(shared, prepare_scene(shared, embedded_scene("car-00000", 16, 12)))
     scene.drawn = torch.arange(12 * 1000)
     trained, held = _split(scene, rays_per_view=1000)
-    assert len(held.drawn) == RAYS_LOOKED_AT and len(trained.drawn) == 10_000
+    assert len(held.drawn) == RAYS_CHECKED and len(trained.drawn) == 10_000
     assert held.drawn.min() == 3000 and held.drawn.max() == 7999, "of views 3 and 7"
 
 

@@ -135,9 +135,7 @@ def test_gradients_of_a_part_of_the_global_batch(tiny_values, tiny_scenes, monke
         step = run._with_optimisers(run._enter("warmup", phase))
         items = [Item(scene, 0, stream(scene.scene_id)) for scene in run.scenes[:2]]
         moved: dict[str, torch.Tensor] = {}
-        monkeypatch.setattr(
-            run.scene_optimiser.moving["coefs"], "step", lambda rows, grad, lr: moved.update(coefs=grad)
-        )
+        monkeypatch.setattr(run.scene_optimiser.adams["coefs"], "step", lambda rows, grad, lr: moved.update(coefs=grad))
         monkeypatch.setattr(run.optimiser, "step", lambda: moved.update(base=run.shared.base_planes.grad.clone()))
         run._step(phase, step, items, phase.items_per_step, 1.0)
         return moved["base"], moved["coefs"]

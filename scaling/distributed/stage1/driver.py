@@ -64,8 +64,8 @@ def train_stage1(job: Job, num_workers: int | None = None) -> dict[str, Any]:
         trained = (run.shared / "hash.txt").is_file()
         # Refuse a job that cannot run before config.yaml and MLflow note it.
         if not trained:
-            parts = share(job.resources, num_workers or _default_workers(settings, job.resources), reserve_cpu=False)
-            check_workers(settings, parts.workers)
+            each = share(job.resources, num_workers or _default_workers(settings, job.resources), reserve_cpu=False)
+            check_workers(settings, each.workers)
             bucket_of(ids, settings.stage1.num_buckets)
             SharedModel(settings)  # an autoencoder that cannot be loaded fails here, once, not in every worker
             run.write_config("stage1", settings, noted)
@@ -74,8 +74,8 @@ def train_stage1(job: Job, num_workers: int | None = None) -> dict[str, Any]:
             if trained:
                 print(f"{run.shared}: the shared model is there already")
             else:
-                tracker.log_settings(settings, {**noted, "num_workers": parts.workers})
-                _train(job, ledger, parts, tracker)
+                tracker.log_settings(settings, {**noted, "num_workers": each.workers})
+                _train(job, ledger, each, tracker)
             metrics = summarise(run)
         except BaseException as error:
             tracker.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
@@ -101,9 +101,9 @@ def _default_workers(settings: Settings, resources: Resources) -> int:
     return workers
 
 
-def _train(job: Job, ledger: Ledger, parts: Share, tracker: Tracker) -> None:
+def _train(job: Job, ledger: Ledger, each: Share, tracker: Tracker) -> None:
     run, queue = job.run, open_queue()
-    trainer = _trainer(job, parts, queue)
+    trainer = _trainer(job, each, queue)
     _clear_checkpoints(trainer)
     _free_reservation(trainer)
     for old in run.checkpoints.glob("stage1-*"):  # logs of killed runs
@@ -115,8 +115,8 @@ def _train(job: Job, ledger: Ledger, parts: Share, tracker: Tracker) -> None:
         finish_stage1(ledger, Path(folder), job.settings, job.spec, tracker.log_image)
 
 
-def _trainer(job: Job, parts: Share, queue: Queue) -> TorchTrainer:
-    run, gpu = job.run, parts.gpus > 0
+def _trainer(job: Job, each: Share, queue: Queue) -> TorchTrainer:
+    run, gpu = job.run, each.gpus > 0
     # Ray may choose a group size that still counts a lost node, and then waits this long for it (60 s by default).
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "30")
     return TorchTrainer(
@@ -125,15 +125,15 @@ def _trainer(job: Job, parts: Share, queue: Queue) -> TorchTrainer:
             "settings": job.settings.model_dump(),
             "spec": astuple(job.spec),
             "scene_ids": job.scene_ids,
-            "threads": parts.threads,
-            "wanted": parts.workers,
+            "threads": each.threads,
+            "wanted": each.workers,
             "queue": queue,
         },
         torch_config=TorchConfig(backend="nccl" if gpu and _real_gpus() else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=(1, parts.workers) if parts.workers > 1 else 1,  # type: ignore[arg-type]
+            num_workers=(1, each.workers) if each.workers > 1 else 1,  # type: ignore[arg-type]
             use_gpu=gpu,
-            resources_per_worker={"GPU": 1} if gpu else {"CPU": parts.cpus},
+            resources_per_worker={"GPU": 1} if gpu else {"CPU": each.cpus},
         ),
         run_config=RunConfig(
             name="stage1",

@@ -111,12 +111,12 @@ def _settled(job: Stage2Job) -> set[str]:
 
 def _fit(job: Stage2Job, ledger: Ledger, shared_hash: str, settled: Collection[str]) -> dict[str, Any]:
     """Fit the scenes that are left, until all are accounted for, and finish the job. → the run's metrics."""
-    rows = job.spec.with_latents(shared_hash)
-    if rows.latents:
+    source = job.spec.with_latents(shared_hash)
+    if source.latents:
         print(f"stage 2: cached latents are used ({job.spec.store}/latents/{shared_hash[:12]}…)", flush=True)
     todo = [scene_id for scene_id in job.scene_ids if scene_id not in settled]
-    dispatcher = _dispatcher(job, ledger, rows, shared_hash, num_batches=-(-len(todo) // job.batch_size))
-    batches = _cohorts(job, settled) if job.settings.stage2.mode == "cohort" else _rows(job, rows, todo)
+    dispatcher = _dispatcher(job, ledger, source, shared_hash, num_batches=-(-len(todo) // job.batch_size))
+    batches = _cohorts(job, settled) if job.settings.stage2.mode == "cohort" else _rows(job, source, todo)
     start, already = time.time(), len(job.run.library.ids(stage=2))
     with closing(batches), closing(dispatcher.run(batches, len(todo))) as progress:
         next(progress, None)  # starts the actors, which take seconds, as does the tracker
@@ -143,11 +143,11 @@ def _finish(job: Stage2Job, ledger: Ledger, tracker: Tracker) -> dict[str, Any]:
     return metrics
 
 
-def _dispatcher(job: Stage2Job, ledger: Ledger, rows: SourceSpec, shared_hash: str, num_batches: int) -> Dispatcher:
+def _dispatcher(job: Stage2Job, ledger: Ledger, source: SourceSpec, shared_hash: str, num_batches: int) -> Dispatcher:
     """A dispatcher whose actors fit: num_actors of them, else as many as the cluster can hold."""
     settings, parts = job.settings, share_for_actors(job.resources, job.num_actors, num_batches)
     fit_job = FitJob(
-        uri_of(job.run.path), uri_of(job.shared_folder), settings.model_dump(), astuple(rows), ledger.epoch
+        uri_of(job.run.path), uri_of(job.shared_folder), settings.model_dump(), astuple(source), ledger.epoch
     )
     actor = ray.remote(job.fitter or FITTERS[settings.stage2.mode]).options(
         num_cpus=parts.cpus, num_gpus=parts.gpus, scheduling_strategy="SPREAD", max_restarts=0, max_task_retries=0
@@ -170,10 +170,10 @@ def _dispatcher(job: Stage2Job, ledger: Ledger, rows: SourceSpec, shared_hash: s
     )
 
 
-def _rows(job: Stage2Job, rows: SourceSpec, todo: list[str]) -> Generator[pa.Table]:
+def _rows(job: Stage2Job, source: SourceSpec, todo: list[str]) -> Generator[pa.Table]:
     """Mode frozen: yield rows of the scenes that are left, read as they are needed."""
     bound_reading()
-    dataset = scene_dataset(rows, todo, rows_per_block=job.batch_size)
+    dataset = scene_dataset(source, todo, rows_per_block=job.batch_size)
     with closing(batches_of(dataset, job.batch_size)) as batches:
         yield from batches
 

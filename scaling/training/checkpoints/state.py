@@ -115,7 +115,7 @@ def _scene_tensors(run: Phases) -> dict[str, Tensor]:
         tensors[f"{scene_id}/coefs"] = run.table.coefs[row]
         if run.table.hull is not None:
             tensors[f"{scene_id}/hull"] = run.table.hull[row]
-        for key, optimiser in run.scene_optimiser.moving.items():
+        for key, optimiser in run.scene_optimiser.adams.items():
             tensors[f"{scene_id}/{key}.first"] = optimiser.first[row]
             tensors[f"{scene_id}/{key}.second"] = optimiser.second[row]
             tensors[f"{scene_id}/{key}.steps"] = optimiser.steps[row]
@@ -138,7 +138,7 @@ def _tensors(path: Path) -> dict[str, Tensor]:
 
 def _load_rows(run: Phases, shards: dict[str, Tensor]) -> None:
     for scene_id, row in run.row.items():
-        for key, optimiser in run.scene_optimiser.moving.items():
+        for key, optimiser in run.scene_optimiser.adams.items():
             for name in ("first", "second", "steps"):
                 getattr(optimiser, name)[row] = shards[f"{scene_id}/{key}.{name}"].to(run.shared.device)
 
