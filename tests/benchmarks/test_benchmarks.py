@@ -14,7 +14,7 @@ import torch
 
 from scaling.storage.json_yaml import parse_json
 
-pytestmark = pytest.mark.filterwarnings("default")  # Ray's own warnings are theirs to mend
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]  # Ray's own warnings are theirs to mend
 FOLDER = Path(__file__).resolve().parents[2] / "experiments" / "benchmarks"
 
 

@@ -14,6 +14,8 @@ from scaling.config import Settings, SettingsError, make_settings, merge
 from scaling.data.choose_scenes import read_ids
 from scaling.storage.json_yaml import parse_json
 
+pytestmark = pytest.mark.slow
+
 FOLDER = Path(__file__).resolve().parents[2] / "experiments" / "benchmarks"
 PRESETS = ("default", "sharp", "compact", "rgb_triplanes", "same_field_triplanes")
 FIGURES = ("psnr", "ssim", "bytes", "row_bytes", "int4_bytes", "seconds", "stage1_seconds")

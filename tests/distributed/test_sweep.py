@@ -130,6 +130,7 @@ def trial_job(tmp_path: Path, values: dict[str, Any], name: str) -> TrialJob:
     return TrialJob(str(tmp_path), name, "quick", {"seed": 0}, settings, spec, ids[:2], ids[2:], shared=None)
 
 
+@pytest.mark.slow
 def test_trials_with_one_stage_1_train_it_once_and_a_stopped_one_leaves_its_epochs(tmp_path, tiny_values, one_thread):
     def stop(report: dict[str, Any]) -> None:
         if report.get("step") == 3:

@@ -82,6 +82,7 @@ def train_and_fit(values: dict[str, Any], device: str) -> float:
     return value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "device",
     ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))],

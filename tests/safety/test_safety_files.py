@@ -84,8 +84,8 @@ def test_names_of_members_that_are_none(tmp_path: Path, name: str) -> None:
     [
         (parse_json, b"[" * 10**6, "nested too deeply"),
         (parse_json, b'{"a": 1, "a": 2}', "key 'a' is there twice"),
-        (parse_json, b'[{"a": [NaN]}]', "NaN is no number"),
-        (parse_json, b"[-Infinity]", "-Infinity is no number"),
+        (parse_json, b'[{"a": [NaN]}]', "NaN is not a JSON number"),
+        (parse_json, b"[-Infinity]", "-Infinity is not a JSON number"),
         (parse_json, b"1" * 5000, "limit"),
         (parse_json, b"\xff", "decode"),
         (parse_yaml, b"[" * 10**4, "nested too deeply"),

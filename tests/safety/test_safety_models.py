@@ -94,7 +94,7 @@ OVERLAP = json.dumps(
         (representation(resolution=10**9), "config.json", "representation.resolution: Input should be less than"),
         (representation(num_base_planes=10**9), "config.json", "num_base_planes: Input should be less than"),
         (representation(plane_axes=["xy"] * 10**5), "config.json", "plane_axes: List should have at most 6 items"),
-        (representation(base_std=float("nan")), "config.json", "NaN is no number"),
+        (representation(base_std=float("nan")), "config.json", "NaN is not a JSON number"),
         (representation(**{f"key{n}": 1 for n in range(10**4)}), "config.json", "unknown key"),
         (vae(layers_per_block=10**9), "autoencoder/config.json", "layers_per_block: Input should be less than"),
         (vae(block_out_channels=[8] * 10**5), "autoencoder/config.json", "block_out_channels: List should have at"),
