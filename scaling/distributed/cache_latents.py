@@ -15,7 +15,6 @@ from dataclasses import astuple, dataclass, field
 from typing import Any
 
 import pyarrow as pa
-import ray
 import torch
 
 from scaling.config import Settings, SettingsError
@@ -24,7 +23,7 @@ from scaling.data.latents import pack_latents
 from scaling.data.scene_store import SceneStore
 from scaling.data.scene_views import SceneError, SceneViews, views_from_row
 from scaling.data.stores import SourceSpec
-from scaling.distributed.cluster import Resources, share_for_actors
+from scaling.distributed.cluster import Resources, actor_class, share_for_actors
 from scaling.distributed.prepare import read_rows
 from scaling.distributed.stage2.dispatcher import Dispatcher
 from scaling.distributed.stage2.messages import FITTED, Fitted, Outcome
@@ -161,9 +160,7 @@ def cache_latents(store: str, shared_folder: AnyPath, resources: Resources) -> E
     parts = {number: cache.ids(number) for number in range(cache.num_parts) if number not in whole}
     total = Encoded(sum(whole.values()))
     each = share_for_actors(resources, None, len(parts))
-    actor = ray.remote(Encoder).options(
-        num_cpus=each.cpus, num_gpus=each.gpus, scheduling_strategy="SPREAD", max_restarts=0, max_task_retries=0
-    )
+    actor = actor_class(Encoder, each)
     job = EncodeJob(uri_of(shared_folder), astuple(spec), each.threads, settings.stage2.stall_seconds)
     # The dispatcher halves a batch whose actor died; a part must stay whole, so it is passed off as a cohort.
     dispatcher = Dispatcher(

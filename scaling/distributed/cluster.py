@@ -170,3 +170,11 @@ def _cpus_each(resources: Resources, workers: int, reserved: int) -> float:
 
 def _threads(resources: Resources, workers: int) -> int:
     return max(1, min(resources.machines[0], resources.cpus // workers))
+
+
+def actor_class(kind: type, each: Share) -> Any:
+    """`kind` as the class of actors with these resources, spread over the nodes. Ray does not restart them: the
+    dispatcher decides what happens to the work of one that died."""
+    return ray.remote(kind).options(
+        num_cpus=each.cpus, num_gpus=each.gpus, scheduling_strategy="SPREAD", max_restarts=0, max_task_retries=0
+    )

@@ -17,11 +17,10 @@ from dataclasses import astuple, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import ray
 
 from scaling.config import Settings
 from scaling.data.stores import EMBEDDED, SourceSpec
-from scaling.distributed.cluster import gpus_now, share, share_for_actors
+from scaling.distributed.cluster import actor_class, gpus_now, share, share_for_actors
 from scaling.distributed.job import Job
 from scaling.distributed.prepare import batches_of, bound_reading, scene_dataset
 from scaling.distributed.stage2.actors import CohortFitter, FitJob, Fitter, SceneFitter, cohort_checkpoints
@@ -149,9 +148,7 @@ def _dispatcher(job: Stage2Job, ledger: Ledger, source: SourceSpec, shared_hash:
     fit_job = FitJob(
         uri_of(job.run.path), uri_of(job.shared_folder), settings.model_dump(), astuple(source), ledger.epoch
     )
-    actor = ray.remote(job.fitter or FITTERS[settings.stage2.mode]).options(
-        num_cpus=parts.cpus, num_gpus=parts.gpus, scheduling_strategy="SPREAD", max_restarts=0, max_task_retries=0
-    )
+    actor = actor_class(job.fitter or FITTERS[settings.stage2.mode], parts)
 
     # Machines with GPUs join and leave during a job, so their GPUs are counted anew each time.
     def wanted() -> int:
