@@ -207,7 +207,7 @@ def run_command(main: Callable[[], int]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"error: {atomic.told(error)}", file=sys.stderr)
+        print(f"error: {atomic.described(error)}", file=sys.stderr)
         return 1
     except (ValueError, LookupError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)

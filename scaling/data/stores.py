@@ -55,7 +55,7 @@ class EmbeddedCars:
             yield embedded_car(scene_id, self.image_size, self.num_views)
 
 
-class StoredScenes(SceneStore):
+class StoreSource(SceneStore):
     """A scene store as a source. latents: the hash of the shared model whose cached latents its rows carry."""
 
     def __init__(self, uri: str | Path, latents: str | None = None) -> None:
@@ -76,7 +76,7 @@ class StoredScenes(SceneStore):
 class SourceSpec:
     """A source, named in plain values that travel between processes.
 
-    store: None for the embedded cars; latents: as for `StoredScenes`.
+    store: None for the embedded cars; latents: as for `StoreSource`.
     """
 
     store: str | None
@@ -104,4 +104,4 @@ class SourceSpec:
         """Open the source. Raises FileNotFoundError or ValueError where the store cannot be used."""
         if self.store is None:
             return EmbeddedCars(self.image_size, self.num_views)
-        return StoredScenes(self.store, self.latents)
+        return StoreSource(self.store, self.latents)

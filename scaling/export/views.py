@@ -73,7 +73,7 @@ def transforms(cam2world: Tensor, intrinsics: Tensor, size: int) -> dict[str, An
     }
 
 
-def _write_scene(folder: Path, images: np.ndarray, told: bytes) -> None:
+def _write_scene(folder: Path, images: np.ndarray, content: bytes) -> None:
     (folder / TRANSFORMS).unlink(missing_ok=True)
     for number, image in enumerate(images):
         replace_file(folder / "images" / f"{number:05d}.png", encode_png(image))
@@ -81,9 +81,9 @@ def _write_scene(folder: Path, images: np.ndarray, told: bytes) -> None:
     for old in (folder / "images").glob("[0-9][0-9][0-9][0-9][0-9].png"):
         if int(old.stem) >= len(images):
             old.unlink()
-    replace_file(folder / TRANSFORMS, told)
+    replace_file(folder / TRANSFORMS, content)
 
 
-def _is_done(folder: Path, told: bytes) -> bool:
+def _is_done(folder: Path, content: bytes) -> bool:
     path = folder / TRANSFORMS
-    return path.is_file() and path.read_bytes() == told
+    return path.is_file() and path.read_bytes() == content

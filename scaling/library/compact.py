@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from scaling.library.ledger import Ledger
 from scaling.library.parts import Part, commit_part, damaged, describe_part, part_name, read_part
 from scaling.library.scene_row import SCHEMA
-from scaling.storage.atomic import told
+from scaling.storage.atomic import described
 from scaling.storage.paths import AnyPath
 
 SCENES_PER_PART = 1024
@@ -52,7 +52,7 @@ def compact_after_job(ledger: Ledger) -> None:
         before, after = compact(ledger)
         print(f"library: {before} parts became {after}", flush=True)
     except (OSError, ValueError) as error:
-        why = told(error) if isinstance(error, OSError) else error
+        why = described(error) if isinstance(error, OSError) else error
         print(f"warning: the library's parts could not be joined ({why}); join them later with compact.py", flush=True)
 
 

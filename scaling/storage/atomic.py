@@ -23,7 +23,7 @@ ADVICE = {  # errno → advice, for errors that a retry does not fix
 }
 
 
-def told(error: OSError) -> str:
+def described(error: OSError) -> str:
     """Describe an error in one line: where, what, and for common errors what to do."""
     where = f"{error.filename}: " if error.filename is not None else ""
     what = f"{where}{error.strerror}" if error.strerror else str(error)

@@ -14,10 +14,10 @@ from scaling.models.triplanes import SceneParams
 from scaling.training.losses import Batch, item_losses, variation, weighted
 from scaling.training.optim import RowAdam
 
-Told = TypeVar("Told")
+Reported = TypeVar("Reported")
 # Params of N scenes, and the names of the params that move → what is reported of the losses, and a gradient for each
 # name. A name is left out where the loss does not depend on it.
-Gradients = Callable[[SceneParams, Sequence[str]], tuple[Told, dict[str, Tensor]]]
+Gradients = Callable[[SceneParams, Sequence[str]], tuple[Reported, dict[str, Tensor]]]
 
 
 class SceneOptimiser:
@@ -37,10 +37,10 @@ class SceneOptimiser:
     def step(
         self,
         rows: Tensor,
-        gradients_of: Gradients[Told],
+        gradients_of: Gradients[Reported],
         factor: float | Tensor,
         seen_as: Callable[[Tensor], Tensor] | None = None,
-    ) -> tuple[Told, dict[str, Tensor]]:
+    ) -> tuple[Reported, dict[str, Tensor]]:
         """Take one step of the scenes in `rows` [N], ascending. → what is reported, and the gradients that moved them.
 
         factor: on the rates, one for all scenes or [N]; seen_as: micro planes [N, …] → what the loss sees of them. The
@@ -48,10 +48,10 @@ class SceneOptimiser:
         """
         micro, coefs = of_rows(self.table.micro_planes, rows), of_rows(self.table.coefs, rows)
         seen = SceneParams(micro if seen_as is None else seen_as(micro), coefs)
-        told, gradients = gradients_of(seen, list(self.adams))
+        reported, gradients = gradients_of(seen, list(self.adams))
         for name, gradient in gradients.items():
             self.adams[name].step(rows, gradient, getattr(self.rates, name) * factor)
-        return told, gradients
+        return reported, gradients
 
 
 def of_rows(table: Tensor, rows: Tensor) -> Tensor:
@@ -60,8 +60,8 @@ def of_rows(table: Tensor, rows: Tensor) -> Tensor:
 
 
 def by_autograd(
-    values: SceneParams, moving: Sequence[str], loss_of: Callable[[SceneParams], tuple[Tensor, Told]]
-) -> tuple[Told, dict[str, Tensor]]:
+    values: SceneParams, moving: Sequence[str], loss_of: Callable[[SceneParams], tuple[Tensor, Reported]]
+) -> tuple[Reported, dict[str, Tensor]]:
     """`Gradients` of any loss, by autograd. loss_of: params → the loss [], and what to report of it.
 
     The backward pass also fills the gradients of everything else that is trainable.
@@ -69,10 +69,10 @@ def by_autograd(
     leaves = {"micro_planes": values.micro_planes.detach(), "coefs": values.coefs.detach()}
     for name in moving:
         leaves[name].requires_grad_()
-    loss, told = loss_of(replace(values, **leaves))
+    loss, reported = loss_of(replace(values, **leaves))
     loss.backward()
     found = {name: leaves[name].grad for name in moving}
-    return told, {name: gradient for name, gradient in found.items() if gradient is not None}
+    return reported, {name: gradient for name, gradient in found.items() if gradient is not None}
 
 
 def scene_loss(

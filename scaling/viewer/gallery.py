@@ -21,7 +21,7 @@ SORTS = {
 }
 BEST_FIRST = ("psnr", "ssim", "ms_ssim", "train_psnr")  # sorted from the highest down, unless asked otherwise
 
-TOLD = {
+FACTS = {
     "psnr": ("test PSNR", "{:.2f} dB"),
     "ssim": ("test SSIM", "{:.3f}"),
     "ms_ssim": ("test MS-SSIM", "{:.3f}"),
@@ -92,9 +92,9 @@ class Gallery:
         return Page(found[(number - 1) * PER_PAGE : number * PER_PAGE], len(found), number, num_pages)
 
 
-def told(row: Mapping[str, Any]) -> list[tuple[str, str]]:
+def facts(row: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What the page says about a scene: (name, value with unit). What was not measured is left out."""
-    return [(name, form.format(row[key])) for key, (name, form) in TOLD.items() if row[key] not in (None, "")]
+    return [(name, form.format(row[key])) for key, (name, form) in FACTS.items() if row[key] not in (None, "")]
 
 
 def _gap(row: Mapping[str, Any]) -> float | None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from scaling.data.scene_views import SceneViews
 from scaling.viewer.camera import Camera, view_camera
 from scaling.viewer.draw_scenes import Drawn, OpenScene, Shot, ViewedRun, data_url, modes_of, view_png
-from scaling.viewer.gallery import told
+from scaling.viewer.gallery import facts
 from scaling.viewer.worker import Worker
 
 TURN = math.radians(0.45)  # for each pixel that the mouse is dragged
@@ -167,7 +167,7 @@ class ScenePane:
     def _show_metrics(self, row: Mapping[str, Any]) -> None:
         self.metrics.clear()
         with self.metrics:
-            for name, value in told(row):
+            for name, value in facts(row):
                 with ui.column().classes("metric"):
                     ui.label(value).classes("value")
                     ui.label(name).classes("name")

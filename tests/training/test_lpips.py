@@ -18,7 +18,7 @@ from scaling.library.lpips_values import measure_lpips, read_lpips_values
 from scaling.library.run_folder import RunFolder
 from scaling.library.summary import gather, summarise
 from scaling.training.metrics.lpips import Lpips, read_lpips
-from scaling.viewer.gallery import Gallery, told
+from scaling.viewer.gallery import Gallery, facts
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 EVALUATE = Path(__file__).resolve().parents[2] / "experiments" / "evaluate.py"
@@ -98,7 +98,7 @@ def test_evaluate_measures_lpips(run, weights, monkeypatch):
     assert test["lpips_weights"] == hashlib.sha256(weights.read_bytes()).hexdigest()
     assert pq.read_table(run.path / "scenes.parquet")["lpips"].null_count == 0
     rows = read_lpips_values(run).fill(run.library.table())[0].to_pylist()
-    assert "test LPIPS" in dict(told(next(iter(Gallery(rows).rows.values()))))
+    assert "test LPIPS" in dict(facts(next(iter(Gallery(rows).rows.values()))))
 
 
 def test_what_was_measured_is_kept_until_the_weights_change(run, weights, tmp_path, monkeypatch):

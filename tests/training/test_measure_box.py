@@ -13,7 +13,7 @@ from helpers.cuboids import FOCAL, RADIUS, cuboid_views, row_of
 
 from scaling.data.scene_store import SceneStore, StoreWriter
 from scaling.data.scene_views import SceneViews
-from scaling.data.stores import EmbeddedCars, StoredScenes
+from scaling.data.stores import EmbeddedCars, StoreSource
 from scaling.models.box import WIDEST, Box
 from scaling.training.measure.box import CELLS, row_bounds, scene_bounds, set_box, source_bounds
 from scaling.training.process_group import Workers
@@ -73,11 +73,11 @@ def test_a_box_with_a_side_is_not_measured(scenes):
     assert box.bounds.tolist() == [[-0.75] * 3, [0.75] * 3]
 
 
-def write_store(path: Path, scenes: list[SceneViews], bounds: list | None = None) -> StoredScenes:
+def write_store(path: Path, scenes: list[SceneViews], bounds: list | None = None) -> StoreSource:
     with StoreWriter(path, "made") as writer:
         for views, known in zip(scenes, bounds or [None] * len(scenes)):
             writer.add(row_of(views), known)
-    return StoredScenes(path)
+    return StoreSource(path)
 
 
 def test_a_store_keeps_the_union_of_its_scenes_bounds(scenes, tmp_path):
@@ -95,7 +95,7 @@ def test_an_older_store_is_measured_when_it_is_used(scenes, tmp_path):
     info = json.loads((tmp_path / "store.json").read_text())
     assert info.pop("bounds") is None
     (tmp_path / "store.json").write_text(json.dumps(info))
-    store = StoredScenes(tmp_path)
+    store = StoreSource(tmp_path)
     assert store.bounds() is None
     assert_around(source_bounds(store, Workers()), -SIDES, SIDES + UP, NEAR + 2 * CELL)
 

@@ -14,7 +14,7 @@ from scaling.cameras import pixel_rays
 from scaling.config import Settings, make_settings
 from scaling.data.scene_store import StoreWriter
 from scaling.data.scene_views import SceneViews, views_from_row
-from scaling.data.stores import StoredScenes
+from scaling.data.stores import StoreSource
 from scaling.training.evaluate import render_views
 from scaling.training.fit_frozen import fit_scenes
 from scaling.training.measure.box import source_bounds
@@ -55,17 +55,17 @@ def settings() -> Settings:
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory) -> StoredScenes:
+def store(tmp_path_factory) -> StoreSource:
     """Two bodies, and a third with a fin."""
     path: Path = tmp_path_factory.mktemp("store")
     scenes = {"body": [BODY], "other": [OTHER], "finned": [BODY, FIN]}
     with StoreWriter(path, "made") as writer:
         for scene_id, cuboids in scenes.items():
             writer.add(row_of(cuboid_views(cuboids, size=128, num_views=16, scene_id=scene_id)))
-    return StoredScenes(path)
+    return StoreSource(path)
 
 
-def views_of(store: StoredScenes) -> list[SceneViews]:
+def views_of(store: StoreSource) -> list[SceneViews]:
     return [views_from_row(row, SIZE) for row in store.rows()]
 
 

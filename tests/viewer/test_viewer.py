@@ -31,7 +31,7 @@ from scaling.training.metrics.images import view_metrics
 from scaling.viewer import draw_scenes
 from scaling.viewer.camera import STEEPEST, Camera, start_camera, view_camera
 from scaling.viewer.draw_scenes import Shot, ViewedRun, mix, modes_of, view_png
-from scaling.viewer.gallery import PER_PAGE, Gallery, told
+from scaling.viewer.gallery import PER_PAGE, Gallery, facts
 from scaling.viewer.server import HOST, LocalOnly, is_local, open_port
 from scaling.viewer.worker import Worker
 
@@ -84,7 +84,7 @@ def test_a_search_wants_every_word_and_a_sort_puts_unknown_numbers_last():
 
 def test_what_is_told_of_a_scene():
     [scene] = Gallery([row("a", psnr=20.128, autoencoder_psnr=25.0, cohort="beef" * 16, category="")]).rows.values()
-    assert told(scene) == [
+    assert facts(scene) == [
         ("test PSNR", "20.13 dB"), ("autoencoder", "25.00 dB"), ("gap to it", "4.87 dB"), ("stage", "2"),
         ("cohort", "beefbeef…"),
     ]  # fmt: skip

@@ -15,7 +15,7 @@ from scaling.data.readers.transforms_json import OPENGL_AXES, Frame, image_path,
 from scaling.data.readers.zip_paths import is_file
 from scaling.data.scene_views import SceneRef, default_test_views
 
-LAYOUT = "nerfstudio"
+NAME = "nerfstudio"
 LOOKED_FOR = "ID/transforms.json or ID/transforms_train.json, or CATEGORY/ID/…"
 _WHOLE = "transforms.json"
 _SPLITS = {split: f"transforms_{split}.json" for split in ("train", "val", "test")}
@@ -28,7 +28,7 @@ def fits(source: Path) -> bool:
 
 def list_scenes(source: Path) -> list[SceneRef]:
     """List all scenes of the source, sorted by id."""
-    return list_scene_folders(source, LAYOUT, is_scene)
+    return list_scene_folders(source, NAME, is_scene)
 
 
 def is_scene(folder: Path) -> bool:

@@ -10,7 +10,7 @@ from scaling.data.readers.zip_paths import is_file, is_folder
 from scaling.data.scene_id import is_scene_id
 from scaling.data.scene_views import SceneRef, default_test_views, printable
 
-LAYOUT = "released"
+NAME = "released"
 MAP_FILE = "dataset_map.json"
 SCENES_FOLDER = "square128_above"
 TRANSFORMS_FILE = "transforms_opencv.json"
@@ -52,6 +52,6 @@ def read_scene(ref: SceneRef) -> dict[str, Any]:
 def _ref(source: Path, category: str, scene_id: str) -> SceneRef:
     """Make a reference. A bad id gets no folder; reading the scene then reports the id."""
     if not is_scene_id(scene_id):
-        return SceneRef(printable(scene_id), category, "", LAYOUT, MAP_FILE)
+        return SceneRef(printable(scene_id), category, "", NAME, MAP_FILE)
     folder = source / SCENES_FOLDER / scene_id
-    return SceneRef(scene_id, category, str(folder), LAYOUT, folder.relative_to(source).as_posix())
+    return SceneRef(scene_id, category, str(folder), NAME, folder.relative_to(source).as_posix())

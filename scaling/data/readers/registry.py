@@ -14,13 +14,13 @@ from scaling.data.scene_views import SceneRef
 class Reader(Protocol):
     """What a module that reads a layout provides. It opens files by `zip_paths` alone, so that zips work, too.
 
-    LAYOUT: the reader's own name, which its SceneRefs carry; LOOKED_FOR: for the user, the files that tell the layout;
+    NAME: the reader's own name, which its SceneRefs carry; LOOKED_FOR: for the user, the files that tell the layout;
     fits: whether a source has the layout; list_scenes: its scenes, nothing read but names; read_scene: a row made by
     `scene_views.make_row`, with cam2world in OpenCV axes and intrinsics divided by the image size. read_scene raises
     `ref.error(file, reason)`, a SceneError.
     """
 
-    LAYOUT: str
+    NAME: str
     LOOKED_FOR: str
 
     def fits(self, source: Path, /) -> bool: ...
@@ -32,7 +32,7 @@ class Reader(Protocol):
 
 # Value of --layout (experiments/prepare.py lists them, too) → its readers; those of one value are tried in this order.
 LAYOUTS: dict[str, tuple[Reader, ...]] = {"transforms": (paper_release, nerfstudio), "srn": (srn,)}
-_READERS = {reader.LAYOUT: reader for readers in LAYOUTS.values() for reader in readers}
+_READERS = {reader.NAME: reader for readers in LAYOUTS.values() for reader in readers}
 
 
 def list_scenes(source: str | Path, layout: str = "auto", category: str | None = None) -> list[SceneRef]:
@@ -82,7 +82,7 @@ def find_layout(source: Path, layout: str = "auto") -> str:
     for name in asked:
         for reader in LAYOUTS[name]:
             if name not in found and reader.fits(source):
-                found[name] = reader.LAYOUT
+                found[name] = reader.NAME
     if len(found) > 1:
         raise ValueError(
             f"source {source}: holds scenes of several layouts, {' and '.join(found)}: choose one by --layout"

@@ -19,7 +19,7 @@ from scaling.data.scene_views import (
     read_pngs,
 )
 
-LAYOUT = "srn"
+NAME = "srn"
 LOOKED_FOR = "ID/rgb/*.png, ID/pose/*.txt and ID/intrinsics.txt, or CATEGORY/ID/…"
 
 
@@ -30,7 +30,7 @@ def fits(source: Path) -> bool:
 
 def list_scenes(source: Path) -> list[SceneRef]:
     """List all scenes of the source, sorted by id."""
-    return list_scene_folders(source, LAYOUT, _is_scene)
+    return list_scene_folders(source, NAME, _is_scene)
 
 
 def read_scene(ref: SceneRef) -> dict[str, Any]:

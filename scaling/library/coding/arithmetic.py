@@ -15,7 +15,7 @@ import numpy as np
 
 from scaling.models.cpu_kernels import compiled
 
-LEVELS, HULL = range(2)  # kinds of numbers
+PLANES, HULL = range(2)  # kinds of numbers
 LOW, RANGE, CACHE, WAITING, PLACE = range(5)  # positions in a coder's state [5], uint64
 u64 = np.uint64
 TOP, BYTE, ALL = u64(1 << 24), u64(0xFF), u64(0xFFFFFFFF)
@@ -147,7 +147,7 @@ def fresh_counts(kind, bits):
 
 @compiled()
 def encode(numbers, bits, kind, out):
-    """Code numbers [P, H, W], uint8, in 0..2^bits − 1, into out; kind: LEVELS or HULL. → bytes written to out."""
+    """Code numbers [P, H, W], uint8, in 0..2^bits − 1, into out; kind: PLANES or HULL. → bytes written to out."""
     state = np.array([0, 0xFFFFFFFF, 0, 1, 0], np.uint64)
     counts, shared = fresh_counts(kind, bits)
     for p in range(numbers.shape[0]):

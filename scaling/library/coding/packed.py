@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from scaling.library.coding.arithmetic import HULL, LEVELS, decode, encode
+from scaling.library.coding.arithmetic import HULL, PLANES, decode, encode
 from scaling.models.box import CELLS
 
 SCALED = ("coded", "int8", "int4")  # types whose numbers are multiplied by scales
@@ -36,7 +36,7 @@ def encode_levels(levels: Tensor, bits: int) -> bytes:
             f"micro planes of {levels.numel():,} numbers a scene; at most {MOST_LEVELS:,} are stored coded"
         )
     numbers = (levels.flatten(0, 1).to(torch.int16) + (1 << bits >> 1)).to(torch.uint8).numpy()
-    return bytes([bits]) + _encoded(numbers, bits, LEVELS)
+    return bytes([bits]) + _encoded(numbers, bits, PLANES)
 
 
 def decode_levels(data: bytes, shape: Sequence[int]) -> NDArray[np.int8]:
@@ -48,7 +48,7 @@ def decode_levels(data: bytes, shape: Sequence[int]) -> NDArray[np.int8]:
         return np.zeros(tuple(shape), np.int8)
     bits = data[0] if data else 0
     if 1 <= bits <= 8 and count <= MOST_LEVELS:
-        found = _decoded(data[1:], (planes * features, height, width), bits, LEVELS)
+        found = _decoded(data[1:], (planes * features, height, width), bits, PLANES)
         if found is not None:
             return (found.astype(np.int16) - (1 << bits >> 1)).astype(np.int8).reshape(tuple(shape))
     return np.frombuffer(_decompressed(data, count), np.int8).reshape(tuple(shape))

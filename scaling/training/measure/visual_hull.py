@@ -17,7 +17,7 @@ from torch.nn.functional import pad
 from scaling.data.scene_views import SceneViews
 
 WHITE = 254  # of 255: the least value of white in files that were compressed or resized
-LEVELS = (4, 2, 1)  # cells a side that are tested together, coarse to fine
+STRIDES = (4, 2, 1)  # cells a side that are tested together, coarse to fine
 MOST_VIEWS = 24  # of a scene's training views, evenly spread; more views carve hardly more
 FINEST = 128  # silhouettes are pooled to this many pixels a side, or up to twice as many
 VIEWS_AT_ONCE = 8  # after about so many views, the cells that they carve are dropped
@@ -70,7 +70,7 @@ def visual_hull(
     train = [views.train_views[view] for view in spread]
     looks = _Looks.of(views.cam2world[train], views.intrinsics[train], shown[spread], margin)
     candidates: Tensor | None = None
-    for coarse in LEVELS:
+    for coarse in STRIDES:
         side = ((corners[1] - corners[0]) / (cells // coarse)).to(shown.device)
         points = _middles(candidates, cells // coarse, shown.device)
         in_world, reach = corners[0].to(shown.device) + (points + 0.5) * side, side.norm() / 2
@@ -78,7 +78,7 @@ def visual_hull(
         looks = replace(looks, margin=margin + (coarse > 1))
         if candidates is None:  # at the coarsest level, where it is cheap
             looks = looks[looks.believed(in_world, reach)]
-        if coarse == LEVELS[-1] and not whole:
+        if coarse == STRIDES[-1] and not whole:
             reach = torch.zeros_like(reach)
         candidates = points[looks.leave(in_world, reach)]
     assert candidates is not None
