@@ -7,9 +7,8 @@ nerfstudio's layout. The same command again continues an export that was stopped
 
 import argparse
 import sys
-from pathlib import Path
 
-from scaling.cli import command_parser, disk_folder, parse_without_settings, positive_int, run_command
+from scaling.cli import command_parser, disk_folder, local_file, parse_without_settings, positive_int, run_command
 
 FLAGS = {"num_views": "views", "path": "views", "format": "mesh", "points": "mesh"}  # flag → the export it is for
 
@@ -18,7 +17,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser = command_parser(__doc__, "run")
     parser.add_argument("--what", choices=("planes", "mesh", "views"), required=True, help="what to export")
     parser.add_argument("--out", type=disk_folder, required=True, metavar="DIR", help="folder to write to, on a disk")
-    parser.add_argument("--scenes", type=Path, metavar="FILE", help="file with one scene id a line (default: all)")
+    parser.add_argument(
+        "--scenes", type=local_file, metavar="FILE", help="file of scene ids, one a line (default: all)"
+    )
     parser.add_argument("--num-views", type=positive_int, metavar="N", help="views: number per scene (default: 48)")
     parser.add_argument(
         "--path", choices=("sphere", "ring"),
@@ -53,11 +54,12 @@ def main() -> int:
             print(f"the planes belong to {len(index.models)} different fields (see index.json): train on those of one")
     elif arguments.what == "mesh":
         from scaling.export.meshes import NUM_POINTS, export_meshes
+        from scaling.storage.text import shown
 
         made, without = export_meshes(run, out, scenes, arguments.format or "glb", arguments.points or NUM_POINTS)
         print(f"{out}: {made} meshes")
         for scene_id, reason in without.items():
-            print(f"scene {scene_id} has none: {reason}")
+            print(f"scene {scene_id} has none: {shown(reason)}")
     else:
         from scaling.export.views import NUM_VIEWS, export_views
 

@@ -7,13 +7,13 @@ them. Without --source, latents are cached for a store that exists.
 import argparse
 import sys
 
-from scaling.cli import command_parser, location, parse_without_settings, run_command
+from scaling.cli import address, command_parser, location, parse_without_settings, run_command
 
 
 def add_flags() -> argparse.ArgumentParser:
     parser = command_parser(__doc__, "address")
     parser.add_argument("--source", help="folder of scenes, or a .zip file of one")
-    parser.add_argument("--store", required=True, help="scene store to write: a folder or a file-system URI")
+    parser.add_argument("--store", type=address, required=True, help="scene store to write: folder or file-system URI")
     parser.add_argument("--layout", choices=("auto", "srn", "transforms"), default="auto", help="layout of the source")
     parser.add_argument("--category", help="only the scenes of this category")
     parser.add_argument("--latents", action="store_true", help="also cache the latents of all views, for stage 2")

@@ -9,13 +9,13 @@ import argparse
 import sys
 from pathlib import Path
 
-from scaling.cli import command_parser, parse_settings, run_command
+from scaling.cli import command_parser, local_file, parse_settings, run_command
 
 
 def add_flags() -> argparse.ArgumentParser:
     parser = command_parser(__doc__, "run", "store", "address", "gpus")
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--space", type=Path, required=True, help="YAML file that says what the trials vary, and how")
+    parser.add_argument("--space", type=local_file, required=True, help="YAML file that says what trials vary, and how")
     parser.add_argument("--retry-failed", action="store_true", help="run trials again that failed")
     return parser
 
@@ -24,7 +24,7 @@ def named_space() -> Path | None:
     """The file that --space names, read before the other flags: their defaults for preset and run folder depend on
     it."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--space", type=Path)
+    first.add_argument("--space", type=local_file)
     return first.parse_known_args()[0].space
 
 

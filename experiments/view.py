@@ -2,12 +2,14 @@
 
 import sys
 
-from scaling.cli import command_parser, parse_without_settings, port_number, run_command
+from scaling.cli import address, command_parser, parse_without_settings, port_number, run_command
 
 
 def main() -> int:
     parser = command_parser(__doc__, "run")
-    parser.add_argument("--store", help="scene store of the true views (default: what the run's config.yaml names)")
+    parser.add_argument(
+        "--store", type=address, help="scene store of the true views (default: what the run's config.yaml names)"
+    )
     parser.add_argument("--port", type=port_number, default=8080, help="port of 127.0.0.1; 0: any free one [8080]")
     arguments = parse_without_settings(parser)
 

@@ -8,13 +8,16 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from pydantic import BaseModel
 
 from scaling.config import REMOVED, Settings, SettingsError, flatten, make_settings, merge
 from scaling.storage import atomic
+from scaling.storage.addresses import SecretInAddress, masked
 from scaling.storage.json_yaml import MAX_YAML_BYTES, parse_yaml
+from scaling.storage.limited import read_limited
+from scaling.storage.text import shown
 
 if TYPE_CHECKING:
     from scaling.storage.paths import AnyPath
@@ -47,15 +50,46 @@ def location(text: str) -> AnyPath:
 
     try:
         return to_path(text)
+    except SecretInAddress as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
     except (ValueError, OSError) as error:
         raise argparse.ArgumentTypeError(f"{text}: {error}") from None
+
+
+def address(text: str) -> str:
+    """argparse type for a scene store: as `location`, but as a text."""
+    location(text)
+    return text
+
+
+def local_file(text: str) -> Path:
+    """argparse type for a file on a disk."""
+    if "://" in text:
+        raise argparse.ArgumentTypeError(f"{text}: must be a file on a disk")
+    return _on_disk(text)
 
 
 def disk_folder(text: str) -> Path:
     """argparse type for a folder on a disk, for output that other programs read."""
     if "://" in text:
         raise argparse.ArgumentTypeError(f"{text}: must be a folder on a disk; copy it to the store afterwards")
-    return Path(text)
+    return _on_disk(text)
+
+
+def _on_disk(text: str) -> Path:
+    from scaling.storage.paths import local
+
+    try:
+        return local(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors show no secret that stands in an address."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(shown(masked(message)))
 
 
 def _at_least(least: int, text: str) -> int:
@@ -82,11 +116,11 @@ def command_parser(description: str | None, *flags: str) -> argparse.ArgumentPar
 
     `parse_settings` adds every `--section.key`.
     """
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         description=description, allow_abbrev=False, usage="%(prog)s [flags]   (--help shows every flag and key)"
     )
     parser.add_argument("--preset", default="default", help="settings of experiments/presets/NAME.yaml")
-    parser.add_argument("--config", type=Path, help="YAML file of settings over the preset's")
+    parser.add_argument("--config", type=local_file, help="YAML file of settings over the preset's")
     if "run" in flags:
         parser.add_argument("--run", type=location, help="run folder or file-system URI (default: runs/<preset>)")
     if "runs" in flags:
@@ -95,10 +129,10 @@ def command_parser(description: str | None, *flags: str) -> argparse.ArgumentPar
             help="run folder or file-system URI; repeat it to compare runs (default: runs/<preset>)",
         )  # fmt: skip
     if "store" in flags:
-        parser.add_argument("--store", help="scene store: folder or file-system URI (default: the embedded cars)")
+        parser.add_argument("--store", type=address, help="scene store: folder or URI (default: the embedded cars)")
     if "num-scenes" in flags:
         parser.add_argument("--num-scenes", type=positive_int, required=True, help="number of scenes to take")
-        parser.add_argument("--scenes", type=Path, help="file with one scene id a line, instead of store order")
+        parser.add_argument("--scenes", type=local_file, help="file with one scene id a line, instead of store order")
     if "address" in flags:
         parser.add_argument("--address", help="Ray cluster to join (default: RAY_ADDRESS, else a local one)")
     if "gpus" in flags:
@@ -120,7 +154,7 @@ def parse_settings(
     argv = list(sys.argv[1:] if argv is None else argv)
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--preset", default=parser.get_default("preset"))
-    first.add_argument("--config", type=Path)
+    first.add_argument("--config", type=local_file)
     chosen, _ = first.parse_known_args(argv)
     try:
         values = read_preset(chosen.preset)
@@ -204,17 +238,22 @@ def run_command(main: Callable[[], int]) -> int:
     try:
         return main()
     except SettingsError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _print_error(str(error))
         return 2
     except OSError as error:
-        print(f"error: {atomic.described(error)}", file=sys.stderr)
+        _print_error(atomic.described(error))
         return 1
     except (ValueError, LookupError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        _print_error(str(error))
         return 1
     except KeyboardInterrupt:
         print("interrupted: the same command goes on where this one stopped", file=sys.stderr)
         return 130
+
+
+def _print_error(message: str) -> None:
+    """Print an error in one line: it may hold foreign text."""
+    print(f"error: {shown(masked(message))}", file=sys.stderr)
 
 
 def unflatten(flat: dict[str, Any]) -> dict[str, Any]:
@@ -232,7 +271,7 @@ def unflatten(flat: dict[str, Any]) -> dict[str, Any]:
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a settings file as nested values. Raises SettingsError where it is missing, malformed or no mapping."""
     try:
-        values = parse_yaml(atomic.read_limited(path, MAX_YAML_BYTES)) or {}
+        values = parse_yaml(read_limited(path, MAX_YAML_BYTES)) or {}
     except FileNotFoundError:
         raise SettingsError(f"{path}: no such settings file") from None
     except OSError as error:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from scaling.data.scene_id import check_scene_id
 from scaling.data.stores import SceneSource
-from scaling.storage.atomic import read_limited
+from scaling.storage.limited import read_limited
 
 
 def read_ids(path: Path) -> list[str]:

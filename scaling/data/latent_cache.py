@@ -11,19 +11,19 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from pyarrow import fs
 
 from scaling.data.latents import REMEDY
 from scaling.data.scene_store import SceneStore
-from scaling.storage.atomic import read_limited, replace_file
+from scaling.storage.atomic import replace_file
 from scaling.storage.formats import check_format, is_sha256
 from scaling.storage.json_yaml import parse_json
+from scaling.storage.limited import read_limited
+from scaling.storage.own_folder import refuse_links
 from scaling.storage.parquet import TableError, open_table, read_columns, table_bytes
-from scaling.storage.paths import AnyPath, ObjectPath, file_of
+from scaling.storage.paths import AnyPath, file_of
 
 FORMAT_VERSION = 1
 SCENES_PER_PART = 16  # a part is one row group: all of it is read to get one scene
@@ -38,10 +38,8 @@ class LatentCache:
     def __init__(self, store: SceneStore, shared_hash: str) -> None:
         if not is_sha256(shared_hash):
             raise ValueError(f"{shared_hash!r:.80} is no hash of a shared model")
-        local = isinstance(store.filesystem, fs.LocalFileSystem)
-        root: AnyPath = Path(store.path) if local else ObjectPath.of(store.uri)
         self.store = store
-        self.folder = root / "latents" / shared_hash
+        self.folder = store.root / "latents" / shared_hash
         self._marks = {b"shared": shared_hash.encode(), b"store": store.digest.encode()}
         self._held: tuple[int, dict[str, dict[str, Any]]] | None = None  # the last part read: number, id → row
 
@@ -106,6 +104,7 @@ class LatentCache:
 
     def begin(self) -> None:
         """Remove latents.json, which may describe an earlier store: the cache is incomplete until `finish`."""
+        refuse_links(self.folder.parent, self.folder)
         (self.folder / "latents.json").unlink(missing_ok=True)
 
     def finish(self, num_scenes: int) -> None:

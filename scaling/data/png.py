@@ -81,11 +81,32 @@ def encode_png(pixels: NDArray[np.uint8]) -> bytes:
 def read_png(path: Path) -> tuple[bytes, tuple[int, int]]:
     """Read a file → bytes of an 8-bit PNG, RGB or (where some pixel is transparent) RGBA, and (width, height).
 
-    A file that is such a PNG already keeps its bytes; others are re-encoded. The path may lead through a zip file.
-    Raises ValueError where the file is unreadable, damaged, greyscale or over 4096 pixels a side.
+    Of a file that is such a PNG already, the chunks that make its picture are kept; others are re-encoded. So nothing
+    else that a file may carry comes into a store. The path may lead through a zip file. Raises ValueError where the
+    file is unreadable, damaged, greyscale or over 4096 pixels a side.
     """
     data = read_file(path)
     size = png_size(data)
     pixels = decode_layers(data)  # even where the bytes are kept: a cut-short file must be found here, not in a fit
     plain = data[24] == 8 and _KEPT.get(data[25]) == pixels.shape[2] and b"tRNS" not in data[: data.find(b"IDAT")]
-    return (data if plain else encode_png(pixels)), size
+    kept = picture_of(data) if plain else b""
+    # An encoder may waste a little, but what is far longer than the pixels themselves carries something else.
+    fits = 0 < len(kept) <= pixels.nbytes + pixels.nbytes // 64 + 4096
+    return (kept if fits else encode_png(pixels)), size
+
+
+def picture_of(data: bytes) -> bytes:
+    """The header, pixels and end of a PNG without palette, without all its other chunks and what stands behind its end.
+
+    b"" where the chunks are cut short.
+    """
+    parts, place = [_SIGNATURE], len(_SIGNATURE)
+    while place + 12 <= len(data):
+        length, kind = int.from_bytes(data[place : place + 4], "big"), data[place + 4 : place + 8]
+        end = place + 12 + length  # of the chunk: length, kind, content, checksum
+        if kind in (b"IHDR", b"IDAT", b"IEND"):
+            parts.append(data[place:end])
+        if kind == b"IEND":
+            return b"".join(parts)
+        place = end
+    return b""

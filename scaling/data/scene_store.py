@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,15 +20,19 @@ from numpy.typing import NDArray
 from pyarrow import fs
 
 from scaling.data.scene_id import check_scene_id, is_scene_id
+from scaling.storage.atomic import replace_file, sync_file
 from scaling.storage.formats import check_format
 from scaling.storage.json_yaml import parse_json
-from scaling.storage.parquet import TableError, open_table, read_columns
-from scaling.storage.paths import open_uri
+from scaling.storage.lease import Lease
+from scaling.storage.own_folder import claim_folder
+from scaling.storage.parquet import TableError, open_table, read_columns, table_bytes
+from scaling.storage.paths import AnyPath, ObjectPath, open_uri
 
 FORMAT_VERSION = 1
 SCENES_PER_ROW_GROUP = 16
 SCENES_PER_PART = 256
 MAX_INFO_BYTES = 1 << 20
+_PART = re.compile(r"scenes-[0-9]{5}\.parquet")
 SCHEMA = pa.schema(
     [
         ("scene_id", pa.string()),
@@ -48,8 +53,9 @@ class StoreWriter:
     """Context manager that writes a store. Rows keep the order in which they are added.
 
     store.json is written when the block ends without an exception; only then is the store complete. What an interrupted
-    writer left is replaced. Raises FileExistsError at the start of the block where a complete store exists, and
-    ValueError at its end where no scene was added.
+    writer left is replaced. Raises at the start of the block FileExistsError where the folder holds a complete store or
+    files of somebody else's, LeaseHeld where another process writes there; at its end LeaseLost where another process
+    has taken over, and ValueError where no scene was added.
     """
 
     def __init__(self, store_uri: str | Path, source: str) -> None:
@@ -61,6 +67,8 @@ class StoreWriter:
         self._rows: list[Mapping[str, Any]] = []
         self._part: pq.ParquetWriter | None = None
         self.filesystem, self.path = open_uri(store_uri)
+        self.root = _root(self.filesystem, self.path, self.uri)
+        self._lease: Lease | None = None
 
     @property
     def num_scenes(self) -> int:
@@ -69,7 +77,8 @@ class StoreWriter:
     def __enter__(self) -> StoreWriter:
         if _is_file(self.filesystem, f"{self.path}/store.json"):
             raise FileExistsError(f"{self.uri} already holds a scene store: choose another --store, or remove it")
-        self.filesystem.create_dir(self.path, recursive=True)
+        claim_folder(self.root, "scene store")
+        self._lease = Lease.take(self.root / "leases", 1)
         for path in _part_paths(self.filesystem, self.path):
             self.filesystem.delete_file(path)
         return self
@@ -106,14 +115,22 @@ class StoreWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         # After an error the part is closed, but without store.json the store stays incomplete.
-        if kind is not None:
-            self._rows.clear()
+        try:
+            if kind is not None:
+                self._rows.clear()
             self._close_part()
-            return
-        self._close_part()
+            if kind is None:
+                self._finish()
+        finally:
+            with suppress(OSError):
+                if self._lease:
+                    self._lease.release()
+
+    def _finish(self) -> None:
+        """Write the rejects and store.json."""
         # The rejects are written even where no scene is left: they tell why.
         rejects = pa.Table.from_pylist(self.rejects, schema=REJECTS_SCHEMA)
-        pq.write_table(rejects, f"{self.path}/rejects.parquet", filesystem=self.filesystem)
+        replace_file(self.root / "rejects.parquet", table_bytes(rejects))
         if not self._ids:
             first = self.rejects[0] if self.rejects else {"scene_id": "-", "reason": "no scenes were given"}
             raise ValueError(
@@ -127,8 +144,9 @@ class StoreWriter:
             "bounds": _union(self._bounds),
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        with self.filesystem.open_output_stream(f"{self.path}/store.json") as out:
-            out.write(json.dumps(described, indent=1).encode() + b"\n")
+        assert self._lease is not None
+        self._lease.check()
+        replace_file(self.root / "store.json", json.dumps(described, indent=1).encode() + b"\n")
 
     def _flush(self) -> None:
         """Write the waiting rows as one row group."""
@@ -152,6 +170,8 @@ class StoreWriter:
         if self._part is not None:
             self._part.close()
             self._part = None
+            if isinstance(self.root, Path):  # store.json must not outlive a power loss that its parts do not
+                sync_file(_part_paths(self.filesystem, self.path)[-1])
 
 
 @dataclass(frozen=True)
@@ -171,6 +191,7 @@ class SceneStore:
     def __init__(self, uri: str | Path) -> None:
         self.uri = str(uri)
         self.filesystem, self.path = open_uri(uri)
+        self.root = _root(self.filesystem, self.path, self.uri)
         if not _is_file(self.filesystem, f"{self.path}/store.json"):
             raise FileNotFoundError(
                 f"{self.uri} holds no complete scene store (no store.json): "
@@ -292,4 +313,8 @@ def _is_file(filesystem: fs.FileSystem, path: str) -> bool:
 
 def _part_paths(filesystem: fs.FileSystem, folder: str) -> list[str]:
     found = filesystem.get_file_info(fs.FileSelector(folder))
-    return sorted(info.path for info in found if Path(info.path).match("scenes-*.parquet"))
+    return sorted(info.path for info in found if _PART.fullmatch(info.base_name))
+
+
+def _root(filesystem: fs.FileSystem, path: str, uri: str) -> AnyPath:
+    return Path(path) if isinstance(filesystem, fs.LocalFileSystem) else ObjectPath.of(uri)

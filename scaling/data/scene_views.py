@@ -19,6 +19,7 @@ from scaling.data.scene_id import check_scene_id
 
 _LARGEST_NUMBER = 1e9  # in a pose or in intrinsics: beyond it float32 has no useful precision, and products overflow
 MAX_VIEWS = 10_000  # of a scene
+MAX_SCENE_BYTES = 1 << 30  # of all views of a scene, as they are stored
 
 
 class SceneError(ValueError):
@@ -145,7 +146,7 @@ def read_pngs(ref: SceneRef, paths: Sequence[Path]) -> tuple[list[bytes], tuple[
     if len(paths) > MAX_VIEWS:
         raise ref.error(str(ref.folder), f"found {len(paths)} views; at most {MAX_VIEWS} are read")
     pngs: list[bytes] = []
-    common = (0, 0)
+    common, total = (0, 0), 0
     for path in paths:
         try:
             data, size = read_png(path)
@@ -156,6 +157,10 @@ def read_pngs(ref: SceneRef, paths: Sequence[Path]) -> tuple[list[bytes], tuple[
             reason = f"has {size[0]}x{size[1]} pixels, the scene's first view has {common[0]}x{common[1]}"
             raise ref.error(str(path), reason)
         pngs.append(data)
+        total += len(data)
+        if total > MAX_SCENE_BYTES:
+            reason = f"its views have more than {MAX_SCENE_BYTES:,} bytes: give them fewer pixels"
+            raise ref.error(str(ref.folder), reason)
     return pngs, common
 
 

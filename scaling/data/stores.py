@@ -12,6 +12,7 @@ from scaling.data.embedded.scenes import embedded_car, embedded_ids
 from scaling.data.latent_cache import LatentCache
 from scaling.data.scene_store import SceneStore
 from scaling.storage.formats import is_sha256
+from scaling.storage.paths import to_path, uri_of
 
 EMBEDDED = "embedded"  # what a run records as its store if it used none
 EMBEDDED_COUNT = 100_000  # a limit for the list of ids: any number of cars could be made
@@ -86,9 +87,11 @@ class SourceSpec:
 
     @classmethod
     def of(cls, store: str | None, data: Data) -> SourceSpec:
-        """Name the store of a command line. A local path becomes absolute, because workers run in other folders."""
-        local = store is not None and "://" not in store
-        return cls(str(Path(store).absolute()) if local and store else store, data.image_size, data.embedded_views)
+        """Name the store of a command line. A local path becomes absolute, because workers run in other folders.
+
+        Raises ValueError where `to_path` does.
+        """
+        return cls(uri_of(to_path(store)) if store else store, data.image_size, data.embedded_views)
 
     def with_latents(self, shared_hash: str) -> SourceSpec:
         """The same source, whose rows carry latents if they are cached for this shared model.
@@ -105,3 +108,18 @@ class SourceSpec:
         if self.store is None:
             return EmbeddedCars(self.image_size, self.num_views)
         return StoreSource(self.store, self.latents)
+
+
+def read_rows(source: SceneSource, ids: Sequence[str]) -> list[dict[str, Any]]:
+    """Read rows of scenes. Of a scene that cannot be read, the row holds only the id and `error`."""
+    try:
+        return list(source.rows(ids))
+    except (OSError, ValueError):  # one of them is damaged: read them one by one to find it
+        return [_read_one(source, scene_id) for scene_id in ids]
+
+
+def _read_one(source: SceneSource, scene_id: str) -> dict[str, Any]:
+    try:
+        return next(iter(source.rows([scene_id])))
+    except (OSError, ValueError) as error:
+        return {"scene_id": scene_id, "error": str(error)}

@@ -32,6 +32,7 @@ from scaling.library.manifest import Event
 from scaling.library.parts import Part
 from scaling.models.shared_files import load_shared, read_config, read_hash
 from scaling.storage.paths import AnyPath, to_path, uri_of
+from scaling.storage.text import shown
 from scaling.training import watchdog
 from scaling.training.training_scene import as_bytes, encode_images
 
@@ -182,7 +183,7 @@ def cache_latents(store: str, shared_folder: AnyPath, resources: Resources) -> E
     cache.finish(total.num_scenes)
     print(f"the latents of {total.num_scenes} of {len(cache.store)} scenes are cached in {cache.folder}")
     for why in list(total.left_out.values())[:TOLD]:
-        print(f"left out: {why}")
+        print(f"left out: {shown(why)}")
     return total
 
 

@@ -8,10 +8,14 @@ import os
 import secrets
 import signal
 import socket
+import stat
+import tempfile
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, count
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -20,6 +24,7 @@ from ray.autoscaler.sdk import request_resources
 
 from scaling.config import SettingsError
 
+MAX_SESSIONS_PATH = 40  # names of sockets may have 107 bytes, of which Ray's own part takes some 60
 OBJECT_STORE_BYTES = 512 << 20  # of a local cluster: holds a few batches of views; results go to disk instead
 
 
@@ -62,6 +67,7 @@ def connect(address: str | None = None, gpus: int = 0) -> Resources:
                 num_cpus=max(2, os.cpu_count() or 1),
                 include_dashboard=False,
                 object_store_memory=OBJECT_STORE_BYTES,
+                _temp_dir=str(private_folder()),
                 **quiet,
             )
         # SIGTERM is again what the command made of it; only the main thread may set handlers.
@@ -82,6 +88,24 @@ def keep_to_this_machine() -> None:
     """
     listen_on_loopback()
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # in use unless RAY_AUTH_MODE says otherwise
+
+
+def private_folder() -> Path:
+    """A folder for Ray's sessions, with the logs and sockets of its processes, that other users cannot open. Ray's own
+    default, /tmp/ray, is open to all of them.
+
+    In RAY_TMPDIR or in the folder for temporary files. A folder of that name that is not this user's alone is not used.
+    """
+    base = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+    folder = Path(base, f"ray-{os.getuid()}")
+    if len(str(folder)) > MAX_SESSIONS_PATH:
+        folder = Path("/tmp", folder.name)
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700, parents=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        return Path(tempfile.mkdtemp(prefix=f"{folder.name}-", dir=folder.parent))
+    return folder
 
 
 def listen_on_loopback() -> None:

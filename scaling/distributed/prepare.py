@@ -18,7 +18,7 @@ from scaling.data.latent_cache import ROW_FIELDS
 from scaling.data.readers.registry import list_scenes, read_scene
 from scaling.data.scene_store import REJECTS_SCHEMA, SCHEMA, SceneStore, StoreWriter
 from scaling.data.scene_views import SceneError, SceneRef
-from scaling.data.stores import SceneSource, SourceSpec
+from scaling.data.stores import SceneSource, SourceSpec, read_rows
 from scaling.training.measure.box import row_bounds
 
 READER_CPUS = 2
@@ -79,21 +79,6 @@ class _ReadRows:
 def _opened(spec: SourceSpec) -> SceneSource:
     """Open a source once in each reading process: a store's index takes a second per 20,000 scenes."""
     return spec.open()
-
-
-def read_rows(source: SceneSource, ids: list[str]) -> list[dict[str, Any]]:
-    """Read rows of scenes. Of a scene that cannot be read, the row holds only the id and `error`."""
-    try:
-        return list(source.rows(ids))
-    except (OSError, ValueError):  # one of them is damaged: read them one by one to find it
-        return [_read_one(source, scene_id) for scene_id in ids]
-
-
-def _read_one(source: SceneSource, scene_id: str) -> dict[str, Any]:
-    try:
-        return next(iter(source.rows([scene_id])))
-    except (OSError, ValueError) as error:
-        return {"scene_id": scene_id, "error": str(error)}
 
 
 READ = pa.schema(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import shlex
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -17,20 +18,24 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME, MLFLOW_RUN_NOTE
+from sqlalchemy import URL, make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from scaling.config import Settings, flatten
 from scaling.library.run_folder import RunFolder
+from scaling.storage.addresses import masked
 from scaling.storage.paths import AnyPath
 from scaling.training.stage1 import PHASES
 
+# What MLflow raises where a database or server cannot be used; ImportError: the database's driver is not installed.
+UNUSABLE = (MlflowException, SQLAlchemyError, ImportError)
 LONGEST_PARAM = 500
 UNFIT = re.compile(r"[^\w\-. :/]+")  # characters that MLflow refuses in the key of a param or a metric
 
 
 def tracking_uri(run: RunFolder) -> str:
     """MLFLOW_TRACKING_URI, else a database beside the run folder: runs/mlflow.db for runs/<name> and for s3://…."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{_home(run) / 'mlflow.db'}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or str(URL.create("sqlite", database=str(_home(run) / "mlflow.db")))
 
 
 def _home(run: RunFolder) -> Path:
@@ -40,11 +45,11 @@ def _home(run: RunFolder) -> Path:
 
 def ui_command(run: RunFolder) -> str:
     """The command that shows the run in a browser."""
-    uri = tracking_uri(run)
+    uri = masked(tracking_uri(run))
     if uri.startswith("http"):
         return f"open {uri}"
     shown = uri.replace(f"{Path.cwd()}/", "")
-    return f"mlflow ui --backend-store-uri {shown}"
+    return f"mlflow ui --backend-store-uri {shlex.quote(shown)}"
 
 
 class Tracker:
@@ -73,7 +78,7 @@ class Tracker:
             relation = {MLFLOW_PARENT_RUN_ID: parent.run_id} if parent else {}
             for key, value in {"stage": name.split("/")[0], **(tags or {}), **relation}.items():
                 self.client.set_tag(self.run_id, key, value)
-        except (MlflowException, SQLAlchemyError) as error:
+        except UNUSABLE as error:
             raise RuntimeError(_unusable(self.uri, error)) from error
 
     def _experiment(self, run: RunFolder) -> str:
@@ -191,7 +196,7 @@ def _curves(run: RunFolder, name: str) -> dict[str, list[tuple[int, float]]]:
 def _known(run: RunFolder, name: str) -> tuple[MlflowClient, str] | None:
     """A client and the id of a run that exists already. No database is created just to look."""
     uri = tracking_uri(run)
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
+    if uri.startswith("sqlite:///") and not Path(make_url(uri).database or "").is_file():
         return None
     client = MlflowClient(tracking_uri=uri)
     experiment = client.get_experiment_by_name(run.name)
@@ -215,9 +220,9 @@ def _log_file(client: MlflowClient, run_id: str, path: AnyPath) -> None:
 def _usable(run: RunFolder) -> Iterator[None]:
     try:
         yield
-    except (MlflowException, SQLAlchemyError) as error:
+    except UNUSABLE as error:
         raise RuntimeError(_unusable(tracking_uri(run), error)) from error
 
 
 def _unusable(uri: str, error: Exception) -> str:
-    return f"MLflow at {uri} cannot be used: {error}; see MLFLOW_TRACKING_URI"
+    return masked(f"MLflow at {uri} cannot be used: {error}; see MLFLOW_TRACKING_URI")

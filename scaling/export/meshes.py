@@ -27,6 +27,8 @@ from scaling.models.shared_model import SharedModel
 from scaling.models.triplanes import fuse_planes
 from scaling.storage.atomic import replace_file
 from scaling.storage.json_yaml import parse_json
+from scaling.storage.limited import read_limited
+from scaling.storage.own_folder import claim_folder
 
 NUM_POINTS = 128  # along the box's longest side: about five a texel on planes of 24 texels a side
 NUM_VIEWS = 32  # views from which surfaces and colours are taken
@@ -48,6 +50,7 @@ def export_meshes(
     models = StoredModels(run, chosen_device())
     todo = [row for row in scenes if not _is_done(folder, row, num_points, file_format)]
     without: dict[str, str] = {}
+    claim_folder(folder, f"meshes, {file_format}")
     # All scenes are seen by the same cameras, which resemble those of the first scene's own views.
     scene, data = scenes[0], models.of(scenes[0]).settings.data
     seen = stored_views(run, scene["scene_id"], scene["stage"], data)
@@ -155,7 +158,7 @@ def _is_done(folder: Path, row: dict[str, Any], num_points: int, file_format: st
     size."""
     path = _mesh_path(folder, row["scene_id"], file_format)
     try:
-        about = parse_json(_about(path).read_bytes())
+        about = parse_json(read_limited(_about(path)))
     except (OSError, ValueError):
         return False
     origin = _origin(row, num_points, file_format)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from scaling.data.scene_id import SceneId
 from scaling.models.box import STEPS
-from scaling.storage.atomic import read_limited
 from scaling.storage.formats import check_format
+from scaling.storage.json_yaml import first_fault
+from scaling.storage.limited import read_limited
 
 INDEX = "index.json"
 FORMAT_VERSION = 3  # 1: features summed over planes, one hidden layer, no hulls; 2: softplus in the field
@@ -44,7 +45,7 @@ class PlaneModel(BaseModel):
 
     shared: Hash
     cohort: Hash | None
-    renderer: str
+    renderer: Annotated[str, Field(pattern=r"^renderer-[0-9A-Za-z]{1,64}\.safetensors$")]
     space: Literal["latent", "rgb"]
     plane_axes: list[str]
     micro_features: int
@@ -125,11 +126,7 @@ def read_index(folder: Path) -> PlaneIndex:
         )  # fmt: skip
     try:
         index = PlaneIndex.model_validate_json(read_limited(path))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ValueError(f"{path}: {where + ': ' if where else ''}{first['msg']}; export the planes again") from None
     except ValueError as error:
-        raise ValueError(f"{path}: {error}; export the planes again") from None
+        raise ValueError(f"{path}: {first_fault(error)}; export the planes again") from None
     check_format(path, index.format_version, FORMAT_VERSION)
     return index

@@ -29,6 +29,7 @@ from scaling.models.box import CELLS
 from scaling.models.shared_model import SharedModel
 from scaling.models.triplanes import fuse_planes
 from scaling.storage.atomic import replace_file
+from scaling.storage.own_folder import claim_folder
 from scaling.storage.paths import uri_of
 
 SHARD_BYTES = 64 << 20  # of planes: as much is held in memory, and as much is lost by a kill
@@ -74,6 +75,7 @@ def export_planes(run: RunFolder, folder: Path, wanted: Path | None = None) -> P
     bytes_per_scene = 2 * math.prod(shape)
     disk = f"{bytes_per_scene:,} bytes each, {len(scenes) * bytes_per_scene / 1e6:,.1f} MB in all"
     per_shard = max(1, SHARD_BYTES // bytes_per_scene)
+    claim_folder(folder, "planes")
     # While shards are being written there is no index, so nobody reads a mixture of two exports.
     (folder / INDEX).unlink(missing_ok=True)
     statistics = Statistics()
@@ -96,8 +98,10 @@ def export_planes(run: RunFolder, folder: Path, wanted: Path | None = None) -> P
 
 
 def _tidy(folder: Path, num_shards: int) -> None:
-    """Delete shards of an earlier, larger export, and temporary files of a killed one."""
-    larger = [path for path in folder.glob("shard-?????.safetensors") if path.name >= shard_name(num_shards)]
+    """Delete shards of an earlier, larger export, and temporary files of a killed one. Shards that this program did not
+    write stay."""
+    shards = [path for path in folder.glob("shard-?????.safetensors") if path.name >= shard_name(num_shards)]
+    larger = [path for path in shards if _stamp(path) is not None]
     for path in [*larger, *folder.glob(".shard-?????.safetensors.*")]:
         path.unlink()
 
@@ -120,12 +124,23 @@ def _write_shard(path: Path, models: StoredModels, part: Sequence[Mapping[str, A
 
 def _stored(path: Path, stamp: str) -> Tensor | None:
     """The planes of a shard that was written with this stamp; None where there is no such file."""
-    if not path.is_file():
+    if _stamp(path) != stamp:
         return None
     try:
         with safe_open(path, framework="pt") as file:
-            return file.get_tensor("planes") if (file.metadata() or {}).get("scenes") == stamp else None
+            return file.get_tensor("planes")
     except SafetensorError:  # damaged: it is written anew
+        return None
+
+
+def _stamp(path: Path) -> str | None:
+    """The stamp of a shard; None where there is no such file, or it is damaged or not of this program."""
+    try:
+        if not path.is_file():
+            return None
+        with safe_open(path, framework="pt") as file:
+            return (file.metadata() or {}).get("scenes")
+    except SafetensorError:
         return None
 
 

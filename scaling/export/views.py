@@ -22,6 +22,8 @@ from scaling.library.stored_models import StoredModels, chosen_device
 from scaling.library.true_views import stored_views
 from scaling.pictures.draw import to_pixels
 from scaling.storage.atomic import replace_file
+from scaling.storage.limited import read_limited
+from scaling.storage.own_folder import claim_folder, refuse_links
 from scaling.training.evaluate import render_views
 
 FLIP = np.diag([1.0, -1.0, -1.0, 1.0])  # camera axes: OpenCV ↔ OpenGL
@@ -47,6 +49,7 @@ def export_views(run: RunFolder, folder: Path, wanted: Path | None, path: str, n
         size = models.of({**row, "cohort": None}).settings.data.image_size
         return json.dumps({**transforms(cam2world, intrinsics, size), "scaling": row}, indent=1).encode()
 
+    claim_folder(folder, "views")
     todo = [row for row in scenes if not _is_done(folder / check_scene_id(row["scene_id"]), transforms_of(row))]
     for row, shared, params in read_chosen(models, todo, "views"):
         views = render_views(shared, params, cam2world, intrinsics)
@@ -74,6 +77,8 @@ def transforms(cam2world: Tensor, intrinsics: Tensor, size: int) -> dict[str, An
 
 
 def _write_scene(folder: Path, images: np.ndarray, content: bytes) -> None:
+    refuse_links(folder, folder / "images")
+    claim_folder(folder, "views of a scene")
     (folder / TRANSFORMS).unlink(missing_ok=True)
     for number, image in enumerate(images):
         replace_file(folder / "images" / f"{number:05d}.png", encode_png(image))
@@ -86,4 +91,7 @@ def _write_scene(folder: Path, images: np.ndarray, content: bytes) -> None:
 
 def _is_done(folder: Path, content: bytes) -> bool:
     path = folder / TRANSFORMS
-    return path.is_file() and path.read_bytes() == content
+    try:
+        return read_limited(path) == content
+    except (OSError, ValueError):
+        return False

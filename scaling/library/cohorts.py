@@ -15,10 +15,10 @@ from safetensors.torch import save
 from torch import Tensor
 
 from scaling.models.shared_model import SharedModel
-from scaling.storage.atomic import read_limited
 from scaling.storage.commit import commit_file
 from scaling.storage.formats import check_format, is_sha256
 from scaling.storage.json_yaml import parse_json
+from scaling.storage.limited import read_limited
 from scaling.storage.paths import AnyPath
 from scaling.storage.tensors import read_tensors, tensor_kinds, tensors_hash
 

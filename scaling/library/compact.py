@@ -10,12 +10,14 @@ import hashlib
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 from scaling.library.ledger import Ledger
-from scaling.library.parts import Part, commit_part, damaged, describe_part, part_name, read_part
+from scaling.library.parts import Part, commit_part, damaged, describe_part, order, part_name, read_bytes, read_part
 from scaling.library.scene_row import SCHEMA
 from scaling.storage.atomic import described
 from scaling.storage.paths import AnyPath
+from scaling.storage.text import shown
 
 SCENES_PER_PART = 1024
 BYTES_PER_PART = 64 << 20
@@ -31,10 +33,10 @@ def compact(ledger: Ledger, grace_seconds: float = GRACE_SECONDS) -> tuple[int, 
     Raises ValueError naming a part whose bytes are not those that the manifest notes.
     """
     before = len(ledger.run.library.parts())
-    seen: set[str] = set()
+    counts = _where_scenes_count(ledger)
     for group in _groups(_small(ledger)):
         if len(group) > 1:
-            _join(ledger, group, seen)
+            _join(ledger, group, counts)
     ledger.publish()
     _forget(ledger, grace_seconds)
     return before, len(ledger.run.library.parts())
@@ -53,16 +55,20 @@ def compact_after_job(ledger: Ledger) -> None:
         print(f"library: {before} parts became {after}", flush=True)
     except (OSError, ValueError) as error:
         why = described(error) if isinstance(error, OSError) else error
-        print(f"warning: the library's parts could not be joined ({why}); join them later with compact.py", flush=True)
+        print(
+            f"warning: the library's parts could not be joined ({shown(why)}); join them later with compact.py",
+            flush=True,
+        )
 
 
 def forget_after_job(ledger: Ledger) -> None:
-    """Delete all parts that were replaced; first wait until the short grace time is over."""
-    replaced = ledger.manifest.replaced.values()
-    if replaced:
-        age = datetime.now(UTC) - datetime.fromisoformat(max(replaced))
+    """Delete the parts that this driver replaced, once the short grace time is over; those that `compact.py` replaced
+    before have its longer one."""
+    own = [ledger.manifest.replaced[name] for name in ledger.replaced if name in ledger.manifest.replaced]
+    if own:
+        age = datetime.now(UTC) - max(map(datetime.fromisoformat, own))
         time.sleep(min(max(JOB_GRACE_SECONDS - age.total_seconds(), 0.0), JOB_GRACE_SECONDS))
-        _forget(ledger, JOB_GRACE_SECONDS)
+        _forget(ledger, GRACE_SECONDS, JOB_GRACE_SECONDS)
 
 
 def _small(ledger: Ledger) -> list[Part]:
@@ -74,6 +80,15 @@ def _listed(ledger: Ledger, path: AnyPath) -> Part:
     """What the manifest says of a part. The manifest lacks parts of actors that the driver took for dead: these parts
     are read."""
     return ledger.manifest.parts.get(path.name) or describe_part(path)
+
+
+def _where_scenes_count(ledger: Ledger) -> dict[str, str]:
+    """Scene → the name of the part whose row counts: the first one, in the order of `parts.order`."""
+    counts: dict[str, str] = {}
+    for path in ledger.run.library.parts():
+        for scene_id in _listed(ledger, path).scene_ids:
+            counts.setdefault(scene_id, path.name)
+    return counts
 
 
 def _is_full(part: Part) -> bool:
@@ -99,36 +114,47 @@ def _kind(part: Part) -> tuple[int, str, str]:
     return part.stage, part.shared, part.settings_hash
 
 
-def _join(ledger: Ledger, group: list[Part], seen: set[str]) -> None:
-    """Commit the scenes of several parts as one part. Where two of the parts hold a scene, the first row is taken.
-
-    seen: ids of the scenes that were joined before; this function adds to them.
-    """
+def _join(ledger: Ledger, group: list[Part], counts: dict[str, str]) -> None:
+    """Commit as one part those scenes of several parts whose rows count there. counts: from `_where_scenes_count`."""
     folder = ledger.run.library.folder
     rows = []
     for part in group:
         path = folder / "parts" / part.name
-        if hashlib.sha256(path.read_bytes()).hexdigest() != part.sha256:
+        if hashlib.sha256(read_bytes(path)).hexdigest() != part.sha256:
             raise damaged(path, "its bytes changed since they were committed")
-        for row in read_part(path, SCHEMA.names).to_pylist():
-            if row["scene_id"] not in seen:
-                seen.add(row["scene_id"])
-                rows.append(row)
+        rows += [row for row in read_part(path, SCHEMA.names).to_pylist() if counts[row["scene_id"]] == part.name]
+    joined = None
     if rows:
-        # Batches count their attempts from 1, so attempt 0 never gives a batch's name.
-        ledger.add(commit_part(folder, rows, part_name(ledger.epoch, 0, [row["scene_id"] for row in rows])))
+        # The first epoch of the group: of two rows of a scene, the same one counts as before. Batches count their
+        # attempts from 1, so attempt 0 never gives a batch's name.
+        epoch = min(order(part.name)[0] for part in group)
+        joined = commit_part(folder, rows, part_name(epoch, 0, [row["scene_id"] for row in rows]))
+        ledger.add(joined)
     now = datetime.now(UTC).isoformat()
     for part in group:
-        ledger.manifest.parts.pop(part.name, None)
-        ledger.manifest.replaced[part.name] = now
+        if joined is None or part.name != joined.name:  # a part of the same scenes may have been joined before
+            ledger.manifest.parts.pop(part.name, None)
+            ledger.manifest.replaced[part.name] = now
+            ledger.replaced.add(part.name)
 
 
-def _forget(ledger: Ledger, grace_seconds: float) -> None:
-    """Delete replaced parts whose grace time is over. The manifest notes them as replaced until they are gone."""
-    limit = datetime.now(UTC) - timedelta(seconds=grace_seconds)
-    gone = [name for name, when in ledger.manifest.replaced.items() if datetime.fromisoformat(when) <= limit]
+def _forget(ledger: Ledger, grace_seconds: float, own_grace: float | None = None) -> None:
+    """Delete replaced parts whose grace time is over. The manifest notes them as replaced until they are gone.
+
+    own_grace: of the parts that this driver replaced itself. Raises ValueError where the folder of parts is a link to
+    another place, whose files may be another library's.
+    """
+    parts, now = ledger.run.library.folder / "parts", datetime.now(UTC)
+    grace = {name: own_grace if own_grace is not None and name in ledger.replaced else grace_seconds
+             for name in ledger.manifest.replaced}  # fmt: skip
+    gone = [
+        name for name, when in ledger.manifest.replaced.items()
+        if now - datetime.fromisoformat(when) >= timedelta(seconds=grace[name])
+    ]  # fmt: skip
+    if gone and isinstance(parts, Path) and parts.is_symlink():
+        raise ValueError(f"{parts} is a link: nothing is deleted where it leads; put the folder itself there")
     for name in gone:
-        (ledger.run.library.folder / "parts" / name).unlink(missing_ok=True)
+        (parts / name).unlink(missing_ok=True)
     if gone:
         for name in gone:
             del ledger.manifest.replaced[name]

@@ -12,9 +12,9 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 
 from scaling.library.manifest import Event, Manifest
-from scaling.storage.atomic import read_limited
 from scaling.storage.commit import commit_file
 from scaling.storage.json_yaml import parse_json
+from scaling.storage.limited import read_limited
 from scaling.storage.paths import AnyPath
 
 _NAME = re.compile(r"events-(?:(\d{6})-(\d{6})-[0-9a-f]{8}|\d{8}T\d+-\d+)\.jsonl")
@@ -44,21 +44,30 @@ class FailureLog:
 
 
 def read_failures(folder: AnyPath, manifest: Manifest) -> dict[str, Event]:
-    """The latest event of each scene that has one.
+    """The latest event of each scene that has one: that of the highest attempt, and of several the one in the last
+    file. Clocks do not count, as they may be set back. What the epoch in force has to say of a scene is later than what
+    the manifest kept of earlier epochs.
 
-    A line that is no event is skipped (a crash may cut a line short): its scene is tried again.
+    A line that is no event is skipped (a crash may cut a line short): its scene is tried again. Raises ValueError
+    naming a file that cannot be read.
     """
-    latest = dict(manifest.failures)
+    found: dict[str, Event] = {}
     paths: Iterable[AnyPath] = folder.glob("events-*.jsonl")
     for path in sorted(paths, key=lambda path: path.name):
         match = _NAME.fullmatch(path.name)
         if match is None or int(match[1] or 0) != manifest.epoch:
             continue
-        for line in read_limited(path).splitlines():
-            found = _event(line)
-            if found and (found.scene_id not in latest or found.when >= latest[found.scene_id].when):
-                latest[found.scene_id] = found
-    return latest
+        for each in filter(None, map(_event, _lines(path))):
+            if each.scene_id not in found or each.attempt >= found[each.scene_id].attempt:
+                found[each.scene_id] = each
+    return manifest.failures | found
+
+
+def _lines(path: AnyPath) -> list[bytes]:
+    try:
+        return read_limited(path).splitlines()
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; set the file aside") from None
 
 
 def _event(line: bytes) -> Event | None:

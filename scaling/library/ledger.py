@@ -8,10 +8,10 @@ from contextlib import contextmanager, suppress
 
 from scaling.config import SettingsError
 from scaling.library.failures import FailureLog, read_failures
-from scaling.library.lease import Lease, LeaseLost
 from scaling.library.manifest import Event, Manifest, publish, read_manifest
 from scaling.library.parts import Part, describe_part, is_part, order, part_name
 from scaling.library.run_folder import RunFolder
+from scaling.storage.lease import Lease, LeaseLost
 
 PUBLISH_SECONDS = 60.0  # least time between two manifests while scenes are committed
 
@@ -22,6 +22,7 @@ class Ledger:
     def __init__(self, run: RunFolder, lease: Lease) -> None:
         self.run, self.lease, self.epoch = run, lease, lease.epoch
         self.log = FailureLog(run.failures, self.epoch)
+        self.replaced: set[str] = set()  # names of parts that this driver joined into others
         self.manifest = _closing(run, self.epoch)
         self._publish()
 
@@ -85,8 +86,9 @@ def _closing(run: RunFolder, epoch: int) -> Manifest:
 def open_ledger(run: RunFolder) -> Iterator[Ledger]:
     """Take the run's lease and close earlier epochs; at the end publish the manifest and release the lease.
 
-    Raises LeaseHeld where another driver works on the run.
+    Raises LeaseHeld where another driver works on the run; what `RunFolder.check_own` raises.
     """
+    run.check_own()
     library = run.library.folder
     # The new epoch must be above all epochs on disk, even where the lease files were lost.
     parts = [order(path.name)[0] for path in (library / "parts").glob("part-*.parquet") if is_part(path.name)]

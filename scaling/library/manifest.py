@@ -8,19 +8,37 @@ listed or not.
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+import re
+from datetime import datetime
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from scaling.data.scene_id import SceneId
-from scaling.library.parts import Part
-from scaling.storage.atomic import read_limited
+from scaling.library.parts import Part, PartName
 from scaling.storage.commit import commit_file
+from scaling.storage.formats import MAX_EPOCH, NewerFormat, check_format
+from scaling.storage.json_yaml import first_fault, parse_json
+from scaling.storage.limited import read_limited
 from scaling.storage.paths import AnyPath
 
+FORMAT_VERSION = 1
 KEPT = 2  # manifests on disk: a reader may just have chosen the last but one
+_NAME = re.compile(r"manifest-([0-9]{6})-([0-9]{6})\.json")
+
+
+def _check_when(text: str) -> str:
+    if datetime.fromisoformat(text).tzinfo is None:
+        raise ValueError("a time without its zone")
+    return text
+
+
+When = Annotated[str, AfterValidator(_check_when)]  # ISO 8601, with its zone
+Number = Annotated[int, Field(ge=0, le=MAX_EPOCH)]
 
 
 class Event(BaseModel):
-    """What happened to a scene. kind: `retry`, or why the scene was given up; when: ISO 8601, UTC."""
+    """What happened to a scene. kind: `retry`, or why the scene was given up; when: in UTC."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -28,21 +46,31 @@ class Event(BaseModel):
     attempt: int
     kind: str
     message: str
-    when: str
+    when: When
 
 
 class Manifest(BaseModel):
     """epoch, number: as in the file's name; parts: by name; replaced: names of parts that `compact` joined into others,
-    and when (ISO 8601, UTC); failures: the latest event of each scene that has one."""
+    and when, in UTC; failures: the latest event of each scene that has one."""
 
     model_config = ConfigDict(extra="forbid")
 
-    format_version: int = 1
-    epoch: int = 0
-    number: int = 0
-    parts: dict[str, Part] = {}
-    replaced: dict[str, str] = {}
-    failures: dict[str, Event] = {}
+    format_version: int = FORMAT_VERSION
+    epoch: Number = 0
+    number: Number = 0
+    # Names of parts become paths, and those of `replaced` are deleted.
+    parts: dict[PartName, Part] = {}
+    replaced: dict[PartName, When] = {}
+    failures: dict[SceneId, Event] = {}
+
+    @model_validator(mode="after")
+    def _keys(self) -> Manifest:
+        for key, name in [(k, part.name) for k, part in self.parts.items()] + [
+            (k, event.scene_id) for k, event in self.failures.items()
+        ]:
+            if key != name:
+                raise ValueError(f"key {key} stands for {name}")
+        return self
 
 
 def read_manifest(library: AnyPath) -> Manifest:
@@ -55,26 +83,37 @@ def read_manifest(library: AnyPath) -> Manifest:
         if not paths:
             return Manifest()
         try:
-            data = read_limited(paths[-1])
+            return _read(paths[-1])
         except FileNotFoundError:
             continue
-        except ValueError as error:
-            raise ValueError(f"{paths[-1]}: not a readable manifest ({error}): restore or remove it") from None
-        try:
-            return Manifest.model_validate_json(data)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            raise ValueError(
-                f"{paths[-1]}: not a readable manifest ({where + ': ' if where else ''}{first['msg']}): restore it, or "
-                "remove it: then the one before it is in force"
-            ) from None
     raise FileNotFoundError(2, "its manifest vanishes while it is read", str(library))
+
+
+def _read(path: AnyPath) -> Manifest:
+    try:
+        values = parse_json(read_limited(path))
+        if isinstance(values, dict) and isinstance(values.get("format_version"), int):
+            check_format(path, values["format_version"], FORMAT_VERSION, NewerFormat)
+        manifest = Manifest.model_validate(values)
+        if path.name != _file_name(manifest):
+            raise ValueError(f"it says that it is {_file_name(manifest)}")
+        return manifest
+    except NewerFormat:
+        raise
+    except ValueError as error:
+        raise ValueError(
+            f"{path}: not a readable manifest ({first_fault(error)}): restore it from a copy; without one, move it out "
+            "of this folder: then the one before it is in force, and what was fitted since is fitted again"
+        ) from None
+
+
+def _file_name(manifest: Manifest) -> str:
+    return f"manifest-{manifest.epoch:06d}-{manifest.number:06d}.json"
 
 
 def publish(library: AnyPath, manifest: Manifest) -> None:
     """Write a manifest, whole or not at all; delete all but the KEPT newest."""
-    path = library / "manifests" / f"manifest-{manifest.epoch:06d}-{manifest.number:06d}.json"
+    path = library / "manifests" / _file_name(manifest)
     commit_file(path, manifest.model_dump_json().encode())
     for old in _paths(library)[:-KEPT]:
         old.unlink(missing_ok=True)
@@ -87,4 +126,5 @@ def manifest_bytes(library: AnyPath) -> int:
 
 
 def _paths(library: AnyPath) -> list[AnyPath]:
-    return sorted((library / "manifests").glob("manifest-??????-??????.json"), key=lambda path: path.name)
+    found = (path for path in (library / "manifests").glob("manifest-*.json") if _NAME.fullmatch(path.name))
+    return sorted(found, key=lambda path: path.name)

@@ -11,7 +11,7 @@ import hashlib
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,10 +22,13 @@ from scaling.library.checks import check_ids, check_planes
 from scaling.library.scene_row import FORMAT_VERSION, LATER_METRICS, METRICS, SCHEMA
 from scaling.storage.commit import commit_file
 from scaling.storage.formats import check_format
+from scaling.storage.limited import read_limited
 from scaling.storage.parquet import TableError, open_table, read_columns, table_bytes
 from scaling.storage.paths import AnyPath, file_of
 
-_NAME = re.compile(r"part-(?:(\d{6})-(\d{4})-)?[0-9a-f]{20}\.parquet")
+_NAME = re.compile(r"part-(?:([0-9]{6})-([0-9]{4})-)?[0-9a-f]{20}\.parquet")
+PartName = Annotated[str, Field(pattern=rf"^{_NAME.pattern}$")]
+MAX_PART_BYTES = 1 << 30
 NULLABLE = ("cohort", "hull", *METRICS)
 # Columns that older formats lack, and the format version that added them.
 ADDED = {
@@ -45,7 +48,7 @@ class Part(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str = Field(pattern=rf"^{_NAME.pattern}$")
+    name: PartName
     sha256: str
     num_bytes: int = Field(ge=0)
     stage: Literal[1, 2]
@@ -115,7 +118,15 @@ def describe_part(path: AnyPath) -> Part:
     rows = read_part(path, ["scene_id", "stage", "shared", "settings_hash"]).to_pylist()
     if not rows:
         raise damaged(path, "it holds no scene")
-    return _describe(path.name, path.read_bytes(), rows)
+    return _describe(path.name, read_bytes(path), rows)
+
+
+def read_bytes(path: AnyPath) -> bytes:
+    """The bytes of a part. Raises ValueError naming a part that is no plain file or too large."""
+    try:
+        return read_limited(path, MAX_PART_BYTES)
+    except ValueError as error:
+        raise damaged(path, str(error)) from None
 
 
 def _describe(name: str, data: bytes, rows: Sequence[Mapping[str, Any]]) -> Part:

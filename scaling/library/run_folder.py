@@ -10,19 +10,45 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
+from pydantic import BaseModel, Field, TypeAdapter
 
 from scaling.config import Settings, SettingsError, as_noted, flatten, merge
 from scaling.library.failures import RETRY, read_failures
 from scaling.library.manifest import Event
 from scaling.library.reader import Library
-from scaling.storage.atomic import read_limited, replace_file
-from scaling.storage.json_yaml import MAX_YAML_BYTES, parse_yaml
+from scaling.storage.addresses import check_server, masked
+from scaling.storage.atomic import replace_file
+from scaling.storage.json_yaml import MAX_YAML_BYTES, first_fault, parse_yaml
+from scaling.storage.limited import read_limited
+from scaling.storage.own_folder import refuse_links
 from scaling.storage.paths import AnyPath, to_path, uri_of
 
+# What a run keeps in folders. The first ones may be there without config.yaml: nothing in them is written over.
+BEFORE_CONFIG = ("library", "failures", "checkpoints", "shared", "leases", "trial.json", "traceback.txt")
+FOLDERS = (
+    *BEFORE_CONFIG[:5], "library/parts", "library/manifests", "library/leases", "library/cohorts", "checkpoints/stage1",
+    "checkpoints/cohorts", "pictures", "stage1", "trials", "tune",
+)  # fmt: skip
 PACKAGES = ("scaling", "torch", "diffusers", "ray", "mlflow", "numpy", "numba", "pyarrow")
+
+
+class _NotedJob(BaseModel):
+    """What config.yaml notes of a stage's job, as far as it is read again."""
+
+    store: str | None = None
+    shared: str | None = None
+    num_scenes: Annotated[int, Field(ge=0)] = 0
+    scenes_hash: str | None = None
+
+
+class _Noted(BaseModel):
+    """What config.yaml notes of a stage."""
+
+    settings: dict[str, Any]
+    job: _NotedJob
 
 
 @dataclass(frozen=True)
@@ -69,7 +95,11 @@ class RunFolder:
 
     def shared_in_use(self) -> AnyPath:
         """Folder of the shared model of this run's stage 2: the one that --shared named, else the run's own."""
-        named = to_path(self.read_config().get("stage2", {}).get("job", {}).get("shared", uri_of(self.shared)))
+        noted = self.read_config().get("stage2", {}).get("job", {}).get("shared")
+        if noted is None:
+            return self.shared
+        self._check_server(noted)
+        named = to_path(noted)
         # config.yaml holds an absolute path: in a run that was moved, it leads to nothing.
         moved = not (named / "hash.txt").is_file() and (self.shared / "hash.txt").is_file()
         return self.shared if moved else named
@@ -84,6 +114,20 @@ class RunFolder:
             raise FileNotFoundError(
                 f"{self.path}: no fitted scenes here (no library/parts/part-*.parquet); fit some with "
                 f"`python experiments/stage2.py --run {self.path} --num-scenes N`"
+            )
+
+    def check_own(self) -> None:
+        """Check that a driver may write and delete in this folder.
+
+        Raises FileExistsError where it holds files and is no run of this program, ValueError where a folder in it is a
+        link.
+        """
+        refuse_links(*(self.path / name for name in FOLDERS))
+        foreign = (path.name for path in self.path.glob("*") if path.name not in BEFORE_CONFIG)
+        name = None if self.read_config() else next(foreign, None)
+        if name is not None:
+            raise FileExistsError(
+                f"{self.path} is no run folder and holds {name!r:.80}, which is not written over: name another --run"
             )
 
     def check_same_job(self, stage: str, settings: Settings, job: dict[str, Any], ignore: set[str]) -> None:
@@ -115,7 +159,7 @@ class RunFolder:
             "settings": settings.model_dump(),
             "job": job,
             "seed": settings.seed,
-            "command": sys.argv,
+            "command": [masked(argument) for argument in sys.argv],
             "written": datetime.now(UTC).isoformat(timespec="seconds"),
             "versions": versions(),
         }
@@ -128,16 +172,11 @@ class RunFolder:
             return {}
         try:
             noted = parse_yaml(read_limited(path, MAX_YAML_BYTES)) or {}
-            if not isinstance(noted, dict):
-                raise ValueError(f"expected stages, found a {type(noted).__name__}")
-            for stage, values in noted.items():
-                for key in ("settings", "job"):
-                    if not isinstance(values, dict) or not isinstance(values.get(key), dict):
-                        raise ValueError(f"{stage} has no {key}")
+            TypeAdapter(dict[str, _Noted]).validate_python(noted)
         except ValueError as error:
-            why = " ".join(str(error).split())
             raise ValueError(
-                f"{path}: does not say how this run was started ({why}); restore it, or choose another --run"
+                f"{path}: does not say how this run was started ({first_fault(error)}); restore it, or choose another "
+                "--run"
             ) from None
         return noted
 
@@ -147,7 +186,11 @@ class RunFolder:
         store = self.read_config().get(f"stage{stage}", {"job": {}})["job"].get("store")
         if not isinstance(store, str):
             raise ValueError(f"{self.path}/config.yaml: does not say which store stage {stage} used; restore it")
+        self._check_server(store)
         return store
+
+    def _check_server(self, noted: str) -> None:
+        check_server(noted, f"{self.path}/config.yaml", uri_of(self.path))
 
 
 def versions() -> dict[str, str]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import Counter
 
 from scaling.library.failures import RETRY
-from scaling.library.lease import holder
 from scaling.library.run_folder import RunFolder
 from scaling.library.summary import failed_scenes, failures_text
 from scaling.models.shared_files import read_text
+from scaling.storage.lease import holder
+from scaling.storage.text import shown
 
 
 def status_text(run: RunFolder) -> str:
@@ -16,7 +17,7 @@ def status_text(run: RunFolder) -> str:
     noted = run.read_config()
     if not noted:
         raise FileNotFoundError(2, "no run here (no config.yaml); name the folder that --run named", str(run.path))
-    lines = [f"run      {run.path}", f"driver   {holder(run.library.folder / 'leases')}", *_stage1(run, noted)]
+    lines = [f"run      {run.path}", f"driver   {shown(holder(run.library.folder / 'leases'))}", *_stage1(run, noted)]
     if "stage2" in noted:
         lines += _stage2(run, noted["stage2"]["job"].get("num_scenes", 0))
     lines += _library(run)
@@ -26,7 +27,7 @@ def status_text(run: RunFolder) -> str:
 
 def _stage1(run: RunFolder, noted: dict[str, dict]) -> list[str]:
     if (run.shared / "hash.txt").is_file():
-        return [f"stage 1  done: shared model {read_text(run.shared / 'hash.txt').strip()[:12]}…"]
+        return [f"stage 1  done: shared model {shown(read_text(run.shared / 'hash.txt'))[:12]}…"]
     if "stage1" not in noted:
         return ["stage 1  not in this run: stage 2 uses the shared model of another run"]
     checkpoints = (path.name for path in (run.checkpoints / "stage1").glob("?????-*"))
@@ -41,7 +42,7 @@ def _stage2(run: RunFolder, asked: int) -> list[str]:
     again = [event for event in run.latest_events().values() if event.kind == RETRY and event.scene_id not in stages]
     left = asked - fitted - len(failed)
     kinds = Counter(event.kind for event in failed.values())
-    why = f" ({', '.join(f'{count} {kind}' for kind, count in sorted(kinds.items()))})" if kinds else ""
+    why = f" ({', '.join(f'{count} {shown(kind)}' for kind, count in sorted(kinds.items()))})" if kinds else ""
     tried = f", {len(again)} of them tried before" if again else ""
     return [f"stage 2  {fitted} of {asked} scenes fitted, {len(failed)} failed{why}, {max(left, 0)} left{tried}"]
 

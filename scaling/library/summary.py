@@ -15,6 +15,7 @@ from scaling.library.manifest import Event
 from scaling.library.run_folder import RunFolder
 from scaling.storage.atomic import replace_file
 from scaling.storage.parquet import table_bytes
+from scaling.storage.text import shown
 from scaling.training.metrics.images import VIEW_METRICS, why_no_lpips
 from scaling.training.metrics.lpips import NETWORK
 
@@ -124,8 +125,8 @@ def table_text(metrics: dict[str, Any]) -> str:
     """The metrics as a small table for the terminal."""
     rows = [*ROWS]
     for name in sorted({*metrics["stage1"]["categories"], *metrics["categories"]}):
-        rows.append((f"{name[:16]}: scenes", ("categories", name, "num_scenes"), ",d"))
-        rows.append((f"{name[:16]}: test PSNR, dB", ("categories", name, "test", "psnr"), ".2f"))
+        rows.append((f"{shown(name)[:16]}: scenes", ("categories", name, "num_scenes"), ",d"))
+        rows.append((f"{shown(name)[:16]}: test PSNR, dB", ("categories", name, "test", "psnr"), ".2f"))
     cells = [
         (label, *(_cell(stage, path, form) for stage in (metrics["stage1"], metrics))) for label, path, form in rows
     ]
@@ -151,6 +152,6 @@ def failed_scenes(run: RunFolder, committed: Collection[str]) -> dict[str, Event
 def failures_text(run: RunFolder, most: int = 10) -> str:
     """The failed scenes, one a line, at most `most` of them; "" where there are none."""
     failed = sorted(failed_scenes(run, set(run.library.ids())).items())
-    lines = [f"  {scene_id}: {event.kind}: {event.message}" for scene_id, event in failed[:most]]
+    lines = [f"  {scene_id}: {shown(event.kind)}: {shown(event.message)}" for scene_id, event in failed[:most]]
     more = [f"  … and {len(failed) - most} more"] if len(failed) > most else []
     return "\n".join(["failed:", *lines, *more]) if failed else ""

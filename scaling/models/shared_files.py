@@ -16,9 +16,10 @@ from scaling.models.autoencoders.base import ImageAutoencoder
 from scaling.models.autoencoders.load import WEIGHTS, empty_autoencoder
 from scaling.models.shared_model import SharedModel
 from scaling.storage import tensors
-from scaling.storage.atomic import MAX_FILE_BYTES, read_limited, replace_file
+from scaling.storage.atomic import replace_file
 from scaling.storage.formats import check_format
 from scaling.storage.json_yaml import parse_json
+from scaling.storage.limited import MAX_FILE_BYTES, read_limited
 from scaling.storage.paths import AnyPath
 
 # Older formats. 1: one background for all pixels, a cube as the box, no student; 2: a point's features are summed over

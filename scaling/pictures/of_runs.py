@@ -16,6 +16,7 @@ from scaling.library.true_views import stored_views
 from scaling.models.shared_model import SharedModel
 from scaling.models.triplanes import SceneParams
 from scaling.pictures.draw import SMALLEST_VIDEO, enlarge, grid, overview, render_scene_pictures, save_png, scene_sheet
+from scaling.storage.own_folder import refuse_links
 from scaling.storage.paths import AnyPath
 from scaling.training.evaluate import render_views
 
@@ -63,6 +64,7 @@ def render_stored_scenes(run: RunFolder, ids: Sequence[str], num_frames: int = 4
     scene is not in the library, FileNotFoundError or ValueError where its source or shared model cannot be read.
     """
     rows = [run.library.scene(scene_id) for scene_id in ids]
+    refuse_links(run.pictures, *(run.pictures / row["scene_id"] for row in rows))
     written: list[AnyPath] = []
     models = StoredModels(run)
     for row in rows:

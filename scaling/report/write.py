@@ -19,7 +19,11 @@ from scaling.report.charts import colour
 from scaling.report.figures import Curves, read_figures
 from scaling.report.sections import report_sections
 from scaling.storage.atomic import replace_file
+from scaling.storage.limited import open_regular
 from scaling.storage.paths import AnyPath, uri_of
+
+# In the first lines of every report. Those of older versions had another title.
+GENERATOR = b'<meta name="generator" content="scaling report">'
 
 
 def write_report(runs: Sequence[RunFolder], curves: Sequence[Curves], out: AnyPath) -> None:
@@ -43,7 +47,21 @@ def write_report(runs: Sequence[RunFolder], curves: Sequence[Curves], out: AnyPa
         colour=colour,
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
+    _check_own(out)
     replace_file(out, printable(page).encode())
+
+
+def _check_own(out: AnyPath) -> None:
+    """Raise FileExistsError where `out` is a file that is no report, and would be written over."""
+    try:
+        with open_regular(out) if isinstance(out, Path) else out.open_input() as file:
+            beginning = file.read(4096)
+    except FileNotFoundError:
+        return
+    except ValueError as error:
+        raise FileExistsError(f"{out} {error}: name another file") from None
+    if beginning and GENERATOR not in beginning:
+        raise FileExistsError(f"{out} is no report of this program, and is not written over: name another file")
 
 
 def run_labels(runs: Sequence[RunFolder]) -> list[str]:

@@ -30,23 +30,6 @@ def described(error: OSError) -> str:
     return f"{what}; {ADVICE[error.errno]}" if error.errno in ADVICE else what
 
 
-MAX_FILE_BYTES = 128 << 20
-
-
-def read_limited(path: AnyPath, most: int = MAX_FILE_BYTES) -> bytes:
-    """Read a file's bytes.
-
-    Raises ValueError with the reason, before reading, where it is not a regular file or has more than `most` bytes;
-    OSError where it does not exist or cannot be read.
-    """
-    size = path.stat().st_size
-    if not path.is_file():  # reading a pipe would never end
-        raise ValueError("is no plain file")
-    if size > most:
-        raise ValueError(f"has {size} bytes; at most {most} are read")
-    return path.read_bytes()
-
-
 def replace_file(path: AnyPath, data: bytes) -> None:
     """Write a file in one step; replace an existing file of that name. Raises OSError naming `path`."""
     if not isinstance(path, Path):
@@ -76,7 +59,7 @@ def write_beside(path: Path, data: bytes) -> Path:
 
     Raises OSError naming `path`; nothing is left behind then.
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    temporary = path.with_name(f".{path.name[:40]}.{uuid.uuid4().hex}")  # a name may be as long as names can be
     try:
         with naming(path), temporary.open("wb") as file:
             file.write(data)
@@ -101,9 +84,14 @@ def naming(path: AnyPath) -> Iterator[None]:
 
 def sync_folder(folder: Path) -> None:
     """Sync a folder to disk, so that the names in it survive a power loss."""
-    handle = os.open(folder, os.O_RDONLY)
+    sync_file(folder)
+
+
+def sync_file(path: Path | str) -> None:
+    """Sync a file that is written and closed, so that its bytes survive a power loss."""
+    handle = os.open(path, os.O_RDONLY)
     try:
-        with naming(folder):
+        with naming(Path(path)):
             os.fsync(handle)
     finally:
         os.close(handle)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+MAX_EPOCH = 999_999  # of a driver's lease: file names have six digits for it
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -12,7 +13,11 @@ def is_sha256(text: str) -> bool:
     return bool(SHA256.fullmatch(text))
 
 
-def check_format(where: object, version: int, newest: int, error: type[ValueError] = ValueError) -> None:
+class NewerFormat(ValueError):
+    """A file is of a newer format than this program reads: it may be sound."""
+
+
+def check_format(where: object, version: int, newest: int, error: type[ValueError] = NewerFormat) -> None:
     """Raise `error` where a file has a newer format than this program reads. where: the file, for the message."""
     if version > newest:
         raise error(f"{where}: format version {version}, this program reads up to {newest}: update the program")

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 MAX_YAML_BYTES = 256 << 10  # a hundred times what settings need; the parser takes seconds for a megabyte
 
@@ -36,6 +37,14 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         [(twice, _)] = Counter(key for key, _ in pairs).most_common(1)
         raise ValueError(f"key {twice!r:.80} is there twice")
     return values
+
+
+def first_fault(error: ValueError) -> str:
+    """What is wrong, in one line: of a model's faults the first one, with its key."""
+    if not isinstance(error, ValidationError):
+        return " ".join(str(error).split())
+    first = error.errors()[0]
+    return ": ".join(filter(None, [".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")]))
 
 
 class _PlainLoader(yaml.SafeLoader):

@@ -8,23 +8,24 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from scaling.storage.atomic import make_folder, replace_file
-from scaling.storage.paths import AnyPath, ObjectPath
+from scaling.storage.paths import AnyPath, ObjectPath, local_path
 
 
 @contextmanager
 def mirrored(folder: AnyPath) -> Iterator[tuple[Path, Callable[[], None]]]:
     """Yield a local copy of the folder, and a function that copies changes back to the folder.
 
-    A folder on a local disk is not copied: it is yielded itself, with a function that does nothing.
+    Raises ValueError, before anything is copied, where an object's name would lead out of the copy. A folder on a local
+    disk is not copied: it is yielded itself, with a function that does nothing.
     """
     if isinstance(folder, Path):
         yield folder, lambda: None
         return
     with tempfile.TemporaryDirectory() as temporary:
         local = Path(temporary)
-        for name, path in _files(folder).items():
-            make_folder((local / name).parent)
-            (local / name).write_bytes(path.read_bytes())
+        for into, path in [(local_path(local, name), path) for name, path in _files(folder).items()]:
+            make_folder(into.parent)
+            into.write_bytes(path.read_bytes())
         yield local, lambda: _bring_back(local, folder)
 
 

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import fnmatch
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,10 +17,16 @@ from typing import Any
 
 from pyarrow import fs
 
+from scaling.storage.addresses import check_no_secret
+
 
 def open_uri(uri: str | Path) -> tuple[fs.FileSystem, str]:
-    """Open a local path, or a URI that pyarrow knows (file://, s3://, gs://, …) → (file system, path on it)."""
+    """Open a local path, or a URI that pyarrow knows (file://, s3://, gs://, …) → (file system, path on it).
+
+    Raises ValueError where a URI holds a key or a password.
+    """
     if "://" in str(uri):
+        check_no_secret(str(uri))
         filesystem, path = fs.FileSystem.from_uri(str(uri))
         return filesystem, path.rstrip("/")
     return fs.LocalFileSystem(), Path(uri).expanduser().absolute().as_posix()
@@ -48,8 +55,9 @@ class ObjectPath:
     def of(cls, uri: str) -> ObjectPath:
         """Parse a URI, without contacting the store.
 
-        Raises ValueError where the scheme is unknown or the bucket is missing.
+        Raises ValueError where the scheme is unknown, the bucket is missing, or there is a key or a password in it.
         """
+        check_no_secret(uri)
         scheme, _, rest = uri.partition("://")
         place, question, options = rest.partition("?")
         bucket = place.split("/")[0]
@@ -159,15 +167,31 @@ AnyPath = Path | ObjectPath
 
 
 def to_path(text: str) -> AnyPath:
-    """Convert what a user names: a local path, or the URI of a place in an object store.
+    """Convert what a user names: a local path, where ~ is the home folder, or the URI of a place in an object store.
 
-    Raises ValueError where it is neither.
+    Raises ValueError where it is neither, where the path is not valid UTF-8, or where the URI holds a secret.
     """
     if "://" not in text:
-        return Path(text)
+        return local(text)
     if text.startswith("file://"):
         return Path(open_uri(text)[1])
     return ObjectPath.of(text)
+
+
+def local(text: str) -> Path:
+    """Convert the name of a file or folder on this machine; ~ is the home folder.
+
+    Raises ValueError where the path is not valid UTF-8: databases and Parquet files could not name it.
+    """
+    try:
+        path = Path(text).expanduser()
+        str(path.absolute()).encode()
+        return path
+    except RuntimeError as error:  # ~NAME of nobody
+        raise ValueError(str(error)) from None
+    except UnicodeEncodeError:
+        name = os.fsencode(Path(text).absolute())
+        raise ValueError(f"the path {name!r} is not valid UTF-8: rename the folder") from None
 
 
 def uri_of(path: AnyPath) -> str:
@@ -180,6 +204,22 @@ def file_of(path: AnyPath) -> tuple[fs.FileSystem, str]:
     if isinstance(path, ObjectPath):
         return path.filesystem, path.path
     return fs.LocalFileSystem(), str(path)
+
+
+def local_path(folder: Path, name: str) -> Path:
+    """The place on a disk, below `folder`, of an object whose name comes from an object store: "a/b" → folder/a/b.
+
+    Raises ValueError where a step of the name is empty, `.` or `..`, or where a link lies on the way: the owner of a
+    bucket must not choose where on this machine something is written.
+    """
+    path, steps = folder, name.split("/")
+    for step in steps:
+        if step in ("", ".", "..") or "\0" in step:
+            raise ValueError(f"{name!r:.200} is the name of an object that leads out of its folder: do not trust it")
+        path = path / step
+        if path.is_symlink():
+            raise ValueError(f"{path} is a link: nothing is written where it leads")
+    return path
 
 
 def remove_tree(folder: AnyPath) -> None:

@@ -79,7 +79,7 @@ def load_tensors(path: AnyPath) -> dict[str, Tensor]:
     tensor_kinds(path)
     try:
         return load(path.read_bytes())
-    except (OSError, SafetensorError, RuntimeError, LookupError) as error:
+    except (OSError, SafetensorError, RuntimeError, LookupError, MemoryError) as error:
         raise ValueError(f"not readable as safetensors ({error})") from error
 
 

@@ -32,6 +32,8 @@ from scaling.training.process_group import Workers
 from scaling.training.random_streams import stream
 from scaling.training.training_scene import encode_scene, prepare_scene
 
+CHECKPOINTS = "epoch-[0-9][0-9][0-9][0-9][0-9]"
+
 
 @dataclass(frozen=True)
 class CohortFit:
@@ -130,12 +132,12 @@ def fit_cohort(
 def started_with(folder: Path, scene_ids: Sequence[str]) -> bool:
     """Whether the newest whole checkpoint in `folder` is of these scenes; True where there is none."""
     last = _newest_whole(folder)
-    return last is None or read_progress(last)["scene_ids"] == list(scene_ids)
+    return last is None or read_progress(last).get("scene_ids") == list(scene_ids)
 
 
 def epochs_done(folder: AnyPath) -> int:
     """Epochs done by the newest checkpoint of a cohort in `folder`; 0 without one."""
-    return max((int(path.name.removeprefix("epoch-")) for path in folder.glob("epoch-*")), default=0)
+    return max((int(path.name.removeprefix("epoch-")) for path in folder.glob(CHECKPOINTS)), default=0)
 
 
 def _resumed(
@@ -163,7 +165,7 @@ def _save(cohort: Cohort, folder: Path, epochs_done: int) -> None:
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    return sorted(folder.glob("epoch-*"))
+    return sorted(folder.glob(CHECKPOINTS))
 
 
 def _newest_whole(folder: Path) -> Path | None:

@@ -162,15 +162,20 @@ class ViewedRun:
         self.truth = TrueViews(run, store)
         self._opened: LRUCache[str, OpenScene] = LRUCache(OPENED)
         self._ranges: LRUCache[str, tuple[Tensor, Tensor]] = LRUCache(OPENED)
+        self._gallery: tuple[list[str], Gallery] | None = None
         self.start = start_camera()
         first = self.open(run.library.ids()[0])
         self.shared = first.shared
         self.no_truth = self._try_truth(first)
 
     def gallery(self) -> Gallery:
-        """The scenes that are committed now, without their planes."""
-        rows, _ = read_lpips_values(self.run).fill(self.run.library.table())
-        return Gallery(rows.to_pylist())
+        """The scenes that are committed now, without their planes. All visitors share one gallery, as it takes some kB
+        a scene; it is made anew once other parts count."""
+        parts = [path.name for path in self.run.library.parts()]
+        if self._gallery is None or self._gallery[0] != parts:
+            rows, _ = read_lpips_values(self.run).fill(self.run.library.table())
+            self._gallery = parts, Gallery(rows.to_pylist())
+        return self._gallery[1]
 
     def open(self, scene_id: str) -> OpenScene:
         """Read a scene, or take it from memory. Raises LookupError where there is none, ValueError where it is

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
-from nicegui import context, ui
+from nicegui import Client, context, ui
 
 from scaling.viewer.draw_scenes import ViewedRun, data_url
 from scaling.viewer.gallery import BEST_FIRST, SORTS, Gallery
@@ -18,6 +18,8 @@ from scaling.viewer.scene_pane import ERRORS, ScenePane
 from scaling.viewer.server import App, LocalOnly
 from scaling.viewer.worker import Worker
 
+MAX_VISITORS = 32  # open pages; each takes some MB
+CONNECT_SECONDS = 20.0  # a visitor whose browser opens no connection in this time is forgotten
 TOGETHER = 4  # thumbnails in one job: a scene that is being turned waits for one job at most
 STYLE = Path(__file__).with_name("viewer.css")
 
@@ -155,7 +157,11 @@ def make_app(viewed: ViewedRun, worker: Worker, reader: Worker) -> App:
         # When the browser leaves the page, its waiting jobs are dropped.
         for key in (scene.key + " frame", pane.key):
             context.client.on_delete(partial(worker.drop, key))
-        await context.client.connected()
+        try:
+            await asyncio.wait_for(context.client.connected(), CONNECT_SECONDS)
+        except TimeoutError:
+            context.client.delete()
+            return
         first = gallery.page().rows[0]
         pane.mark(first["scene_id"])
         await asyncio.gather(scene.pick(first), pane.refresh())
@@ -164,7 +170,14 @@ def make_app(viewed: ViewedRun, worker: Worker, reader: Worker) -> App:
     warnings.filterwarnings("ignore", "`torch.distributed.reduce_op` is deprecated", FutureWarning)
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)  # those pages load scripts from a CDN
     ui.run_with(app, dark=True, show_welcome_message=False, gzip_middleware_factory=None, message_history_length=0)
-    return LocalOnly(app)
+    return LocalOnly(app, _is_full)
+
+
+def _is_full() -> bool:
+    """Whether there are as many visitors as there may be; those that have left, or never came, do not count."""
+    if len(Client.instances) >= MAX_VISITORS:
+        Client.prune_instances(client_age_threshold=CONNECT_SECONDS)
+    return len(Client.instances) >= MAX_VISITORS
 
 
 def _header(viewed: ViewedRun, gallery: Gallery) -> None:

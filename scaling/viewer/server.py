@@ -25,25 +25,38 @@ App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 
 class LocalOnly:
-    """ASGI middleware that refuses requests which name another host, or come from another site's page.
+    """ASGI middleware that refuses requests which name another host, or come from another site's page; and a visitor
+    who asks for the page at / while is_full says that there are enough.
 
     A web page may let its own name resolve to 127.0.0.1, or open a WebSocket to that address. Its Host or Origin header
-    then gives it away.
+    then gives it away. It may also link to this address, load it in a frame or open it in new windows: browsers say so
+    in Sec-Fetch-Site.
     """
 
-    def __init__(self, app: App) -> None:
-        self.app = app
+    def __init__(self, app: App, is_full: Callable[[], bool] = lambda: False) -> None:
+        self.app, self.is_full = app, is_full
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan" or is_local(scope["headers"]):
-            await self.app(scope, receive, _with_policy(send))
-        elif scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": 1008})
+        if scope["type"] != "lifespan" and not is_local(scope["headers"]):
+            if scope["type"] == "websocket":
+                await send({"type": "websocket.close", "code": 1008})
+            else:
+                await _refuse(send, 403, f"type http://{HOST} or http://localhost and the port into the address bar")
+        elif scope["type"] == "http" and scope["path"] == "/" and (_is_prefetch(scope["headers"]) or self.is_full()):
+            await _refuse(send, 503, "too many pages are open: close some, and reload in half a minute")
         else:
-            text = f"only http://{HOST} and http://localhost are served here\n".encode()
-            headers = [(b"content-type", b"text/plain; charset=utf-8")]
-            await send({"type": "http.response.start", "status": 403, "headers": headers})
-            await send({"type": "http.response.body", "body": text})
+            await self.app(scope, receive, _with_policy(send))
+
+
+async def _refuse(send: Send, status: int, text: str) -> None:
+    headers = [(b"content-type", b"text/plain; charset=utf-8")]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": f"{text}\n".encode()})
+
+
+def _is_prefetch(headers: list[tuple[bytes, bytes]]) -> bool:
+    """Whether a browser asks for a page that nobody looks at yet: NiceGUI waits for its visitor without end."""
+    return any(name in (b"purpose", b"sec-purpose") and b"prefetch" in value.lower() for name, value in headers)
 
 
 def _with_policy(send: Send) -> Send:
@@ -56,12 +69,17 @@ def _with_policy(send: Send) -> Send:
 
 
 def is_local(headers: list[tuple[bytes, bytes]]) -> bool:
-    """Whether there is one Host header, which names this machine, and the Origin, if there is one, is that host."""
+    """Whether there is one Host header, which names this machine, and the Origin, if there is one, is that host; and
+    no Sec-Fetch-Site says that another site's page is behind the request."""
     hosts = [value.decode("latin-1") for name, value in headers if name == b"host"]
     origins = [value.decode("latin-1") for name, value in headers if name == b"origin"]
     if len(hosts) != 1 or _hostname(f"//{hosts[0]}") not in NAMES:
         return False
-    return all(origin == f"http://{hosts[0]}" for origin in origins)
+    sites = [value for name, value in headers if name == b"sec-fetch-site"]
+    # "none": the user typed the address or took a bookmark.
+    return all(origin == f"http://{hosts[0]}" for origin in origins) and all(
+        s in (b"same-origin", b"none") for s in sites
+    )
 
 
 def _hostname(url: str) -> str | None:

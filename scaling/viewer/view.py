@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 
 from scaling.library.run_folder import RunFolder
+from scaling.storage.text import shown
 from scaling.viewer.draw_scenes import ViewedRun
 from scaling.viewer.server import HOST, open_port, serve
 from scaling.viewer.worker import Worker
@@ -31,9 +32,11 @@ def view(run: RunFolder, store: str | None, port: int) -> None:
         viewed = ViewedRun(run, store, "cuda" if torch.cuda.is_available() else "cpu")
         print(f"{len(run.library.ids()):,} scenes of {run.path} on http://{HOST}:{listening.getsockname()[1]}")
         if viewed.no_truth:
-            print(f"no true views: {viewed.no_truth}")
+            print(f"no true views: {shown(viewed.no_truth)}")
         print("Ctrl-C ends it", flush=True)
         worker, reader = Worker(), Worker()
-        serve(make_app(viewed, worker, reader), listening)
-        for thread in (worker, reader):
-            thread.close()
+        try:
+            serve(make_app(viewed, worker, reader), listening)
+        finally:
+            for thread in (worker, reader):
+                thread.close()

@@ -15,17 +15,17 @@ from helpers.fitted_rows import row
 
 from scaling.config import make_settings
 from scaling.library import compact as compaction
-from scaling.library import lease as leases
 from scaling.library.compact import compact, compact_after_job, forget_after_job
 from scaling.library.failures import event
-from scaling.library.lease import Lease, LeaseHeld, LeaseLost
 from scaling.library.ledger import open_ledger
 from scaling.library.manifest import read_manifest
 from scaling.library.parts import commit_part, part_name
 from scaling.library.reader import Library
 from scaling.library.run_folder import RunFolder
 from scaling.library.status import status_text
+from scaling.storage import lease as leases
 from scaling.storage.atomic import replace_file
+from scaling.storage.lease import Lease, LeaseHeld, LeaseLost
 from scaling.storage.paths import AnyPath, remove_tree, to_path, uri_of
 
 
@@ -69,7 +69,7 @@ def test_files_in_an_object_store_behave_as_paths(place):
 
 
 def test_a_second_driver_is_refused_while_the_first_lives(run, impatient):
-    with open_ledger(run) as first, pytest.raises(LeaseHeld, match=rf"process {os.getpid()} on .* only one driver can"):
+    with open_ledger(run) as first, pytest.raises(LeaseHeld, match=rf"process {os.getpid()} on .* only one can"):
         assert first.epoch == 1
         open_ledger(run).__enter__()
     with open_ledger(run) as second:
@@ -78,7 +78,7 @@ def test_a_second_driver_is_refused_while_the_first_lives(run, impatient):
 
 def test_a_dead_driver_of_this_machine_is_taken_over_at_once(run):
     """Its process is gone, so nobody waits for a sign of life."""
-    code = f"import os; from scaling.library.lease import Lease; from scaling.storage.paths import to_path\n" \
+    code = f"import os; from scaling.storage.lease import Lease; from scaling.storage.paths import to_path\n" \
         f"Lease.take(to_path({uri_of(run.path / 'leases')!r}), 1); os._exit(1)"  # fmt: skip
     subprocess.run([sys.executable, "-c", code], check=False)
     start = time.monotonic()
@@ -89,7 +89,7 @@ def test_a_dead_driver_of_this_machine_is_taken_over_at_once(run):
 
 def test_a_paused_driver_that_wakes_up_cannot_spoil_the_run(run, impatient):
     """A stops without a word; B takes over; what A commits then does not count, and A is told to stop."""
-    with pytest.raises(LeaseLost, match="has taken this run over"), open_ledger(run) as paused:
+    with pytest.raises(LeaseLost, match="has taken the work over"), open_ledger(run) as paused:
         commit(paused, "a", "b")
         paused.lease._stop.set()  # no sign of life from here on
         with open_ledger(run) as taken:

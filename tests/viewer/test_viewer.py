@@ -296,7 +296,32 @@ def test_only_this_machines_own_pages_are_served(host, origin, served):
     assert not is_local([*headers, (b"host", b"other.example")]), "two hosts are one too many"
 
 
-def answer(kind: str, host: bytes) -> list[dict[str, Any]]:
+@pytest.mark.parametrize(
+    ("site", "served"), [(b"none", True), (b"same-origin", True), (b"same-site", False), (b"cross-site", False)]
+)
+def test_another_sites_page_opens_no_page_here(site, served):
+    assert is_local([(b"host", b"127.0.0.1:8080"), (b"sec-fetch-site", site)]) == served
+
+
+def test_visitors_are_bounded():
+    full = answer("http", b"127.0.0.1:1", path="/", is_full=lambda: True)
+    assert full[0]["status"] == 503 and b"too many pages" in full[1]["body"]
+    assert answer("http", b"127.0.0.1:1", path="/style.css", is_full=lambda: True)[0]["status"] == 200
+    prefetch = answer("http", b"127.0.0.1:1", (b"sec-purpose", b"prefetch"), path="/")
+    assert prefetch[0]["status"] == 503
+
+
+def test_all_visitors_share_one_gallery(run):
+    viewed = ViewedRun(run, None)
+    first = viewed.gallery()
+    assert viewed.gallery() is first
+    commit_part(run.library.folder, [{**run.library.scene(run.library.ids()[0]), "scene_id": "one-more"}])
+    assert len(viewed.gallery()) == len(first) + 1
+
+
+def answer(
+    kind: str, host: bytes, *headers: tuple[bytes, bytes], path: str = "/", is_full: Any = lambda: False
+) -> list[dict[str, Any]]:
     """What LocalOnly around an app that says "hello" sends."""
     sent: list[dict[str, Any]] = []
 
@@ -307,7 +332,8 @@ def answer(kind: str, host: bytes) -> list[dict[str, Any]]:
     async def send(message):
         sent.append(message)
 
-    asyncio.run(LocalOnly(hello)({"type": kind, "headers": [(b"host", host)]}, None, send))
+    scope = {"type": kind, "path": path, "headers": [(b"host", host), *headers]}
+    asyncio.run(LocalOnly(hello, is_full)(scope, None, send))
     return sent
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from scaling.data.readers.scene_folders import holds_scenes, list_scene_folders
 from scaling.data.readers.transforms_json import OPENGL_AXES, Frame, image_path, read_frames, row_from_frames
 from scaling.data.readers.zip_paths import is_file
-from scaling.data.scene_views import SceneRef, default_test_views
+from scaling.data.scene_views import MAX_VIEWS, SceneRef, default_test_views
 
 NAME = "nerfstudio"
 LOOKED_FOR = "ID/transforms.json or ID/transforms_train.json, or CATEGORY/ID/…"
@@ -89,6 +89,8 @@ def _named_splits(folder: Path, shared: Mapping[str, Any], frames: list[Frame]) 
         names = shared.get(key, [])
         if not isinstance(names, list):
             raise ValueError(f'key "{key}" must be a list of file names')
+        if len(names) > MAX_VIEWS:
+            raise ValueError(f'key "{key}" has {len(names)} entries; at most {MAX_VIEWS} are read')
         for name in names:
             image = image_path(folder, name)
             if image not in by_image:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from scaling.data.readers.scene_folders import MAX_SCENES
 from scaling.data.readers.transforms_json import OPENCV_AXES, load_json, read_frames, row_from_frames
 from scaling.data.readers.zip_paths import is_file, is_folder
 from scaling.data.scene_id import is_scene_id
@@ -37,6 +38,9 @@ def list_scenes(source: Path) -> list[SceneRef]:
         isinstance(ids, list) and all(isinstance(scene_id, str) for scene_id in ids) for ids in categories.values()
     ):
         raise ValueError(f"{path}: expected an object of categories, each with a list of scene ids (strings)")
+    num_scenes = sum(map(len, categories.values()))
+    if num_scenes > MAX_SCENES:
+        raise ValueError(f"{path}: lists {num_scenes:,} scenes; at most {MAX_SCENES:,} are read: divide it")
     return [_ref(source, printable(category), scene_id) for category, ids in categories.items() for scene_id in ids]
 
 

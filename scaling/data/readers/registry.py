@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from scaling.data.readers import nerfstudio, paper_release, srn
+from scaling.data.readers.scene_folders import MAX_SCENES
 from scaling.data.readers.zip_paths import is_folder, is_zip, list_folder
 from scaling.data.scene_id import check_scene_id
 from scaling.data.scene_views import SceneRef
@@ -41,7 +42,7 @@ def list_scenes(source: str | Path, layout: str = "auto", category: str | None =
     layout: auto, or a key of LAYOUTS; category: list only its scenes. Raises ValueError where the source does not exist
     or holds no scenes, where no layout fits or several do, or where there is no such category.
     """
-    root = Path(source).absolute()  # scenes are read by workers, which run in other folders
+    root = Path(source).expanduser().absolute()  # scenes are read by workers, which run in other folders
     if not root.is_dir() and not is_zip(root):
         raise ValueError(
             f"source {source}: {'is neither a folder nor a .zip file' if root.exists() else 'no such folder'}"
@@ -55,6 +56,8 @@ def list_scenes(source: str | Path, layout: str = "auto", category: str | None =
         refs = [ref for ref in refs if ref.category == category]
     if not refs:
         raise ValueError(f"source {source}: no scenes in it")
+    if len(refs) > MAX_SCENES:
+        raise ValueError(f"source {source}: lists {len(refs):,} scenes; at most {MAX_SCENES:,} are read: divide it")
     return refs
 
 

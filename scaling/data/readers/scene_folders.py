@@ -9,6 +9,7 @@ from scaling.data.readers.zip_paths import is_zip, list_folder
 from scaling.data.scene_id import is_scene_id
 from scaling.data.scene_views import SceneRef, printable
 
+MAX_SCENES = 1_000_000  # of a source: each takes memory before the first one is read
 IsScene = Callable[[Path], bool]
 
 

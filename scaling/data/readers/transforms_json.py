@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scaling.data.readers.zip_paths import MAX_JSON_BYTES, read_file
-from scaling.data.scene_views import SceneRef, check_pose, intrinsics_from_pixels, make_row, read_pngs
+from scaling.data.scene_views import MAX_VIEWS, SceneRef, check_pose, intrinsics_from_pixels, make_row, read_pngs
 from scaling.storage.json_yaml import parse_json
 
 # Camera-to-world matrices of these axes, times this matrix, are camera-to-world matrices of OpenCV axes.
@@ -59,6 +59,8 @@ def read_frames(ref: SceneRef, path: Path, axes: NDArray[np.float64]) -> tuple[d
         frames = transforms.pop("frames", None) if isinstance(transforms, dict) else None
         if not isinstance(frames, list) or not frames or not all(isinstance(frame, dict) for frame in frames):
             raise ValueError('key "frames" must be a list of objects, and not empty')
+        if len(frames) > MAX_VIEWS:
+            raise ValueError(f'key "frames" has {len(frames)} entries; at most {MAX_VIEWS} are read')
         return transforms, [
             _frame(path, transforms, frame, f"frames[{index}]", axes) for index, frame in enumerate(frames)
         ]

@@ -11,13 +11,16 @@ import zlib
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
-from scaling.storage.atomic import read_limited
+from scaling.storage.limited import read_limited
 
 # Limits above what a valid file needs; they are checked before anything is read or unpacked.
 MAX_IMAGE_BYTES = 128 << 20  # the largest 8-bit PNG that is accepted has 48 to 64 MiB if it does not compress
 MAX_JSON_BYTES = 32 << 20
 MAX_NUMBERS_BYTES = 64 << 10  # a text file with a pose or intrinsics
 MAX_NAME_LENGTH, MAX_NAME_PARTS = 1024, 32  # of a zip's member: each folder of its path takes memory
+MAX_FOLDERS = 200_000  # of a zip: twenty times those of the largest release
+# A member may unpack to this many bytes, or to this many times its packed size; images hardly shrink in a zip.
+FREE_BYTES, MAX_GROWTH = 4 << 20, 50
 _ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # for these, zipfile can limit the output while it unpacks
 
 
@@ -77,6 +80,8 @@ def read_file(path: Path, most: int = MAX_IMAGE_BYTES) -> bytes:
 
 def _member_name(text: str) -> PurePosixPath:
     name = PurePosixPath(text)
+    if not name.parts:
+        raise ValueError("has a member without a name: pack it again")
     if name.is_absolute() or ".." in name.parts:
         raise ValueError(f"its member {text!r:.200} leads out of the archive: do not trust this file")
     if len(text) > MAX_NAME_LENGTH or len(name.parts) > MAX_NAME_PARTS:
@@ -105,6 +110,8 @@ class _Archive:
             else:
                 self._members[str(name)] = member
             self._link(name)
+            if len(self._folders) > MAX_FOLDERS:
+                raise ValueError(f"its members lie in more than {MAX_FOLDERS} folders: pack it again, in several files")
 
     def _link(self, name: PurePosixPath) -> None:
         """Enter a name into its parent folder, and so on upwards; most zips do not list their folders."""
@@ -134,6 +141,11 @@ class _Archive:
         member = self._members[name]
         if member.file_size > most:
             raise ValueError(f"has {member.file_size} bytes; at most {most} are read")
+        if member.file_size > max(FREE_BYTES, MAX_GROWTH * member.compress_size):
+            raise ValueError(
+                f"unpacks from {member.compress_size} to {member.file_size} bytes, more than an image or a text does: "
+                "do not trust this file"
+            )
         if member.compress_type not in _ZIP_METHODS:
             raise ValueError("is not stored or deflated in its zip file: pack it again")
         try:

@@ -40,12 +40,14 @@ from scaling.library.summary import summarise
 from scaling.models.shared_model import SharedModel
 from scaling.storage.atomic import replace_file
 from scaling.storage.paths import AnyPath
+from scaling.storage.text import shown
 from scaling.training.checkpoints.checksums import clear
 from scaling.training.sampler import bucket_of
 from scaling.training.stage1 import check_workers
 
 RAYS_LIST = "checkpoint_manager_snapshot.json"
 RESERVATION = "reservation.txt"
+MAX_RESERVATION_BYTES = 1024
 
 
 def train_stage1(job: Job, num_workers: int | None = None) -> dict[str, Any]:
@@ -106,9 +108,9 @@ def _train(job: Job, ledger: Ledger, each: Share, tracker: Tracker) -> None:
     trainer = _trainer(job, each, queue)
     _clear_checkpoints(trainer)
     _free_reservation(trainer)
-    for old in run.checkpoints.glob("stage1-*"):  # logs of killed runs
-        old.unlink()
-    result = _follow(trainer, queue, run.checkpoints / "stage1-errors.log")
+    log = run.checkpoints / "stage1-errors.log"
+    log.unlink(missing_ok=True)  # of a killed run
+    result = _follow(trainer, queue, log)
     _clear_checkpoints(trainer)  # Ray keeps two of its own, but does not know those of earlier drivers
     assert result.checkpoint is not None
     with result.checkpoint.as_directory() as folder:
@@ -171,7 +173,7 @@ def _clear_checkpoints(trainer: TorchTrainer) -> None:
     """
     root = _root(trainer)
     for name, why in clear(root, root.base_path).items():
-        print(f"stage 1: removed checkpoint {name}, which is not whole: {why}")
+        print(f"stage 1: removed checkpoint {name}, which is not whole: {shown(why)}")
     if _exists(root, RAYS_LIST):
         root.delete_file(RAYS_LIST)
 
@@ -186,7 +188,7 @@ def _free_reservation(trainer: TorchTrainer) -> None:
     if _exists(root, RESERVATION):
         with root.open_input_stream(RESERVATION) as file, suppress(ValueError, RayError):  # another cluster, or busy
             coordinator = ray.get_actor("AutoscalingCoordinator", namespace="AutoscalingCoordinator")
-            ray.get(coordinator.cancel_request.remote(file.read().decode()), timeout=10)
+            ray.get(coordinator.cancel_request.remote(file.read(MAX_RESERVATION_BYTES).decode()), timeout=10)
     with root.open_output_stream(RESERVATION) as file:
         file.write(f"train-{trainer.train_run_context.run_id}".encode())  # type: ignore[attr-defined]
 
@@ -198,7 +200,7 @@ def _root(trainer: TorchTrainer) -> SubTreeFileSystem:
 
 
 def _exists(root: SubTreeFileSystem, name: str) -> bool:
-    return root.get_file_info(name).type != FileType.NotFound
+    return root.get_file_info(name).type == FileType.File
 
 
 def _follow(trainer: TorchTrainer, queue: Queue, log: AnyPath) -> ray.train.Result:
@@ -215,7 +217,7 @@ def _follow(trainer: TorchTrainer, queue: Queue, log: AnyPath) -> ray.train.Resu
                 # Asked before the queue is emptied, so that the last events are printed, too.
                 finished = not wait([future], timeout=1.0).not_done
                 for line in [*story.lines(drain(queue), time.time()), *story.waiting(time.time())]:
-                    print(line, flush=True)
+                    print(shown(line), flush=True)
                 if finished:
                     return future.result()
         except KeyboardInterrupt:

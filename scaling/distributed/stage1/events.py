@@ -20,6 +20,7 @@ from scaling.data.png import decode_png
 from scaling.distributed.tracking import Tracker
 from scaling.library.run_folder import RunFolder
 from scaling.storage.atomic import ADVICE
+from scaling.storage.limited import read_limited
 from scaling.storage.paths import AnyPath
 
 TRIES = 3  # in a row that end without a new checkpoint
@@ -61,7 +62,7 @@ class Reports(UserCallback):
             with checkpoint.as_directory() as folder:
                 picture = Path(folder) / "picture.png"
                 if picture.is_file():
-                    self.tracker.log_image("stage1/first_scene", decode_png(picture.read_bytes()), values["step"])
+                    self.tracker.log_image("stage1/first_scene", decode_png(read_limited(picture)), values["step"])
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Judge a failure; Ray Train calls this when workers failed. RuntimeError: another try would be in vain."""

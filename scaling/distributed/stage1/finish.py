@@ -15,8 +15,8 @@ from scaling.models.shared_files import save_shared
 from scaling.models.shared_model import SharedModel
 from scaling.models.triplanes import SceneParams
 from scaling.pictures.of_runs import LogImage, log_scene_pictures
-from scaling.storage.atomic import read_limited
 from scaling.storage.json_yaml import parse_json
+from scaling.storage.limited import read_limited
 from scaling.training.checkpoints.state import load_scenes, read_progress, read_state
 
 SCENES_PER_PART = 256

@@ -184,7 +184,7 @@ class CohortFitter(Fitter):
         except torch.AcceleratorError:
             os._exit(1)  # the GPU fails every later call too
         outcomes += [Outcome(scene_id, "diverged", why) for scene_id, why in done.left_out.items()]
-        rows, failed = self._finish(done, scenes)
+        rows, failed = self._finish(done, scenes, attempt)
         part = self._commit(rows, attempt, members)
         remove_tree(folder)
         return Fitted(outcomes + failed + _fitted(rows, done.scenes), part)
@@ -207,13 +207,13 @@ class CohortFitter(Fitter):
             return str(error)
         return None
 
-    def _finish(self, done: CohortFit, scenes: _Members) -> tuple[list[dict[str, Any]], list[Outcome]]:
+    def _finish(self, done: CohortFit, scenes: _Members, attempt: int) -> tuple[list[dict[str, Any]], list[Outcome]]:
         """Commit the cohort's copy of the shared parts. → library rows, and outcomes of the scenes that failed.
 
         Members that were left out are recorded first, so that a run resumed after a crash does not try them as new.
         """
         log = FailureLog(self.run.failures, self.epoch)
-        log.add(event(scene_id, 1, "diverged", why) for scene_id, why in done.left_out.items())
+        log.add(event(scene_id, attempt, "diverged", why) for scene_id, why in done.left_out.items())
         fitted = {scene.scene_id: scene for scene in done.scenes}
         cohort = tensors_hash(done.tuned) if done.tuned else None
         rows, failed = [], []

@@ -33,6 +33,7 @@ from scaling.distributed.stage2.interrupts import Interrupts
 from scaling.distributed.stage2.messages import FITTED, Accounts, Cohorts, Counts, Fitted, Flight, Outcome, Piece
 from scaling.library.failures import RETRY, event
 from scaling.storage.atomic import ADVICE
+from scaling.storage.text import shown
 
 START_ATTEMPTS = 2  # failed starts in a row, per actor, before a job without actors gives up
 MAX_LOSSES = 5  # lost nodes and failed writes per scene; one more node counts as a death, one more write ends the job
@@ -320,7 +321,9 @@ class Dispatcher:
         """Print a warning about a fitted scene above the progress bar. Only the first MOST_TOLD are printed."""
         if message and self.told < MOST_TOLD:
             self.told += 1
-            tqdm.write(f"warning: {message}" + (" (further warnings are not shown)" if self.told == MOST_TOLD else ""))
+            tqdm.write(
+                f"warning: {shown(message)}" + (" (further warnings are not shown)" if self.told == MOST_TOLD else "")
+            )
 
     def _give_up(self, ids: list[str], attempt: int, kind: str, message: str, counts: Counts) -> None:
         counts.failed += len(ids)

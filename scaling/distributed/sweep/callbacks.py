@@ -14,9 +14,11 @@ from scaling.data.png import decode_png
 from scaling.distributed.sweep.results import FAILED, FINISHED, STOPPED, read_record, read_records, write_record
 from scaling.distributed.sweep.space import Plan, short
 from scaling.distributed.tracking import Tracker
-from scaling.library.lease import Lease
 from scaling.library.run_folder import RunFolder
 from scaling.storage.json_yaml import parse_json
+from scaling.storage.lease import Lease
+from scaling.storage.limited import read_limited
+from scaling.storage.text import shown
 
 LOST = "it could not start, or its process or node was lost; --retry-failed goes on at its last epoch"
 _follower: Follower | None = None
@@ -112,7 +114,7 @@ class Follower:
             self._close(name, "KILLED", STOPPED, f"stopped at {values['progress']:.0f} %: behind the others")
             return
         tracker = self.trackers[name]
-        metrics = parse_json((folder / "metrics.json").read_bytes())
+        metrics = parse_json(read_limited(folder / "metrics.json"))
         stage1 = {"seconds": record["stage1_seconds"], "test": {"psnr": record["stage1_psnr"]}}
         tracker.log_summary({**metrics, "stage1": stage1})
         for path in sorted((folder / "pictures" / "scenes").glob("*.png")):
@@ -140,12 +142,12 @@ class Follower:
         for tracker in self.trackers.values():
             tracker.end(status)
 
-    def _close(self, name: str, mlflow_status: str, status: str, told: str) -> None:
+    def _close(self, name: str, mlflow_status: str, status: str, outcome: str) -> None:
         tracker = self.trackers.pop(name)
         tracker.tag("status", status)
         tracker.end(mlflow_status)
         done = len(read_records(self.run.path))  # type: ignore[arg-type]
-        print(f"[{done}/{self.plan.num_trials}] {name}: {told}", flush=True)
+        print(f"[{done}/{self.plan.num_trials}] {name}: {shown(outcome)}", flush=True)
 
     def _settings(self, config: dict[str, Any]) -> dict[str, Any]:
         """The trial's settings, flattened; where its values do not go together and it will fail, only those values."""
@@ -166,4 +168,4 @@ def _words(error_file: str | None) -> str:
 
 
 def _read_png(path: Path) -> Any:
-    return decode_png(path.read_bytes())
+    return decode_png(read_limited(path))

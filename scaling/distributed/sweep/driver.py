@@ -15,6 +15,7 @@ import importlib.util
 import logging
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,15 +28,23 @@ from scaling.data.choose_scenes import choose_ids
 from scaling.data.stores import EMBEDDED, SourceSpec
 from scaling.distributed.cluster import Resources
 from scaling.distributed.sweep.callbacks import Follow, Follower, following
-from scaling.distributed.sweep.results import FAILED, RECORD, read_records, summarise_sweep, sweep_table, write_record
+from scaling.distributed.sweep.results import (
+    FAILED,
+    RECORD,
+    read_records,
+    records_by_folder,
+    summarise_sweep,
+    sweep_table,
+    write_record,
+)
 from scaling.distributed.sweep.space import Plan, Space
 from scaling.distributed.sweep.trial import TrialJob, run_trial
 from scaling.distributed.sweep.tune_space import domain, is_whole, scheduler, searcher
 from scaling.distributed.tracking import Tracker
-from scaling.library.lease import Lease
 from scaling.library.run_folder import RunFolder, ids_hash
 from scaling.models.shared_files import read_scene_ids
 from scaling.models.shared_model import SharedModel
+from scaling.storage.lease import Lease
 from scaling.storage.paths import remove_tree
 from scaling.training.sampler import bucket_of
 
@@ -61,11 +70,12 @@ def run_sweep(
     folder = run.path.absolute()
     run = RunFolder(folder)
     jobs = _plan_jobs(run, plan, store, resources)
+    run.check_own()
     lease = Lease.take(run.path / "leases", 1)
     try:
         _note(run, plan, jobs)
         if retry_failed:
-            _forget_failed(run, read_records(folder))
+            _forget_failed(run)
         print(f"sweep: {plan.num_trials} trials, {len(read_records(folder))} of them done before", flush=True)
         tracker = Tracker(run, "sweep", tags={"preset": plan.preset})
         tracker.log_params(flatten({key: jobs.notes[key] for key in ("space", "store", "preset", "given")}))
@@ -84,7 +94,8 @@ def run_sweep(
         tracker.end()
         return result
     finally:
-        lease.release()
+        with suppress(OSError):  # a full disk: what stopped the sweep is raised, not this
+            lease.release()
 
 
 def _finish(run: RunFolder, tracker: Tracker, result: dict[str, Any]) -> None:
@@ -192,10 +203,10 @@ def _note(run: RunFolder, plan: Plan, jobs: Jobs) -> None:
     run.write_config("sweep", plan.trial(next(plan.configs())).settings, jobs.notes)
 
 
-def _forget_failed(run: RunFolder, records: list[dict[str, Any]]) -> None:
-    for record in records:
+def _forget_failed(run: RunFolder) -> None:
+    for folder, record in records_by_folder(run.path):
         if record["status"] == FAILED:
-            (run.path / "trials" / record["trial"] / RECORD).unlink()
+            (folder / RECORD).unlink()
 
 
 def _tuner(folder: Path, plan: Plan, jobs: Jobs, retry_failed: bool) -> tune.Tuner:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from pydantic import BaseModel
 from tabulate import tabulate
 
 from scaling.distributed.sweep.pareto import fronts, plot_fronts
-from scaling.storage.atomic import read_limited, replace_file
-from scaling.storage.json_yaml import parse_json
+from scaling.storage.atomic import replace_file
+from scaling.storage.json_yaml import first_fault, parse_json
+from scaling.storage.limited import read_limited
+from scaling.storage.text import shown
 
 FINISHED, FAILED, STOPPED = "finished", "failed", "stopped"
 FORMAT_VERSION = 1
@@ -24,24 +27,53 @@ def write_record(folder: Path, record: dict[str, Any]) -> None:
     replace_file(folder / RECORD, json.dumps(record, indent=1, allow_nan=False).encode() + b"\n")
 
 
+class _Record(BaseModel):
+    """What every record holds, whoever wrote it."""
+
+    trial: str
+    status: Literal["finished", "failed", "stopped"]
+    values: dict[str, Any]
+
+
+class _Finished(_Record):
+    """What the record of a finished trial holds."""
+
+    psnr: float
+    ssim: float
+    seconds_per_scene: float
+    bytes_per_scene: float
+    stage1_seconds: float | None
+
+
 def read_record(folder: Path) -> dict[str, Any] | None:
     """The record of a trial; None for a trial that is not done. Raises ValueError naming a damaged file."""
     path = folder / RECORD
-    if not path.is_file():
-        return None
     try:
         record = parse_json(read_limited(path))
-        if not isinstance(record, dict) or record.get("status") not in (FINISHED, FAILED, STOPPED):
-            raise ValueError("no record of a trial")
+        known = _Record.model_validate(record)
+        if known.status == FINISHED:
+            _Finished.model_validate(record)
+        if known.trial != folder.name:  # it becomes the name of a folder again
+            raise ValueError(f"it says that it is of trial {known.trial!r:.200}")
+    except FileNotFoundError:
+        return None
     except ValueError as error:
-        raise ValueError(f"{path}: {error}; remove it, and the same command runs that trial again") from error
+        raise ValueError(
+            f"{path}: no record of a trial ({first_fault(error)}); set it aside, and the same command runs that trial "
+            "again"
+        ) from error
     return record
+
+
+def records_by_folder(sweep: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """The folders and records of the trials that are done, in the order of their names."""
+    folders = [path.parent for path in sorted((sweep / "trials").glob(f"*/{RECORD}"))]
+    return [(folder, record) for folder in folders if (record := read_record(folder))]
 
 
 def read_records(sweep: Path) -> list[dict[str, Any]]:
     """The records of the trials that are done, in the order of their names."""
-    found = (read_record(path.parent) for path in sorted((sweep / "trials").glob(f"*/{RECORD}")))
-    return [record for record in found if record]
+    return [record for _, record in records_by_folder(sweep)]
 
 
 def summarise_sweep(sweep: Path, job: dict[str, Any], metric: str) -> dict[str, Any]:
@@ -85,7 +117,14 @@ def sweep_table(result: dict[str, Any]) -> str:
             ]  # fmt: skip
         else:
             psnr = "-" if record.get("psnr") is None else f"{record['psnr']:.2f} at {record['progress']:.0f} %"
-            cells = [psnr, "-", "-", "-", "-", f"{record['status']}: {record.get('error', 'behind the others')}"[:80]]
+            cells = [
+                psnr,
+                "-",
+                "-",
+                "-",
+                "-",
+                shown(f"{record['status']}: {record.get('error', 'behind the others')}")[:80],
+            ]
         rows.append([record["trial"], *cells])
     columns = ["trial", "test PSNR, dB", "SSIM", "s/scene", "bytes/scene", "stage 1, s", ""]
     return tabulate(rows, columns, "github", disable_numparse=True)

@@ -21,13 +21,14 @@ from scaling.config import Settings
 from scaling.data.scene_views import views_from_row
 from scaling.data.stores import EMBEDDED, SourceSpec
 from scaling.distributed.stage1.finish import finish_stage1
-from scaling.library.lease import LeaseHeld
 from scaling.library.ledger import Ledger, open_ledger
 from scaling.library.run_folder import RunFolder, ids_hash
 from scaling.pictures.draw import save_png, scene_sheet
 from scaling.storage.atomic import replace_file
 from scaling.storage.json_yaml import parse_json
-from scaling.storage.paths import remove_tree
+from scaling.storage.lease import LeaseHeld
+from scaling.storage.limited import read_limited
+from scaling.storage.paths import AnyPath, remove_tree
 from scaling.training.checkpoints.checksums import clear, newest_whole, seal
 from scaling.training.evaluate import render_views
 from scaling.training.measure.box import source_bounds
@@ -70,9 +71,22 @@ def train_once(
 
 
 def _history(run: RunFolder) -> list[dict[str, Any]]:
-    """The values that were reported after each epoch so far."""
+    """The values that were reported after each epoch so far. Raises ValueError naming a file that is damaged."""
     path = run.path / "reports.json"
-    return parse_json(path.read_bytes()) if path.is_file() else []
+    try:
+        history = parse_json(read_limited(path))
+        for values in history:
+            if "picture" in values:  # no path is taken from a file
+                values["picture"] = str(_picture(run, int(values["step"])))
+        return history
+    except FileNotFoundError:
+        return []
+    except (ValueError, TypeError, LookupError) as error:
+        raise ValueError(f"{path}: no reports of epochs ({error}); set it aside") from None
+
+
+def _picture(run: RunFolder, epochs_done: int) -> AnyPath:
+    return run.path / "pictures" / "epochs" / f"{epochs_done:05d}.png"
 
 
 def _report_again(run: RunFolder, told: int, report: Report) -> int:
@@ -110,7 +124,7 @@ def _train(
         _checkpoint(stage1, checkpoints / name)
         values = _on_the_way(stage1, epoch)
         if epoch.phase != "autoencoder":
-            picture = run.path / "pictures" / "epochs" / f"{epoch.epochs_done:05d}.png"
+            picture = _picture(run, epoch.epochs_done)
             save_png(picture, scene_sheet(stage1.shared, stage1.table[:1], stage1.views[0], 4))
             values["picture"] = str(picture)
         history.append(values)

@@ -20,7 +20,7 @@ import torch
 
 from scaling.config import Settings, make_settings
 from scaling.data.scene_store import SCHEMA
-from scaling.data.stores import EMBEDDED, SourceSpec
+from scaling.data.stores import EMBEDDED, SourceSpec, read_rows
 from scaling.distributed.stage2.actors import CohortFitter, FitJob, SceneFitter
 from scaling.distributed.stage2.messages import FITTED
 from scaling.distributed.sweep.results import FAILED, FINISHED, read_record, write_record
@@ -176,8 +176,9 @@ def _batches(settings: Settings, spec: SourceSpec, ids: list[str]) -> Iterator[p
         if cohort:
             yield pa.table({"scene_id": chosen})
         else:
-            rows = [{**row, "error": None} for row in spec.open().rows(chosen)]
-            yield pa.Table.from_pylist(rows, schema=SCHEMA.append(pa.field("error", pa.string())))
+            yield pa.Table.from_pylist(
+                read_rows(spec.open(), chosen), schema=SCHEMA.append(pa.field("error", pa.string()))
+            )
 
 
 def _pictures(run: RunFolder, spec: SourceSpec, ids: list[str]) -> None:

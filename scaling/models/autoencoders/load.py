@@ -15,8 +15,8 @@ from scaling.models.autoencoders.checks import KINDS, check_config
 from scaling.models.autoencoders.kl import KLAutoencoder
 from scaling.models.autoencoders.super_resolution import SuperResolutionAutoencoder
 from scaling.models.autoencoders.tiny import TinyAutoencoder
-from scaling.storage.atomic import read_limited
 from scaling.storage.json_yaml import parse_json
+from scaling.storage.limited import read_limited
 from scaling.storage.tensors import read_tensors
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"  # beside config.json, as diffusers names it

@@ -18,8 +18,8 @@ from pydantic import BaseModel
 from scaling.storage.atomic import replace_file
 from scaling.storage.json_yaml import parse_json
 
-SEAL = re.compile(r"seal-(\d+)-of-(\d+)\.json")
-NAME = re.compile(r"(\d{5}|done)-.*")
+SEAL = re.compile(r"seal-([0-9]{1,5})-of-([0-9]{1,5})\.json")
+NAME = re.compile(r"([0-9]{5}|done)-[A-Za-z0-9._-]+")
 FIRST = "00001-"
 MAX_SEAL_BYTES = 1 << 20  # a hundred times the size of a seal
 
@@ -52,13 +52,20 @@ def fault(folder: Path | str, filesystem: FileSystem | None = None) -> str | Non
     folder: its path in `filesystem`, by default this machine's.
     """
     filesystem, folder = filesystem or LocalFileSystem(), str(folder)
-    found = {info.base_name: info.size for info in filesystem.get_file_info(FileSelector(folder))}
+    infos = filesystem.get_file_info(FileSelector(folder, recursive=True))
+    # A checkpoint is a flat folder of files. Of a bucket, Ray copies all that lies in it, whatever its name.
+    for info in infos:
+        if info.type != FileType.File or info.path.removeprefix(f"{folder}/") != info.base_name:
+            return f"it holds {info.path!r}, which is no file of a checkpoint"
+    found = {info.base_name: info.size for info in infos}
     seals = [match for match in map(SEAL.fullmatch, sorted(found)) if match]
     if not seals:
         return "it has no seal"
     # Every seal names the number of workers, so a missing seal is noticed too.
-    size = int(seals[0][2])
-    for rank in range(size):
+    sizes = {int(seal[2]) for seal in seals}
+    if len(sizes) > 1 or 0 in sizes:
+        return f"its seals are of {' and '.join(map(str, sorted(sizes)))} workers"
+    for rank in range(size := max(sizes)):
         own = f"seal-{rank}-of-{size}.json"
         if own not in found:
             return f"{own} is missing"
@@ -67,6 +74,8 @@ def fault(folder: Path | str, filesystem: FileSystem | None = None) -> str | Non
                 files = _Seal.model_validate(parse_json(file.read(MAX_SEAL_BYTES))).files
             except ValueError:
                 return f"{own} is damaged"
+        if not files:
+            return f"{own} names no file"
         for name, noted in files.items():
             if why := _wrong(filesystem, folder, name, noted, found):
                 return why

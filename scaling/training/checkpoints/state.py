@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field
 from safetensors.torch import save
 from torch import Tensor
 
 from scaling.config import SettingsError, as_noted, flatten, make_settings
-from scaling.storage.atomic import read_limited, replace_file
-from scaling.storage.json_yaml import parse_json
+from scaling.data.scene_id import SceneId
+from scaling.storage.atomic import replace_file
+from scaling.storage.json_yaml import first_fault, parse_json
+from scaling.storage.limited import read_limited
 from scaling.storage.tensors import load_tensors
 
 if TYPE_CHECKING:
@@ -46,16 +49,25 @@ def save_checkpoint(run: Phases, folder: Path) -> None:
     replace_file(folder / "progress.json", json.dumps(progress).encode())
 
 
+class _Progress(BaseModel):
+    """progress.json, beside which it holds the keys that identify the job."""
+
+    model_config = ConfigDict(extra="allow")
+
+    phase_index: Annotated[int, Field(ge=0)]
+    epoch: Annotated[int, Field(ge=0)]
+    seconds: float
+    num_shards: Annotated[int, Field(ge=1, le=99_999)]
+    dropped: dict[SceneId, str] = {}
+
+
 def read_progress(folder: Path) -> dict[str, Any]:
     """The values in a checkpoint's progress.json. Raises ValueError naming the file where it is damaged."""
     path = folder / "progress.json"
     try:
-        progress = parse_json(read_limited(path))
-        if not isinstance(progress, dict):
-            raise ValueError(f"expected an object, found a {type(progress).__name__}")
+        return _Progress.model_validate(parse_json(read_limited(path))).model_dump()
     except ValueError as error:
-        raise ValueError(f"{path}: {error}; {REMOVE}") from error
-    return progress
+        raise ValueError(f"{path}: {first_fault(error)}; {REMOVE}") from error
 
 
 def read_state(folder: Path) -> dict[str, Tensor]:
@@ -76,8 +88,12 @@ def load_checkpoint(run: Phases, folder: Path) -> None:
     shards = load_scenes(folder)
     run.shared.load_tensors(read_state(folder))
     for scene_id, row in run.row.items():
-        run.table.micro_planes[row] = shards[f"{scene_id}/micro_planes"].to(run.shared.device)
-        run.table.coefs[row] = shards[f"{scene_id}/coefs"].to(run.shared.device)
+        for name, table in (("micro_planes", run.table.micro_planes), ("coefs", run.table.coefs)):
+            found = shards.get(f"{scene_id}/{name}")
+            if found is None or found.shape != table[row].shape:
+                what = "missing" if found is None else f"{list(found.shape)}, not {list(table[row].shape)}"
+                raise ValueError(f"{folder}: {name} of scene {scene_id} are {what}; {REMOVE}")
+            table[row] = found.to(run.shared.device)
     run.phase_index, run.epoch, run.seconds = progress["phase_index"], progress["epoch"], progress["seconds"]
     run.dropped = progress.get("dropped", {})
 

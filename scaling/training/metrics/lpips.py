@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from scaling.storage.limited import read_limited
 from scaling.storage.paths import AnyPath
 from scaling.storage.tensors import read_tensors
 
@@ -20,6 +21,7 @@ GROUPS = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
 WIDTHS = (64, 128, 256, 512, 512)  # channels of each group
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # of images in [−1, 1], as the weights expect
 CHUNK = 8  # views at a time
+MAX_WEIGHTS_BYTES = 1 << 30
 
 
 class Lpips(nn.Module):
@@ -76,4 +78,4 @@ def read_lpips(path: AnyPath) -> tuple[Lpips, str]:
             f"{path}: not weights of LPIPS over VGG16: {error}; experiments/README.md says how to convert them"
         ) from None
     network.load_state_dict(tensors, assign=True)
-    return network.requires_grad_(False).eval(), hashlib.sha256(path.read_bytes()).hexdigest()
+    return network.requires_grad_(False).eval(), hashlib.sha256(read_limited(path, MAX_WEIGHTS_BYTES)).hexdigest()

@@ -1,48 +1,57 @@
-"""The lease of a run: one driver at a time may write to it.
+"""The lease of a folder: one process at a time may write there, the driver of a run or the writer of a store.
 
 LEASES/lease-<epoch>[-<token>].json, rewritten every few seconds while its driver lives. A driver that takes the lease
 gets the next epoch, a fencing token. A driver that was paused and wakes up finds a higher epoch: it must stop. What it
-still commits carries its old epoch, and readers ignore it (`manifest.py`). So the lease prevents double work, and
-the epochs keep the run consistent.
+still commits to a run carries its old epoch, and readers ignore it (`library/manifest.py`). So the lease prevents
+double work, and the epochs keep the run consistent.
 """
 
 from __future__ import annotations
 
 import os
 import random
+import re
 import socket
 import threading
 import time
 import uuid
+from datetime import UTC, datetime
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from scaling.storage.atomic import replace_file
 from scaling.storage.commit import commit_file
+from scaling.storage.formats import MAX_EPOCH
+from scaling.storage.limited import read_limited
 from scaling.storage.paths import AnyPath
+from scaling.storage.text import shown
 
+MAX_NOTE_BYTES = 64 << 10  # a hundred times what a lease has
 RENEW_SECONDS = 3.0
+_NAME = re.compile(r"lease-([0-9]{6})(?:-[0-9a-f]{8})?\.json")
 SILENT_SECONDS = 30.0  # a driver that has not renewed its lease for this long is taken for dead
 
 
 class LeaseHeld(RuntimeError):
-    """Another driver works on the run."""
+    """Another process works in the folder."""
 
 
 class LeaseLost(RuntimeError):
-    """Another driver has taken the run over; this one must not go on."""
+    """Another process has taken the folder over; this one must not go on."""
 
 
 class _Note(BaseModel):
-    """A lease file. machine: where `pid` is valid; started: when that process started; beat: grows at each renewal."""
+    """A lease file. machine: where `pid` is valid; started: when that process started; since: when it took the lease,
+    in UTC, for people; beat: grows at each renewal.
 
-    model_config = ConfigDict(extra="forbid")
+    Other keys are ignored: a newer program's lease must hold, too."""
 
     host: str
     machine: str
     pid: int
     started: str
+    since: str = ""
     beat: int = 0
     released: bool = False
 
@@ -63,14 +72,21 @@ class Lease:
         """Take the lease with an epoch above all earlier ones and of at least `least_epoch`.
 
         The lease of a dead process on this machine is taken over at once, any other after SILENT_SECONDS without a sign
-        of life. Raises LeaseHeld where another driver is alive.
+        of life. Raises LeaseHeld where another driver is alive, ValueError naming a file that is no lease, or whose
+        epoch leaves none above it.
         """
         note = _this_process()
+        _check_names(folder)
         while True:
             epoch, path = _newest(folder)
             if path is not None:
                 _wait_for_silence(path)
             epoch = max(epoch + 1, least_epoch)
+            if epoch > MAX_EPOCH:
+                raise ValueError(
+                    f"{folder}: something in this run bears epoch {epoch - 1}, and none is left above it; no driver "
+                    "gets that far (each takes one more than the last): find the file with that number and set it aside"
+                )
             claimed = _claim(folder, epoch, note)
             if claimed is not None:
                 for old in list(_leases(folder))[:-2]:
@@ -95,12 +111,10 @@ class Lease:
             try:
                 epoch, path = _newest(self.folder)
                 if epoch > self.epoch:
-                    owner = _read(path)
-                    who = f"process {owner.pid} on {owner.host}" if owner else "another driver"
                     self._lost = (
-                        f"{self.folder}: {who} has taken this run over, as this process gave no sign of life for "
-                        f"{SILENT_SECONDS:.0f} s; nothing is lost: the scenes committed before count, and the new "
-                        "driver fits the rest"
+                        f"{self.folder.parent}: {_owner(path)} has taken the work over, as this process gave no sign "
+                        f"of life for {SILENT_SECONDS:.0f} s; nothing is lost: what was committed before counts, and "
+                        "the other one does the rest"
                     )
                     return
                 self._note.beat += 1
@@ -110,7 +124,8 @@ class Lease:
 
 
 def holder(folder: AnyPath) -> str:
-    """Who holds the lease, in words, from its file alone."""
+    """Who holds the lease, in words, from its file alone. Raises ValueError naming a file that is no lease."""
+    _check_names(folder)
     _, path = _newest(folder)
     note = _read(path)
     if note is None or note.released:
@@ -154,26 +169,35 @@ def _wait_for_silence(path: AnyPath) -> None:
         if now is None or now.released or _died_here(now):
             return
         if now.beat != found.beat:
+            since = f" since {now.since}" if now.since else ""
             raise LeaseHeld(
-                f"{path.parent.parent}: process {now.pid} on {now.host} works on this run, and only one driver can: "
-                "wait for it, stop it (kill -TERM; it finishes its batches and goes), or choose another --run"
+                f"{path.parent.parent}: process {now.pid} on {now.host} works here{since}, and only one can: wait for "
+                "it, stop it (kill -TERM; it finishes what it has begun and goes), or name another folder"
             )
         if not told and time.monotonic() > deadline - SILENT_SECONDS + 2 * RENEW_SECONDS:
             told = True
             print(
-                f"no sign of life of process {now.pid} on {now.host}: after {SILENT_SECONDS:.0f} s without one its run "
-                "is taken over"
+                f"no sign of life of process {now.pid} on {shown(now.host)}: after {SILENT_SECONDS:.0f} s without one "
+                "its work is taken over"
             )
         time.sleep(RENEW_SECONDS / 10)
 
 
 def _leases(folder: AnyPath) -> list[AnyPath]:
-    return sorted(folder.glob("lease-*.json"), key=lambda path: path.name)
+    """The lease files, the newest last. Other names are left out: `_check_names` reports them."""
+    found = (path for path in folder.glob("lease-*.json") if _NAME.fullmatch(path.name))
+    return sorted(found, key=lambda path: path.name)
+
+
+def _check_names(folder: AnyPath) -> None:
+    """Raise ValueError naming a file that seems to be a lease and has no lease's name."""
+    for path in folder.glob("lease-*.json"):
+        if not _NAME.fullmatch(path.name):
+            raise ValueError(f"{path}: this is no name of a lease; set the file aside")
 
 
 def _epoch(path: AnyPath) -> int:
-    digits = path.name.removeprefix("lease-")[:6]
-    return int(digits) if digits.isdecimal() else 0
+    return int(path.name.removeprefix("lease-")[:6])
 
 
 def _newest(folder: AnyPath) -> tuple[int, AnyPath | None]:
@@ -182,15 +206,34 @@ def _newest(folder: AnyPath) -> tuple[int, AnyPath | None]:
 
 
 def _read(path: AnyPath | None) -> _Note | None:
-    """The content of a lease file; None where the file is gone or unreadable: then nobody holds the lease."""
-    try:
-        return _Note.model_validate_json(path.read_bytes()) if path else None
-    except (OSError, ValidationError):
+    """The content of a lease file; None where the file is gone: then nobody holds the lease.
+
+    Raises ValueError naming a file that is no lease: who wrote it is not known, so nobody may take it for free.
+    """
+    if path is None:
         return None
+    try:
+        return _Note.model_validate_json(read_limited(path, MAX_NOTE_BYTES))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        why = "not the content of one" if isinstance(error, ValidationError) else str(error)
+        raise ValueError(f"{path}: this is no lease ({why}); if nobody works there, set the file aside") from None
+
+
+def _owner(path: AnyPath | None) -> str:
+    try:
+        note = _read(path)
+    except (OSError, ValueError):
+        note = None
+    return f"process {note.pid} on {note.host}" if note else "another driver"
 
 
 def _this_process() -> _Note:
-    return _Note(host=socket.gethostname(), machine=_machine(), pid=os.getpid(), started=_started(os.getpid()))
+    now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    return _Note(
+        host=socket.gethostname(), machine=_machine(), pid=os.getpid(), started=_started(os.getpid()), since=now
+    )
 
 
 def _machine() -> str:
