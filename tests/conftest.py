@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     from scaling.config import Settings
     from scaling.data.scene_views import SceneViews
     from scaling.library.run_folder import RunFolder
+
+# Tensors are so small here that threads wait for one another more than they compute. Set before torch is imported, and
+# for all processes that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 IMAGE_SIZE = 16
 NUM_VIEWS = 5
@@ -60,21 +65,34 @@ TINY: dict[str, Any] = {
 }
 
 
+# Folders whose tests run commands, draw, export or damage whole runs: all of them count as slow, so that what is left
+# is the maths. Elsewhere a slow test is marked itself.
+WHOLE_RUNS = {
+    "api", "benchmarks", "cluster", "distributed", "experiments", "export", "pictures", "report", "safety", "storage",
+    "viewer",
+}  # fmt: skip
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave those folders out at once where slow tests are not asked for: their imports alone take many seconds."""
+    left_out = "not slow" in config.option.markexpr and collection_path.name in WHOLE_RUNS
+    return True if left_out and collection_path.parent == config.rootpath / "tests" else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if "ray_6_cpus_4_gpus" in getattr(item, "fixturenames", ()):
+        fixtures = getattr(item, "fixturenames", ())
+        if "ray_6_cpus_4_gpus" in fixtures:
             item.add_marker("ray")
+        if item.path.parent.name in WHOLE_RUNS or "s3_server" in fixtures:
+            item.add_marker("slow")
 
 
-@pytest.fixture(scope="module")
-def one_thread() -> Iterator[None]:
-    """Tensors are so small here that threads wait for one another more than they compute."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """Undo what a test of workers has set."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -84,6 +84,7 @@ def test_the_checks_see_imports_of_every_form():
     assert found == ["ray.data", "scaling.models.field", "scaling.data"]
 
 
+@pytest.mark.slow
 def test_everything_below_distributed_imports_without_ray_and_mlflow():
     below = [module_name(path) for path in modules() if part_of(path) != "distributed"]
     program = (

@@ -41,7 +41,7 @@ def inline_code() -> list[str]:
 # ---------------------------------------------------------------------- Python
 
 
-def test_the_examples_run(tiny_settings, tiny_scenes, tmp_path, monkeypatch, one_thread, capsys):
+def test_the_examples_run(tiny_settings, tiny_scenes, tmp_path, monkeypatch, capsys):
     """In order, as one program, beside a tiny run and a folder of views as a user has them."""
     export_planes(make_run(tmp_path / "runs" / "cars", tiny_settings, tiny_scenes), tmp_path / "planes")
     (tmp_path / "my-car").mkdir()

@@ -11,7 +11,6 @@ store. Run this on two idle cores.
 import argparse
 import json
 import os
-import shutil
 import sys
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from shared.timed import TimedFitter, read_times
 from scaling.cli import positive_int, read_preset, run_command
 from scaling.config import make_settings, merge
 from scaling.models.shared_files import save_shared
+from scaling.storage.own_folder import empty_folder
 
 STEPS = {"latent": {"steps_per_epoch": 150}}
 
@@ -44,7 +44,7 @@ def main() -> int:
     from scaling.models.shared_model import SharedModel
 
     out, chosen = arguments.out.absolute(), make_settings(merge(read_preset("quick"), {"stage2": STEPS}))
-    shutil.rmtree(out, ignore_errors=True)
+    empty_folder(out, "benchmark of actors")
     times = out / "times"
     times.mkdir(parents=True)
     os.environ["SCALING_TIMES"] = str(times)  # before Ray starts: its workers inherit it

@@ -12,7 +12,6 @@ scale 0.1.
 import argparse
 import hashlib
 import json
-import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -29,6 +28,7 @@ from scaling.library.parts import commit_part, part_name
 from scaling.library.run_folder import RunFolder
 from scaling.library.scene_row import METRICS, pack_scene, unpack_scene
 from scaling.models.triplanes import SceneParams
+from scaling.storage.own_folder import empty_folder
 
 SCENES_PER_PART = 16
 COEFS = 50
@@ -79,7 +79,7 @@ def random_row(index: int, params: SceneParams, dtype: str) -> dict[str, Any]:
 def measure(folder: Path, number: int, features: int, resolution: int, dtype: str) -> dict[str, float]:
     """Commit a library and join its parts. → bytes a scene before ("apart") and after ("joined"), "seconds" of
     joining."""
-    shutil.rmtree(folder, ignore_errors=True)
+    empty_folder(folder, "benchmark of bytes")
     run = RunFolder(folder)
     library = run.library.folder
     rows: list[dict[str, Any]] = []

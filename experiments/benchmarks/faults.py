@@ -17,7 +17,6 @@ import argparse
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -32,6 +31,7 @@ from fault_parts.faulty import AT_COMMIT, AT_FIT
 
 from scaling.cli import positive_int, read_preset, run_command
 from scaling.config import Settings, make_settings, merge
+from scaling.storage.own_folder import empty_folder
 
 POISON = ("crash", "raise", "diverge")
 TIMED = {  # kind of fault → how often, relative to the others
@@ -92,7 +92,7 @@ class Campaign:
         from scaling.models.shared_files import save_shared
         from scaling.training.stage1 import Stage1
 
-        shutil.rmtree(self.out, ignore_errors=True)
+        empty_folder(self.out, "campaign of faults")
         for name in ("tokens", "taken", "pids", "fits"):
             (self.out / "faults" / name).mkdir(parents=True)
         chosen, ids = settings(), embedded_ids(TRAIN_SCENES + self.num_scenes)

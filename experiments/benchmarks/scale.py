@@ -15,7 +15,6 @@ import argparse
 import json
 import os
 import resource
-import shutil
 import subprocess
 import sys
 import threading
@@ -29,6 +28,7 @@ from shared.timed import MinimalFitter, read_times
 from scaling.cli import positive_int, read_preset, run_command
 from scaling.config import Settings, make_settings, merge
 from scaling.models.shared_files import save_shared
+from scaling.storage.own_folder import empty_folder
 
 NEW = 16  # scenes of the restart
 ACTORS = 2
@@ -57,7 +57,7 @@ def prepare(out: Path, num_scenes: int) -> None:
     from scaling.data.scene_store import StoreWriter
     from scaling.models.shared_model import SharedModel
 
-    shutil.rmtree(out, ignore_errors=True)
+    empty_folder(out, "benchmark of scale")
     (out / "times").mkdir(parents=True)
     data = settings().data
     cars = [embedded_car(scene_id, data.image_size, data.embedded_views) for scene_id in embedded_ids(DIFFERENT)]

@@ -17,7 +17,6 @@ import json
 import os
 import queue
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -28,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from scaling.cli import run_command
+from scaling.storage.own_folder import empty_folder
 
 STAGE1 = Path(__file__).resolve().parent.parent / "stage1.py"
 NUM_SCENES = 8
@@ -175,7 +175,7 @@ def main() -> int:
     arguments = make_parser().parse_args()
     from fault_parts.fake_nodes import FakeNodes
 
-    shutil.rmtree(arguments.out, ignore_errors=True)
+    empty_folder(arguments.out, "faults of stage 1")
     nodes = FakeNodes(2)
     try:
         reference = arguments.out / "undisturbed"

@@ -50,7 +50,7 @@ def export_meshes(
     models = StoredModels(run, chosen_device())
     todo = [row for row in scenes if not _is_done(folder, row, num_points, file_format)]
     without: dict[str, str] = {}
-    claim_folder(folder, f"meshes, {file_format}")
+    claim_folder(folder, "meshes")
     # All scenes are seen by the same cameras, which resemble those of the first scene's own views.
     scene, data = scenes[0], models.of(scenes[0]).settings.data
     seen = stored_views(run, scene["scene_id"], scene["stage"], data)

@@ -23,11 +23,11 @@ from scaling.storage.addresses import check_server, masked
 from scaling.storage.atomic import replace_file
 from scaling.storage.json_yaml import MAX_YAML_BYTES, first_fault, parse_yaml
 from scaling.storage.limited import read_limited
-from scaling.storage.own_folder import refuse_links
+from scaling.storage.own_folder import MARK, refuse_links
 from scaling.storage.paths import AnyPath, to_path, uri_of
 
 # What a run keeps in folders. The first ones may be there without config.yaml: nothing in them is written over.
-BEFORE_CONFIG = ("library", "failures", "checkpoints", "shared", "leases", "trial.json", "traceback.txt")
+BEFORE_CONFIG = ("library", "failures", "checkpoints", "shared", "leases", "trial.json", "traceback.txt", MARK)
 FOLDERS = (
     *BEFORE_CONFIG[:5], "library/parts", "library/manifests", "library/leases", "library/cohorts", "checkpoints/stage1",
     "checkpoints/cohorts", "pictures", "stage1", "trials", "tune",

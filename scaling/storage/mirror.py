@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from scaling.storage.atomic import make_folder, replace_file
+from scaling.storage.own_folder import refuse_links
 from scaling.storage.paths import AnyPath, ObjectPath, local_path
 
 
@@ -16,8 +17,9 @@ def mirrored(folder: AnyPath) -> Iterator[tuple[Path, Callable[[], None]]]:
     """Yield a local copy of the folder, and a function that copies changes back to the folder.
 
     Raises ValueError, before anything is copied, where an object's name would lead out of the copy. A folder on a local
-    disk is not copied: it is yielded itself, with a function that does nothing.
+    disk is not copied: it is yielded itself, with a function that does nothing. Raises ValueError where that is a link.
     """
+    refuse_links(folder)
     if isinstance(folder, Path):
         yield folder, lambda: None
         return

@@ -6,6 +6,7 @@ The mark is a small JSON file that is written before anything else.
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 from scaling.storage.commit import commit_file
@@ -35,6 +36,13 @@ def claim_folder(folder: AnyPath, holds: str) -> None:
     if found != holds:
         what = "files that this program did not write" if found is None else f"what its {MARK} calls {found!r:.80}"
         raise FileExistsError(f"{folder} holds {what}, and nothing of that is written over: name a new or empty folder")
+
+
+def empty_folder(folder: Path, holds: str) -> None:
+    """Claim a folder on a disk, and remove what this program left in it. Raises what `claim_folder` raises."""
+    claim_folder(folder, holds)
+    shutil.rmtree(folder)
+    claim_folder(folder, holds)
 
 
 def refuse_links(*folders: AnyPath) -> None:

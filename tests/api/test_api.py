@@ -25,8 +25,6 @@ from scaling.models.triplanes import fuse_planes
 from scaling.training.evaluate import evaluate_scene, render_views
 from scaling.training.fit_frozen import fit_scenes
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture(scope="module")
 def run(tiny_settings, tmp_path_factory) -> RunFolder:

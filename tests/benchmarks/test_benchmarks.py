@@ -14,12 +14,12 @@ import torch
 
 from scaling.storage.json_yaml import parse_json
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]  # Ray's own warnings are theirs to mend
+pytestmark = pytest.mark.filterwarnings("default")  # Ray's own warnings are theirs to mend
 FOLDER = Path(__file__).resolve().parents[2] / "experiments" / "benchmarks"
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch, capsys, one_thread) -> Any:
+def run(tmp_path, monkeypatch, capsys) -> Any:
     """run(script, flags) → its figures and what it printed. In this process, as importing torch takes seconds."""
     monkeypatch.syspath_prepend(FOLDER)
 

@@ -14,8 +14,6 @@ from scaling.config import Settings, SettingsError, make_settings, merge
 from scaling.data.choose_scenes import read_ids
 from scaling.storage.json_yaml import parse_json
 
-pytestmark = pytest.mark.slow
-
 FOLDER = Path(__file__).resolve().parents[2] / "experiments" / "benchmarks"
 PRESETS = ("default", "sharp", "compact", "rgb_triplanes", "same_field_triplanes")
 FIGURES = ("psnr", "ssim", "bytes", "row_bytes", "int4_bytes", "seconds", "stage1_seconds")
@@ -70,7 +68,7 @@ def tiny(tiny_values, frontier) -> dict[str, Settings]:
 
 
 @pytest.fixture
-def run_fit(tmp_path, monkeypatch, capsys, one_thread, frontier, tiny) -> Any:
+def run_fit(tmp_path, monkeypatch, capsys, frontier, tiny) -> Any:
     """run_fit(flags) → figures and what was printed, of 4 cars in stage 1 and 2 others, in this process."""
     fit, paper, stage1, figures = (
         importlib.import_module(name) for name in ("fit", "fit_parts.paper", "fit_parts.stage1", "fit_parts.figures")

@@ -20,10 +20,7 @@ boto3 = pytest.importorskip("boto3", reason="pip install -e '.[dev]'")
 moto_server = pytest.importorskip("moto.server", reason="pip install -e '.[dev]'")
 
 # Ray leaves the files open that it reads its configuration from and writes the head's to.
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore:unclosed file .*(mine.yaml|ray-bootstrap-):ResourceWarning"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed file .*(mine.yaml|ray-bootstrap-):ResourceWarning")
 
 ROOT = Path(__file__).resolve().parents[2]
 REGION = "us-west-2"

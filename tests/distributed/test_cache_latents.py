@@ -41,7 +41,6 @@ from scaling.training.training_scene import encode_scene, prepare_scene
 PREPARE = Path(__file__).resolve().parents[2] / "experiments" / "prepare.py"
 NUM_SCENES, DAMAGED = 18, 3  # of the second part, two
 IDS = embedded_ids(NUM_SCENES)
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def make_store(folder: Path | str) -> None:

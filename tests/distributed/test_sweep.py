@@ -130,8 +130,7 @@ def trial_job(tmp_path: Path, values: dict[str, Any], name: str) -> TrialJob:
     return TrialJob(str(tmp_path), name, "quick", {"seed": 0}, settings, spec, ids[:2], ids[2:], shared=None)
 
 
-@pytest.mark.slow
-def test_trials_with_one_stage_1_train_it_once_and_a_stopped_one_leaves_its_epochs(tmp_path, tiny_values, one_thread):
+def test_trials_with_one_stage_1_train_it_once_and_a_stopped_one_leaves_its_epochs(tmp_path, tiny_values):
     def stop(report: dict[str, Any]) -> None:
         if report.get("step") == 3:
             raise SystemExit  # what Tune raises in a trial that a scheduler ends
@@ -160,7 +159,7 @@ def test_trials_with_one_stage_1_train_it_once_and_a_stopped_one_leaves_its_epoc
     assert wider["stage1_seconds"] == record["stage1_seconds"] > 0
 
 
-def test_a_failed_trial_is_recorded_and_not_run_again(tmp_path, tiny_values, one_thread):
+def test_a_failed_trial_is_recorded_and_not_run_again(tmp_path, tiny_values):
     rates = {"warmup": {**tiny_values["stage1"]["warmup"], "lr": {"field": 1e30, "base_planes": 1e30}}}
     job = trial_job(tmp_path, {**tiny_values, "stage1": {**tiny_values["stage1"], **rates}}, "000")
     with pytest.raises(Exception, match="numbers are not finite"):
@@ -175,7 +174,7 @@ def test_a_failed_trial_is_recorded_and_not_run_again(tmp_path, tiny_values, one
 
 
 @pytest.mark.filterwarnings("default")  # Ray's and MLflow's own warnings are theirs to mend
-def test_a_sweep_end_to_end(ray_6_cpus_4_gpus, tmp_path, tiny_values, tiny_scenes, one_thread, monkeypatch, capfd):
+def test_a_sweep_end_to_end(ray_6_cpus_4_gpus, tmp_path, tiny_values, tiny_scenes, monkeypatch, capfd):
     """Three trials on one shared model, two on each GPU of those in Ray's books, one of which cannot succeed; again,
     when nothing is left to do; and with another space, which is refused."""
     train_shared(make_settings(tiny_values), tiny_scenes[:2], tmp_path / "shared")

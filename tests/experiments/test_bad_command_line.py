@@ -15,7 +15,6 @@ from scaling.storage.atomic import replace_file
 PLANES = "planes.safetensors"
 VAE = "autoencoder/diffusion_pytorch_model.safetensors"
 DECODER = "decoder/model.safetensors"
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize(

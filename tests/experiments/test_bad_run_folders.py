@@ -21,16 +21,15 @@ from scaling.library.summary import summarise
 PLANES = "planes.safetensors"
 VAE = "autoencoder/diffusion_pytorch_model.safetensors"
 DECODER = "decoder/model.safetensors"
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize(
     ("text", "told"),
     [
         (b"stage1: [1", "while parsing a flow sequence"),
-        (b"- 1", "expected stages, found a list"),
-        (b"stage1: {job: {}}", "stage1 has no settings"),
-        (b"stage2: 3", "stage2 has no settings"),
+        (b"- 1", "should be a valid dictionary"),
+        (b"stage1: {job: {}}", "stage1.settings: Field required"),
+        (b"stage2: 3", "stage2: Input should be a valid dictionary"),
         (b"stage1: !!python/object/apply:os.getcwd []", "could not determine a constructor"),
         (b"\xff\xfe\x01", "unacceptable character"),
     ],

@@ -15,8 +15,6 @@ from scaling.models.shared_files import SharedModelError, load_shared, read_scen
 PLANES = "planes.safetensors"
 VAE = "autoencoder/diffusion_pytorch_model.safetensors"
 DECODER = "decoder/model.safetensors"
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 ENORMOUS = {"resolution": 2**30}
 

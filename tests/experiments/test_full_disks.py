@@ -29,7 +29,6 @@ from scaling.storage.atomic import replace_file
 PLANES = "planes.safetensors"
 VAE = "autoencoder/diffusion_pytorch_model.safetensors"
 DECODER = "decoder/model.safetensors"
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def no_space(*_: object) -> None:

@@ -21,8 +21,6 @@ from scaling.storage import lease as leases
 from scaling.storage.lease import LeaseHeld, LeaseLost
 from scaling.storage.own_folder import MARK, claim_folder
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
@@ -151,7 +149,6 @@ def test_a_writer_that_was_taken_over_does_not_finish(tmp_path):
     assert not (tmp_path / "store" / "store.json").exists()
 
 
-@pytest.mark.slow
 def test_two_commands_into_one_store(tmp_path):
     """As a user would start them, at once: one ends with 1 and says why; the store is the other one's."""
     script = Path(__file__).resolve().parents[2] / "experiments" / "prepare.py"

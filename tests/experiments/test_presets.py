@@ -45,7 +45,6 @@ def two_steps(preset: str, autoencoder: str) -> Settings:
     return make_settings(merge(values, short))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("preset", sorted(path.stem for path in PRESETS.glob("*.yaml")))
 def test_preset_runs_both_stages(preset, saved_autoencoder, tmp_path):
     """Stage 2 in the preset's own mode; sd in both modes."""

@@ -20,8 +20,6 @@ from scaling.export.surface_colours import seen_colours
 from scaling.models.box import CELLS
 from scaling.models.shared_model import SharedModel
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 RADIUS = 0.5  # of the ball, in the box's coordinates
 
 

@@ -25,8 +25,6 @@ from scaling.library.run_folder import RunFolder
 from scaling.models.box import CELLS, STEPS
 from scaling.training.evaluate import render_planes
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def test_the_command_writes_what_other_readers_find(fitted_run, tmp_path, monkeypatch, capsys):
     assert export_main(monkeypatch, "--run", fitted_run.path, "--what", "planes", "--out", tmp_path) == 0
@@ -132,7 +130,8 @@ def test_a_killed_export_is_none_and_goes_on(fitted_run, tmp_path, monkeypatch):
         write(path, data)
 
     (tmp_path / "killed" / "shard-00001.safetensors").write_bytes(b"torn")
-    (tmp_path / "killed" / "shard-00007.safetensors").write_bytes(b"of an earlier, larger export")
+    larger = tmp_path / "killed" / "shard-00007.safetensors"  # of an earlier, larger export
+    larger.write_bytes((tmp_path / "whole" / "shard-00001.safetensors").read_bytes())
     (tmp_path / "killed" / ".shard-00001.safetensors.0123").write_bytes(b"half written")
     monkeypatch.setattr(module, "replace_file", killed)
     with pytest.raises(KeyboardInterrupt):

@@ -23,8 +23,6 @@ from scaling.export.views import transforms
 from scaling.library.true_views import stored_views
 from scaling.pictures.draw import to_pixels
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture
 def exported(fitted_run, tmp_path, monkeypatch) -> Path:

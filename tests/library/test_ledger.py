@@ -29,7 +29,7 @@ from scaling.storage.lease import Lease, LeaseHeld, LeaseLost
 from scaling.storage.paths import AnyPath, remove_tree, to_path, uri_of
 
 
-@pytest.fixture(params=["disk", "s3"])
+@pytest.fixture(params=["disk", pytest.param("s3", marks=pytest.mark.slow)])
 def place(request, tmp_path) -> AnyPath:
     """A new folder on a disk and in an object store: every rule holds on both."""
     if request.param == "disk":

@@ -108,7 +108,7 @@ def test_its_latents_are_shown_as_the_colours_they_are(tiny_values):
     assert latent_colours(latents[..., 1:3], shown_range(learned))[0, 0, :, 0].tolist() == [0, 255]
 
 
-def test_it_learns_in_both_stages_and_is_read_again(tiny_values, tiny_scenes, tmp_path, one_thread):
+def test_it_learns_in_both_stages_and_is_read_again(tiny_values, tiny_scenes, tmp_path):
     settings = make_settings(merge(tiny_values, SUPER_RESOLUTION))
     assert active_phases(settings) == ["autoencoder", "warmup", "adapt", "distil"]
     ids = [views.scene_id for views in tiny_scenes[:2]]
@@ -205,7 +205,7 @@ def check_interface(autoencoder: ImageAutoencoder, channels: int, raw: torch.Ten
     assert background.shape == (channels,) and background.min() >= 0 and background.max() <= 1
 
 
-def test_the_measured_scale_does_not_depend_on_the_shift(tiny_values, tiny_scenes, tmp_path, one_thread):
+def test_the_measured_scale_does_not_depend_on_the_shift(tiny_values, tiny_scenes, tmp_path):
     save_kl(tmp_path / "kl", 4, shift_factor=0.5)
     save_tiny(tmp_path / "tiny", 4)
     for kind in ("kl", "tiny"):

@@ -20,8 +20,6 @@ from scaling.training.fit_random_rays import AutogradStep
 from scaling.training.random_ray_batches import RayTable
 from scaling.training.training_scene import encode_scene, prepare_scene
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 PLANE_AXES = ("xy", "xz", "zy")
 
 

@@ -17,8 +17,6 @@ from scaling.models.autoencoders.normalised import denormalise, normalise
 from scaling.models.shared_model import SharedModel
 from scaling.models.student import Student
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def close(ours: Tensor, by_hand) -> None:
     torch.testing.assert_close(ours, torch.as_tensor(by_hand, dtype=ours.dtype), rtol=1e-5, atol=1e-5)

@@ -21,8 +21,6 @@ from scaling.training.random_streams import stream
 from scaling.training.stage1 import Stage1
 from scaling.training.training_scene import encode_scene, prepare_scene
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture(autouse=True)
 def bf16_on_this_cpu(monkeypatch) -> None:

@@ -14,8 +14,6 @@ from scaling.models.field import Field
 from scaling.models.renderer import Renderer, composite, quadrature
 from scaling.models.sampling import stratified_depths
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 AXES = ("xy", "xz", "yz")
 
 

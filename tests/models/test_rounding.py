@@ -13,8 +13,6 @@ from scaling.models.triplanes import SceneParams
 from scaling.training.fit_frozen import fit_scenes
 from scaling.training.fit_random_rays import Rounding
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 DTYPES = list(LEVELS)
 
 

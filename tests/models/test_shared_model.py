@@ -20,8 +20,6 @@ from scaling.models.shared_files import (
 )
 from scaling.models.shared_model import SharedModel
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture
 def shared(tiny_settings) -> SharedModel:

@@ -8,8 +8,6 @@ from torch import Tensor
 
 from scaling.models.triplanes import fuse_planes, mix_base_planes, sample_planes, total_variation
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 AXES = ("xy", "xz", "yz")
 
 

@@ -26,8 +26,6 @@ from scaling.pictures.draw import (
     turntable,
 )
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def play(video: Path) -> tuple[np.ndarray, dict]:
     """Frames [N, H, W, 3] and what the file says of itself. imageio's mp4 reader leaves its pipes to the collector."""

@@ -35,7 +35,6 @@ from scaling.report.write import write_report
 from scaling.training.evaluate import evaluate_scene
 from scaling.training.fit_cohort import fit_cohort
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 3.0  # of stage 1, a scene; there are two
 RGB = {

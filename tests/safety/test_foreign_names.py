@@ -130,7 +130,7 @@ def test_a_trial_is_what_its_folder_says(tmp_path, named):
     other.write_text("mine")
     write_record(tmp_path / "sweep" / "trials" / "000", {"trial": named, "status": FAILED, "values": {}})
     with pytest.raises(ValueError, match=r"000/trial\.json"):
-        _forget_failed(RunFolder(tmp_path / "sweep"))
+        _forget_failed(tmp_path / "sweep")
     assert other.read_text() == "mine"
 
 

@@ -37,7 +37,7 @@ def test_a_config_that_is_none(tmp_path: Path, damage: Any, told: str) -> None:
 
 @pytest.mark.parametrize("line", ["[" * 10**5, json.dumps({"scene_id": "../a"}), json.dumps({"scene_id": "a" * 10**6})])
 def test_events_that_are_none_are_passed_over(tmp_path: Path, line: str) -> None:
-    event = {"scene_id": "b", "attempt": 1, "kind": "diverged", "message": "m", "when": "2"}
+    event = {"scene_id": "b", "attempt": 1, "kind": "diverged", "message": "m", "when": "2026-01-01T00:00:00+00:00"}
     bad = json.dumps(event | json.loads(line)) if line.startswith("{") else line
     (tmp_path / "events-20260101T000000-1.jsonl").write_text(f"{bad}\n{json.dumps(event)}\n")
     assert list(read_failures(tmp_path, Manifest())) == ["b"]

@@ -32,7 +32,6 @@ from scaling.storage.tensors import read_tensors, tensor_kinds, tensors_hash
 from scaling.training.checkpoints.state import read_progress, read_state
 
 PLANES, VAE = "planes.safetensors", "autoencoder/diffusion_pytorch_model.safetensors"
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -23,8 +23,6 @@ from scaling.training.phase_loop import EpochReport
 from scaling.training.random_streams import stream
 from scaling.training.training_scene import encode_scene, prepare_scene
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.mark.parametrize("start", ["mean", "random"])
 def test_scenes_do_not_touch_each_other(shared, tiny_values, tiny_scenes, start):

@@ -16,8 +16,6 @@ from scaling.training.fit_frozen import run_phase
 from scaling.training.fit_random_rays import HELD_OUT, LEAST_VIEWS, RAYS_CHECKED, Cells, Ends, _split
 from scaling.training.training_scene import EncodedScene, encode_scene, prepare_scene
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture(scope="module")
 def shared(tiny_values) -> SharedModel:

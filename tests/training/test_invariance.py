@@ -25,7 +25,7 @@ from scaling.training.phase_loop import EpochReport
 from scaling.training.process_group import Workers
 from scaling.training.stage1 import Stage1
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.slow
 
 # Epochs of one step, so that reports are of steps: 58 in all, through all five phases. Four buckets, so that two
 # workers have equal shares and three have not.
@@ -128,7 +128,6 @@ def three_workers(values, tiny_scenes, tmp_path_factory) -> Run:
     return together(3, values, tiny_scenes, tmp_path_factory.mktemp("three"))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("several", ["two_workers", "three_workers"])
 def test_several_workers_have_the_losses_of_one(one_worker, several, request):
     several = request.getfixturevalue(several)
@@ -139,7 +138,6 @@ def test_several_workers_have_the_losses_of_one(one_worker, several, request):
     torch.testing.assert_close(several.stage1.shared.coefs_mean, mean, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("epoch", [5, 20, 40, 50])
 def test_one_worker_goes_on_where_three_stopped(three_workers, values, tiny_scenes, tmp_path, epoch):
     """A kill in each phase; the final losses of both runs are within 1 %."""

@@ -10,8 +10,6 @@ from scaling.training.losses import pixel_error, weighted
 from scaling.training.metrics.images import psnr, ssim
 from scaling.training.random_streams import stream
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def test_pixel_error_is_taken_in_minus_one_to_one():
     images = torch.stack([torch.full((3, 2, 2), 0.5), torch.ones(3, 2, 2)])

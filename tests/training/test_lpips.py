@@ -20,7 +20,6 @@ from scaling.library.summary import gather, summarise
 from scaling.training.metrics.lpips import Lpips, read_lpips
 from scaling.viewer.gallery import Gallery, facts
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 EVALUATE = Path(__file__).resolve().parents[2] / "experiments" / "evaluate.py"
 
 
@@ -88,6 +87,7 @@ def test_a_wrong_file_is_told_by_its_key(weights, tmp_path):
         read_lpips(tmp_path / "none.safetensors")
 
 
+@pytest.mark.slow
 def test_evaluate_measures_lpips(run, weights, monkeypatch):
     before = json.dumps(summarise(run)["test"])
     assert '"lpips": null' in before and "--lpips-weights" in before
@@ -101,6 +101,7 @@ def test_evaluate_measures_lpips(run, weights, monkeypatch):
     assert "test LPIPS" in dict(facts(next(iter(Gallery(rows).rows.values()))))
 
 
+@pytest.mark.slow
 def test_what_was_measured_is_kept_until_the_weights_change(run, weights, tmp_path, monkeypatch):
     measured: list[str] = []
 

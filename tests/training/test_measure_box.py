@@ -18,8 +18,6 @@ from scaling.models.box import WIDEST, Box
 from scaling.training.measure.box import CELLS, row_bounds, scene_bounds, set_box, source_bounds
 from scaling.training.process_group import Workers
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 SIDES = torch.tensor([0.4, 0.2, 0.3])  # of the cuboids, half of them
 UP = torch.tensor([0.0, 0.0, 0.1])
 CELL = 1.6 / CELLS

@@ -10,8 +10,6 @@ from scaling.training.metrics.flip import flip
 from scaling.training.metrics.images import ms_ssim, scale_weights, ssim, view_metrics
 from scaling.training.random_streams import stream
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def pictures(size: int, num_views: int = 3) -> torch.Tensor:
     """Smooth noise [V, 3, size, size] in [0, 1]."""

@@ -23,8 +23,6 @@ from scaling.training.process_group import Workers
 from scaling.training.stage1 import Stage1
 from scaling.training.training_scene import outside_box, prepare_scene
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 SIZE = 32
 BODY = torch.tensor([-0.35, -0.15, -0.2]), torch.tensor([0.35, 0.15, 0.0])
 OTHER = torch.tensor([-0.3, -0.2, -0.2]), torch.tensor([0.3, 0.2, -0.05])

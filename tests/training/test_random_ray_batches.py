@@ -10,8 +10,6 @@ from scaling.models.shared_model import SharedModel
 from scaling.training.random_ray_batches import STEPS_PER_DRAW, RayTable
 from scaling.training.training_scene import EncodedScene, encode_scene, prepare_scene
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture(scope="module")
 def shared(tiny_settings) -> SharedModel:

@@ -16,8 +16,6 @@ from scaling.training.sampler import bucket_of, epoch_batches
 from scaling.training.stage1 import check_workers
 from scaling.training.training_scene import prepare_scene
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def test_streams_depend_on_names_alone():
     assert stream(0, "warmup", "car").initial_seed() == 927826806844409801, "a checkpoint's run must not draw anew"

@@ -15,8 +15,6 @@ from scaling.training.optim import RowAdam, check_ownership, lr_factor, shared_o
 from scaling.training.random_streams import stream
 from scaling.training.scene_step import SceneOptimiser, by_autograd
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def gradients(num_steps: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Steps of a table of 3 rows: the rows of the batch, and their gradients [R, 2, 2]."""

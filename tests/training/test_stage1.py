@@ -18,8 +18,6 @@ from scaling.training.process_group import Workers
 from scaling.training.random_streams import stream
 from scaling.training.stage1 import Stage1
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def test_all_phases_run_and_report(finished):
     assert [(report.phase, report.epoch) for report in finished.reports] == [

@@ -13,8 +13,6 @@ from torch import Tensor
 from scaling.data.scene_views import SceneViews
 from scaling.training.measure.visual_hull import WHITE, dilated, pooled, silhouettes, visual_hull
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 SIDES = torch.tensor([0.5, 0.2, 0.3])  # of the cuboid, half of them
 CELLS = 40
 CELL = 1.6 / CELLS

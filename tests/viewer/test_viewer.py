@@ -35,8 +35,6 @@ from scaling.viewer.gallery import PER_PAGE, Gallery, facts
 from scaling.viewer.server import HOST, LocalOnly, is_local, open_port
 from scaling.viewer.worker import Worker
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 VIEW = Path(__file__).resolve().parents[2] / "experiments" / "view.py"
 
 

@@ -26,7 +26,6 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 DRIVER = shutil.which("chromedriver")
 pytestmark = [
     pytest.mark.browser,
-    pytest.mark.usefixtures("one_thread"),
     pytest.mark.skipif(CHROMIUM is None or DRIVER is None, reason="needs chromium: apt-get install chromium-driver"),
 ]
 NUM_SCENES = 5000

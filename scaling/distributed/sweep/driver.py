@@ -75,7 +75,7 @@ def run_sweep(
     try:
         _note(run, plan, jobs)
         if retry_failed:
-            _forget_failed(run)
+            _forget_failed(folder)
         print(f"sweep: {plan.num_trials} trials, {len(read_records(folder))} of them done before", flush=True)
         tracker = Tracker(run, "sweep", tags={"preset": plan.preset})
         tracker.log_params(flatten({key: jobs.notes[key] for key in ("space", "store", "preset", "given")}))
@@ -203,8 +203,8 @@ def _note(run: RunFolder, plan: Plan, jobs: Jobs) -> None:
     run.write_config("sweep", plan.trial(next(plan.configs())).settings, jobs.notes)
 
 
-def _forget_failed(run: RunFolder) -> None:
-    for folder, record in records_by_folder(run.path):
+def _forget_failed(sweep: Path) -> None:
+    for folder, record in records_by_folder(sweep):
         if record["status"] == FAILED:
             (folder / RECORD).unlink()
 

@@ -14,6 +14,7 @@ from scaling.distributed.sweep.pareto import fronts, plot_fronts
 from scaling.storage.atomic import replace_file
 from scaling.storage.json_yaml import first_fault, parse_json
 from scaling.storage.limited import read_limited
+from scaling.storage.own_folder import refuse_links
 from scaling.storage.text import shown
 
 FINISHED, FAILED, STOPPED = "finished", "failed", "stopped"
@@ -66,8 +67,10 @@ def read_record(folder: Path) -> dict[str, Any] | None:
 
 
 def records_by_folder(sweep: Path) -> list[tuple[Path, dict[str, Any]]]:
-    """The folders and records of the trials that are done, in the order of their names."""
+    """The folders and records of the trials that are done, in the order of their names. Raises ValueError naming a
+    record that is damaged, or a folder that is a link."""
     folders = [path.parent for path in sorted((sweep / "trials").glob(f"*/{RECORD}"))]
+    refuse_links(*folders)
     return [(folder, record) for folder in folders if (record := read_record(folder))]
 
 
