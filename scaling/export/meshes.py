@@ -57,15 +57,16 @@ def export_meshes(
     cameras = Viewpoints.of(seen).cameras("sphere", NUM_VIEWS)
     for row, shared, params in read_chosen(models, todo, "meshes"):
         planes = fuse_planes(params.micro_planes, params.coefs, shared.base_planes)[0]
+        path = _mesh_path(folder, row["scene_id"], file_format)
+        # The JSON file marks a mesh as complete, so it is deleted first and written last.
+        _about(path).unlink(missing_ok=True)
         try:
             hull = None if params.hull is None else params.hull[0]
             surface, colours, level = coloured_surface(shared, planes, num_points, *cameras, hull)
         except NoSurface as error:
             without[row["scene_id"]] = str(error)
+            path.unlink(missing_ok=True)  # of an earlier fit
             continue
-        # The JSON file marks a mesh as complete, so it is deleted first and written last.
-        path = _mesh_path(folder, row["scene_id"], file_format)
-        _about(path).unlink(missing_ok=True)
         replace_file(path, mesh_bytes(surface, colours, file_format))
         about = {**_origin(row, num_points, file_format), "raw_density": level, **_described(surface)}
         replace_file(_about(path), json.dumps(about, indent=1).encode())

@@ -213,7 +213,7 @@ def test_a_fit_depends_on_its_scene_and_seed_alone(whole, tiny_scenes):
 
 @pytest.mark.filterwarnings("default")  # Ray's and MLflow's own warnings are theirs to mend
 def test_stage2_does_not_depend_on_actors_or_order(ray_6_cpus_4_gpus, whole, tiny_values, tmp_path):
-    """1, 2 and 4 actors on the same batches: equal planes. Another order, so other batches: the same PSNR."""
+    """1 and 3 actors on the same four batches: equal planes. Another order, so other batches: the same PSNR."""
     from scaling.data.stores import SourceSpec
     from scaling.distributed.stage2.driver import Stage2Job, fit_stage2
     from scaling.library.run_folder import RunFolder
@@ -233,9 +233,8 @@ def test_stage2_does_not_depend_on_actors_or_order(ray_6_cpus_4_gpus, whole, tin
 
     first = fit("one", ids, 1)
     assert sorted(first) == ids
-    for num_actors in (2, 4):
-        for scene_id, row in fit(f"actors-{num_actors}", ids, num_actors).items():
-            assert row["micro_planes"] == first[scene_id]["micro_planes"], f"{scene_id} with {num_actors} actors"
-            assert row["coefs"] == first[scene_id]["coefs"]
-    for scene_id, row in fit("shuffled", shuffled, 2).items():
+    for scene_id, row in fit("three", ids, 3).items():
+        assert row["micro_planes"] == first[scene_id]["micro_planes"], scene_id
+        assert row["coefs"] == first[scene_id]["coefs"]
+    for scene_id, row in fit("shuffled", shuffled, 1).items():
         assert row["psnr"] == pytest.approx(first[scene_id]["psnr"], abs=0.05)

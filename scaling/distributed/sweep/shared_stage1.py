@@ -62,7 +62,7 @@ def train_once(
         try:
             with open_ledger(run) as ledger:
                 if not (run.shared / "hash.txt").is_file():  # or another process finished it in between
-                    _train(ledger, settings, spec, ids, device, report)
+                    _train(ledger, settings, spec, ids, device, report, told)
                     return
         except LeaseHeld:
             told = _report_again(run, told, report)
@@ -97,9 +97,15 @@ def _report_again(run: RunFolder, told: int, report: Report) -> int:
 
 
 def _train(
-    ledger: Ledger, settings: Settings, spec: SourceSpec, ids: list[str], device: torch.device, report: Report
+    ledger: Ledger,
+    settings: Settings,
+    spec: SourceSpec,
+    ids: list[str],
+    device: torch.device,
+    report: Report,
+    told: int,
 ) -> None:
-    """Train stage 1 in this process, from its last whole checkpoint on."""
+    """Train stage 1 in this process, from its last whole checkpoint on. told: epochs that were reported before."""
     run = ledger.run
     assert isinstance(run.path, Path)
     run.write_config("stage1", settings, {"num_scenes": len(ids), "store": spec.store or EMBEDDED})
@@ -115,7 +121,7 @@ def _train(
     # Epochs after the checkpoint are trained, and reported, again.
     epochs = int(last[:5]) if last else 0
     history = [values for values in _history(run) if values["step"] <= epochs]
-    for values in history:
+    for values in history[told:]:
         report(values)
 
     def after_epoch(epoch: EpochReport) -> None:
@@ -131,7 +137,8 @@ def _train(
         replace_file(run.path / "reports.json", json.dumps(history).encode())
         clear(root, str(checkpoints))
         ledger.check()
-        report(values)
+        if len(history) > told:
+            report(values)
 
     stage1.run(after_epoch, resume=checkpoints / last if last else None)
     # `finish_stage1` takes the metrics from a checkpoint, where the workers of Ray Train leave theirs.

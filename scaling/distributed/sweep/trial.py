@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -149,7 +149,7 @@ def fit(
         fitter = CohortFitter(fit_job) if settings.stage2.mode == "cohort" else SceneFitter(fit_job)
         done = len(job.stage2_ids) - len(todo)
         # Each batch is settled before the next one starts, so a restarted trial fits only what is left.
-        for batch in _batches(settings, spec, todo):
+        for batch in _batches(settings, spec, job.stage2_ids, settled):
             fitted = fitter.fit(batch, attempt=1)
             if fitted.part:
                 ledger.add(fitted.part)
@@ -168,14 +168,15 @@ def fit(
     return summarise(run)
 
 
-def _batches(settings: Settings, spec: SourceSpec, ids: list[str]) -> Iterator[pa.Table]:
+def _batches(settings: Settings, spec: SourceSpec, ids: list[str], settled: Collection[str]) -> Iterator[pa.Table]:
+    """Batches are fixed chunks of all ids, each without the scenes that are settled: so cohorts are never mixed."""
     cohort = settings.stage2.mode == "cohort"
-    size = (settings.stage2.cohort_size or max(len(ids), 1)) if cohort else settings.stage2.scenes_per_batch
+    size = (settings.stage2.cohort_size or len(ids)) if cohort else settings.stage2.scenes_per_batch
     for start in range(0, len(ids), size):
-        chosen = ids[start : start + size]
-        if cohort:
+        chosen = [scene_id for scene_id in ids[start : start + size] if scene_id not in settled]
+        if cohort and chosen:
             yield pa.table({"scene_id": chosen})
-        else:
+        elif chosen:
             yield pa.Table.from_pylist(
                 read_rows(spec.open(), chosen), schema=SCHEMA.append(pa.field("error", pa.string()))
             )
