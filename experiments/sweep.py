@@ -9,7 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from scaling.cli import command_parser, local_file, parse_settings, run_command
+from scaling.cli import Parser, command_parser, local_file, parse_settings, run_command
 
 
 def add_flags() -> argparse.ArgumentParser:
@@ -23,7 +23,7 @@ def add_flags() -> argparse.ArgumentParser:
 def named_space() -> Path | None:
     """The file that --space names, read before the other flags: their defaults for preset and run folder depend on
     it."""
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first = Parser(add_help=False, allow_abbrev=False)
     first.add_argument("--space", type=local_file)
     return first.parse_known_args()[0].space
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from scaling.config import REMOVED, Settings, SettingsError, flatten, make_settings, merge
 from scaling.storage import atomic
-from scaling.storage.addresses import SecretInAddress, masked
+from scaling.storage.addresses import SecretInAddress, ask_server, masked
 from scaling.storage.json_yaml import MAX_YAML_BYTES, parse_yaml
 from scaling.storage.limited import read_limited
 from scaling.storage.text import shown
@@ -49,7 +49,9 @@ def location(text: str) -> AnyPath:
     from scaling.storage.paths import to_path  # imports pyarrow, which takes longer than parsing
 
     try:
-        return to_path(text)
+        path = to_path(text)
+        ask_server(text)
+        return path
     except SecretInAddress as error:
         raise argparse.ArgumentTypeError(str(error)) from None
     except (ValueError, OSError) as error:
@@ -85,7 +87,7 @@ def _on_disk(text: str) -> Path:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """A parser whose errors show no secret that stands in an address."""
 
     def error(self, message: str) -> NoReturn:
@@ -116,7 +118,7 @@ def command_parser(description: str | None, *flags: str) -> argparse.ArgumentPar
 
     `parse_settings` adds every `--section.key`.
     """
-    parser = _Parser(
+    parser = Parser(
         description=description, allow_abbrev=False, usage="%(prog)s [flags]   (--help shows every flag and key)"
     )
     parser.add_argument("--preset", default="default", help="settings of experiments/presets/NAME.yaml")
@@ -152,7 +154,7 @@ def parse_settings(
     """
     # --preset and --config are read first: the values that --help shows depend on them.
     argv = list(sys.argv[1:] if argv is None else argv)
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first = Parser(add_help=False, allow_abbrev=False)
     first.add_argument("--preset", default=parser.get_default("preset"))
     first.add_argument("--config", type=local_file)
     chosen, _ = first.parse_known_args(argv)
@@ -243,7 +245,7 @@ def run_command(main: Callable[[], int]) -> int:
     except OSError as error:
         _print_error(atomic.described(error))
         return 1
-    except (ValueError, LookupError, RuntimeError) as error:
+    except (ValueError, LookupError, RuntimeError, ArithmeticError) as error:
         _print_error(str(error))
         return 1
     except KeyboardInterrupt:

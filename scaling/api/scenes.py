@@ -22,6 +22,7 @@ from scaling.library.stored_models import StoredModels, chosen_device
 from scaling.models.shared_files import load_shared, read_config, settings_on
 from scaling.models.shared_model import SharedModel
 from scaling.models.triplanes import SceneParams, fuse_planes
+from scaling.storage.addresses import ask_server
 from scaling.storage.paths import AnyPath, to_path
 from scaling.training.evaluate import evaluate_scene, render_views
 from scaling.training.fit_frozen import fit_scenes
@@ -121,6 +122,7 @@ def load_library(run: str | AnyPath, device: torch.device | str | None = None) -
         scene = library["car-00003"]
         images = scene.render(orbit(12, radius=1.3), normalised_intrinsics(focal=1.02))  # from scaling.cameras
     """
+    ask_server(str(run))
     folder = RunFolder(to_path(str(run)))
     folder.check_fitted()
     return SceneLibrary(folder, chosen_device(device))

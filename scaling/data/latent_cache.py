@@ -21,7 +21,7 @@ from scaling.storage.atomic import replace_file
 from scaling.storage.formats import check_format, is_sha256
 from scaling.storage.json_yaml import parse_json
 from scaling.storage.limited import read_limited
-from scaling.storage.own_folder import refuse_links
+from scaling.storage.links import refuse_links
 from scaling.storage.parquet import TableError, open_table, read_columns, table_bytes
 from scaling.storage.paths import AnyPath, file_of
 

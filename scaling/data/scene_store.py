@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -32,7 +33,7 @@ FORMAT_VERSION = 1
 SCENES_PER_ROW_GROUP = 16
 SCENES_PER_PART = 256
 MAX_INFO_BYTES = 1 << 20
-_PART = re.compile(r"scenes-[0-9]{5}\.parquet")
+_PART = re.compile(r"scenes-[0-9]{5}(-[0-9]{6})?\.parquet")
 SCHEMA = pa.schema(
     [
         ("scene_id", pa.string()),
@@ -65,6 +66,7 @@ class StoreWriter:
         self._ids: set[str] = set()
         self._bounds: list[NDArray[np.float64]] = []
         self._rows: list[Mapping[str, Any]] = []
+        self._parts: list[str] = []
         self._part: pq.ParquetWriter | None = None
         self.filesystem, self.path = open_uri(store_uri)
         self.root = _root(self.filesystem, self.path, self.uri)
@@ -75,13 +77,21 @@ class StoreWriter:
         return len(self._ids)
 
     def __enter__(self) -> StoreWriter:
-        if _is_file(self.filesystem, f"{self.path}/store.json"):
-            raise FileExistsError(f"{self.uri} already holds a scene store: choose another --store, or remove it")
+        self._check_new()
         claim_folder(self.root, "scene store")
         self._lease = Lease.take(self.root / "leases", 1)
-        for path in _part_paths(self.filesystem, self.path):
-            self.filesystem.delete_file(path)
+        try:
+            self._check_new()  # the writer that was waited for may have finished
+            for path in _part_paths(self.filesystem, self.path):
+                self.filesystem.delete_file(path)
+        except BaseException:
+            self._lease.release()
+            raise
         return self
+
+    def _check_new(self) -> None:
+        if _is_file(self.filesystem, f"{self.path}/store.json"):
+            raise FileExistsError(f"{self.uri} already holds a scene store: choose another --store")
 
     def add(self, row: Mapping[str, Any], bounds: Sequence[Sequence[float]] | None = None) -> bool:
         """Add a row made by `scene_views.make_row`. → False where it is rejected: its id is bad or is in the store.
@@ -128,9 +138,11 @@ class StoreWriter:
 
     def _finish(self) -> None:
         """Write the rejects and store.json."""
+        assert self._lease is not None
+        self._lease.check_now()
         # The rejects are written even where no scene is left: they tell why.
         rejects = pa.Table.from_pylist(self.rejects, schema=REJECTS_SCHEMA)
-        replace_file(self.root / "rejects.parquet", table_bytes(rejects))
+        replace_file(self.root / "rejects.parquet", table_bytes(rejects, use_dictionary=False))
         if not self._ids:
             first = self.rejects[0] if self.rejects else {"scene_id": "-", "reason": "no scenes were given"}
             raise ValueError(
@@ -142,10 +154,10 @@ class StoreWriter:
             "num_scenes": self.num_scenes,
             "source": self.source,
             "bounds": _union(self._bounds),
+            "parts": self._parts,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        assert self._lease is not None
-        self._lease.check()
+        self._lease.check_now()
         replace_file(self.root / "store.json", json.dumps(described, indent=1).encode() + b"\n")
 
     def _flush(self) -> None:
@@ -153,9 +165,13 @@ class StoreWriter:
         if not self._rows:
             return
         if self._part is None:
-            number = (self.num_scenes - 1) // SCENES_PER_PART
+            assert self._lease is not None
+            self._lease.check_now()
+            # A writer that was paused while another one took over has names of its own, which store.json does not list.
+            number, epoch = (self.num_scenes - 1) // SCENES_PER_PART, self._lease.epoch
+            self._parts.append(f"scenes-{number:05d}{'' if epoch == 1 else f'-{epoch:06d}'}.parquet")
             self._part = pq.ParquetWriter(
-                f"{self.path}/scenes-{number:05d}.parquet",
+                f"{self.path}/{self._parts[-1]}",
                 SCHEMA,
                 filesystem=self.filesystem,
                 compression="none",  # PNGs are compressed already
@@ -170,8 +186,10 @@ class StoreWriter:
         if self._part is not None:
             self._part.close()
             self._part = None
+            assert self._lease is not None
+            self._lease.check_now()  # the writer that took over has removed this part
             if isinstance(self.root, Path):  # store.json must not outlive a power loss that its parts do not
-                sync_file(_part_paths(self.filesystem, self.path)[-1])
+                sync_file(self.root / self._parts[-1])
 
 
 @dataclass(frozen=True)
@@ -195,7 +213,7 @@ class SceneStore:
         if not _is_file(self.filesystem, f"{self.path}/store.json"):
             raise FileNotFoundError(
                 f"{self.uri} holds no complete scene store (no store.json): "
-                f"make one with experiments/prepare.py --source DIR --store {self.uri}"
+                f"make one with experiments/prepare.py --source DIR --store {shlex.quote(self.uri)}"
             )
         with self.filesystem.open_input_stream(f"{self.path}/store.json") as stream:
             text = stream.read(MAX_INFO_BYTES)
@@ -203,10 +221,15 @@ class SceneStore:
         try:
             self.info: dict[str, Any] = parse_json(text)
             version, self.num_scenes = int(self.info["format_version"]), int(self.info["num_scenes"])
-        except (ValueError, TypeError, KeyError) as error:
+            listed = self.info.get("parts")
+            if listed is not None and not all(_PART.fullmatch(name) for name in listed):
+                raise ValueError("parts must be names of parts")
+        except (ValueError, TypeError, KeyError, ArithmeticError) as error:
             raise ValueError(f"{self.uri}/store.json is damaged ({error!r}): prepare the store again") from error
         check_format(f"{self.uri}/store.json", version, FORMAT_VERSION)
-        self._paths = _part_paths(self.filesystem, self.path)
+        # Stores of older programs list no parts: there all count.
+        found = _part_paths(self.filesystem, self.path)
+        self._paths = found if listed is None else [f"{self.path}/{name}" for name in listed]
         self._index: _Index | None = None
 
     def __len__(self) -> int:

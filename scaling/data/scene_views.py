@@ -19,6 +19,7 @@ from scaling.data.scene_id import check_scene_id
 
 _LARGEST_NUMBER = 1e9  # in a pose or in intrinsics: beyond it float32 has no useful precision, and products overflow
 MAX_VIEWS = 10_000  # of a scene
+MAX_SCENE_PIXELS = 1 << 31  # 2,000 views of 1024² pixels
 MAX_SCENE_BYTES = 1 << 30  # of all views of a scene, as they are stored
 
 
@@ -156,6 +157,9 @@ def read_pngs(ref: SceneRef, paths: Sequence[Path]) -> tuple[list[bytes], tuple[
         if size != common:
             reason = f"has {size[0]}x{size[1]} pixels, the scene's first view has {common[0]}x{common[1]}"
             raise ref.error(str(path), reason)
+        if size[0] * size[1] * len(paths) > MAX_SCENE_PIXELS:
+            found = f"{len(paths)} views of {size[0]}x{size[1]} pixels"
+            raise ref.error(str(ref.folder), f"{found}: at most {MAX_SCENE_PIXELS:,} pixels a scene are read")
         pngs.append(data)
         total += len(data)
         if total > MAX_SCENE_BYTES:

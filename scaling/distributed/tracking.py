@@ -47,7 +47,7 @@ def ui_command(run: RunFolder) -> str:
     """The command that shows the run in a browser."""
     uri = masked(tracking_uri(run))
     if uri.startswith("http"):
-        return f"open {uri}"
+        return f"open {shlex.quote(uri)}"
     shown = uri.replace(f"{Path.cwd()}/", "")
     return f"mlflow ui --backend-store-uri {shlex.quote(shown)}"
 

@@ -28,7 +28,7 @@ from scaling.models.triplanes import fuse_planes
 from scaling.storage.atomic import replace_file
 from scaling.storage.json_yaml import parse_json
 from scaling.storage.limited import read_limited
-from scaling.storage.own_folder import claim_folder
+from scaling.storage.own_folder import own_folder
 
 NUM_POINTS = 128  # along the box's longest side: about five a texel on planes of 24 texels a side
 NUM_VIEWS = 32  # views from which surfaces and colours are taken
@@ -49,12 +49,25 @@ def export_meshes(
     scenes = chosen_scenes(run, wanted)
     models = StoredModels(run, chosen_device())
     todo = [row for row in scenes if not _is_done(folder, row, num_points, file_format)]
-    without: dict[str, str] = {}
-    claim_folder(folder, "meshes")
     # All scenes are seen by the same cameras, which resemble those of the first scene's own views.
     scene, data = scenes[0], models.of(scenes[0]).settings.data
     seen = stored_views(run, scene["scene_id"], scene["stage"], data)
     cameras = Viewpoints.of(seen).cameras("sphere", NUM_VIEWS)
+    with own_folder(folder, "meshes"):
+        without = _write(folder, models, todo, file_format, num_points, cameras)
+    return len(scenes) - len(without), without
+
+
+def _write(
+    folder: Path,
+    models: StoredModels,
+    todo: list[dict[str, Any]],
+    file_format: str,
+    num_points: int,
+    cameras: tuple[Tensor, Tensor],
+) -> dict[str, str]:
+    """Write the meshes of the rows. → by id, why others have none."""
+    without: dict[str, str] = {}
     for row, shared, params in read_chosen(models, todo, "meshes"):
         planes = fuse_planes(params.micro_planes, params.coefs, shared.base_planes)[0]
         path = _mesh_path(folder, row["scene_id"], file_format)
@@ -70,7 +83,7 @@ def export_meshes(
         replace_file(path, mesh_bytes(surface, colours, file_format))
         about = {**_origin(row, num_points, file_format), "raw_density": level, **_described(surface)}
         replace_file(_about(path), json.dumps(about, indent=1).encode())
-    return len(scenes) - len(without), without
+    return without
 
 
 def coloured_surface(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -122,7 +123,7 @@ def read_index(folder: Path) -> PlaneIndex:
     if not path.is_file():
         raise FileNotFoundError(
             2, f"no whole export of planes here (no {INDEX}); make one with "
-            f"`python experiments/export.py --run RUN --what planes --out {folder}`", str(folder)
+            f"`python experiments/export.py --run RUN --what planes --out {shlex.quote(str(folder))}`", str(folder)
         )  # fmt: skip
     try:
         index = PlaneIndex.model_validate_json(read_limited(path))

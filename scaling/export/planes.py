@@ -29,7 +29,8 @@ from scaling.models.box import CELLS
 from scaling.models.shared_model import SharedModel
 from scaling.models.triplanes import fuse_planes
 from scaling.storage.atomic import replace_file
-from scaling.storage.own_folder import claim_folder
+from scaling.storage.limited import read_limited
+from scaling.storage.own_folder import own_folder
 from scaling.storage.paths import uri_of
 
 SHARD_BYTES = 64 << 20  # of planes: as much is held in memory, and as much is lost by a kill
@@ -72,12 +73,19 @@ def export_planes(run: RunFolder, folder: Path, wanted: Path | None = None) -> P
     models = StoredModels(run)
     shared = models.of(scenes[0])
     shape = _shape(shared)
+    with own_folder(folder, "planes"):
+        return _write(run, folder, models, scenes, shape)
+
+
+def _write(
+    run: RunFolder, folder: Path, models: StoredModels, scenes: Sequence[Mapping[str, Any]], shape: tuple[int, ...]
+) -> PlaneIndex:
+    shared = models.of(scenes[0])
     bytes_per_scene = 2 * math.prod(shape)
     disk = f"{bytes_per_scene:,} bytes each, {len(scenes) * bytes_per_scene / 1e6:,.1f} MB in all"
     per_shard = max(1, SHARD_BYTES // bytes_per_scene)
-    claim_folder(folder, "planes")
     # While shards are being written there is no index, so nobody reads a mixture of two exports.
-    (folder / INDEX).unlink(missing_ok=True)
+    _remove_index(folder / INDEX)
     statistics = Statistics()
     used: dict[ModelKey, PlaneModel] = {}
     shards: list[Shard] = []
@@ -95,6 +103,13 @@ def export_planes(run: RunFolder, folder: Path, wanted: Path | None = None) -> P
     )  # fmt: skip
     replace_file(folder / INDEX, index.model_dump_json(indent=1).encode())
     return index
+
+
+def _remove_index(path: Path) -> None:
+    """Remove the index of an earlier export. Raises FileExistsError where the file is none."""
+    if path.is_file() and b"scaling tri-planes" not in read_limited(path):
+        raise FileExistsError(f"{path} is no index of exported planes, and is not written over: name another folder")
+    path.unlink(missing_ok=True)
 
 
 def _tidy(folder: Path, num_shards: int) -> None:

@@ -7,6 +7,7 @@ the folders as scenes. transforms.json is written last and marks a scene as comp
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,10 @@ from scaling.library.stored_models import StoredModels, chosen_device
 from scaling.library.true_views import stored_views
 from scaling.pictures.draw import to_pixels
 from scaling.storage.atomic import replace_file
+from scaling.storage.json_yaml import parse_json
 from scaling.storage.limited import read_limited
-from scaling.storage.own_folder import claim_folder, refuse_links
+from scaling.storage.links import refuse_links
+from scaling.storage.own_folder import claim_folder, own_folder
 from scaling.training.evaluate import render_views
 
 FLIP = np.diag([1.0, -1.0, -1.0, 1.0])  # camera axes: OpenCV ↔ OpenGL
@@ -49,11 +52,11 @@ def export_views(run: RunFolder, folder: Path, wanted: Path | None, path: str, n
         size = models.of({**row, "cohort": None}).settings.data.image_size
         return json.dumps({**transforms(cam2world, intrinsics, size), "scaling": row}, indent=1).encode()
 
-    claim_folder(folder, "views")
-    todo = [row for row in scenes if not _is_done(folder / check_scene_id(row["scene_id"]), transforms_of(row))]
-    for row, shared, params in read_chosen(models, todo, "views"):
-        views = render_views(shared, params, cam2world, intrinsics)
-        _write_scene(folder / row["scene_id"], to_pixels(views["images"]), transforms_of(row))
+    with own_folder(folder, "views"):
+        todo = [row for row in scenes if not _is_done(folder / check_scene_id(row["scene_id"]), transforms_of(row))]
+        for row, shared, params in read_chosen(models, todo, "views"):
+            views = render_views(shared, params, cam2world, intrinsics)
+            _write_scene(folder / row["scene_id"], to_pixels(views["images"]), transforms_of(row))
     return len(scenes)
 
 
@@ -79,14 +82,28 @@ def transforms(cam2world: Tensor, intrinsics: Tensor, size: int) -> dict[str, An
 def _write_scene(folder: Path, images: np.ndarray, content: bytes) -> None:
     refuse_links(folder, folder / "images")
     claim_folder(folder, "views of a scene")
+    before = _written_before(folder / TRANSFORMS)
     (folder / TRANSFORMS).unlink(missing_ok=True)
     for number, image in enumerate(images):
         replace_file(folder / "images" / f"{number:05d}.png", encode_png(image))
-    # An earlier export may have had more views.
-    for old in (folder / "images").glob("[0-9][0-9][0-9][0-9][0-9].png"):
-        if int(old.stem) >= len(images):
-            old.unlink()
+    for name in before - {f"{number:05d}.png" for number in range(len(images))}:
+        (folder / "images" / name).unlink(missing_ok=True)
     replace_file(folder / TRANSFORMS, content)
+
+
+def _written_before(path: Path) -> set[str]:
+    """Names of the images that an earlier export with more views made. Raises FileExistsError where the file is of
+    somebody else's."""
+    if not path.is_file():
+        return set()
+    try:
+        values = parse_json(read_limited(path))
+        if values["scaling"] is not None:
+            names = (str(frame["file_path"]).removeprefix("images/") for frame in values["frames"])
+            return {name for name in names if re.fullmatch(r"[0-9]{5}\.png", name)}
+    except (ValueError, TypeError, LookupError):
+        pass
+    raise FileExistsError(f"{path} was not made by this program, and is not written over: name another folder")
 
 
 def _is_done(folder: Path, content: bytes) -> bool:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 from scaling.library.ledger import Ledger
 from scaling.library.parts import Part, commit_part, damaged, describe_part, order, part_name, read_bytes, read_part
@@ -122,7 +122,10 @@ def _join(ledger: Ledger, group: list[Part], counts: dict[str, str]) -> None:
         path = folder / "parts" / part.name
         if hashlib.sha256(read_bytes(path)).hexdigest() != part.sha256:
             raise damaged(path, "its bytes changed since they were committed")
-        rows += [row for row in read_part(path, SCHEMA.names).to_pylist() if counts[row["scene_id"]] == part.name]
+        found = read_part(path, SCHEMA.names).to_pylist()
+        if tuple(row["scene_id"] for row in found) != part.scene_ids:
+            raise damaged(path, "it holds other scenes than the manifest notes")
+        rows += [row for row in found if counts[row["scene_id"]] == part.name]
     joined = None
     if rows:
         # The first epoch of the group: of two rows of a scene, the same one counts as before. Batches count their
@@ -141,8 +144,8 @@ def _join(ledger: Ledger, group: list[Part], counts: dict[str, str]) -> None:
 def _forget(ledger: Ledger, grace_seconds: float, own_grace: float | None = None) -> None:
     """Delete replaced parts whose grace time is over. The manifest notes them as replaced until they are gone.
 
-    own_grace: of the parts that this driver replaced itself. Raises ValueError where the folder of parts is a link to
-    another place, whose files may be another library's.
+    own_grace: of the parts that this driver replaced itself. Raises ValueError naming a part whose scenes count nowhere
+    else, whatever the manifest says.
     """
     parts, now = ledger.run.library.folder / "parts", datetime.now(UTC)
     grace = {name: own_grace if own_grace is not None and name in ledger.replaced else grace_seconds
@@ -151,10 +154,13 @@ def _forget(ledger: Ledger, grace_seconds: float, own_grace: float | None = None
         name for name, when in ledger.manifest.replaced.items()
         if now - datetime.fromisoformat(when) >= timedelta(seconds=grace[name])
     ]  # fmt: skip
-    if gone and isinstance(parts, Path) and parts.is_symlink():
-        raise ValueError(f"{parts} is a link: nothing is deleted where it leads; put the folder itself there")
+    counts = _where_scenes_count(ledger) if gone else {}
     for name in gone:
-        (parts / name).unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            left = set(read_part(parts / name, ["scene_id"])["scene_id"].to_pylist()) - counts.keys()
+            if left:
+                raise ValueError(f"{parts / name}: noted as replaced, but scene {min(left)} is nowhere else; it stays")
+            (parts / name).unlink()
     if gone:
         for name in gone:
             del ledger.manifest.replaced[name]

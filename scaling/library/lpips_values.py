@@ -56,7 +56,7 @@ def read_lpips_values(run: RunFolder) -> LpipsValues:
     except FileNotFoundError:
         rows = []
     except TableError as error:
-        raise ValueError(f"{path}: not readable ({error}); remove it and measure LPIPS again") from error
+        raise ValueError(f"{path}: not readable ({error}); set it aside and measure LPIPS again") from error
     weights = rows[0]["weights"] if rows else ""
     return LpipsValues(weights, {_fit(row): row["lpips"] for row in rows if row["weights"] == weights})
 
@@ -105,7 +105,7 @@ def _write(run: RunFolder, measured: LpipsValues) -> None:
     rows = [
         {**dict(zip(FIT, fit)), "weights": measured.weights, "lpips": value} for fit, value in measured.values.items()
     ]
-    replace_file(run.path / "lpips.parquet", table_bytes(pa.Table.from_pylist(rows, SCHEMA)))
+    replace_file(run.path / "lpips.parquet", table_bytes(pa.Table.from_pylist(rows, SCHEMA), use_dictionary=False))
 
 
 def _fit(row: Mapping[str, Any]) -> Fit:

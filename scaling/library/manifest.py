@@ -70,6 +70,8 @@ class Manifest(BaseModel):
         ]:
             if key != name:
                 raise ValueError(f"key {key} stands for {name}")
+        if both := self.parts.keys() & self.replaced.keys():
+            raise ValueError(f"{min(both)} both counts and is replaced")
         return self
 
 

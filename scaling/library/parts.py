@@ -173,7 +173,8 @@ def opened(path: AnyPath) -> Iterator[pq.ParquetFile]:
 def damaged(path: AnyPath, why: str) -> ValueError:
     """The error for a part that cannot be used; it names the part and says what to do."""
     return ValueError(
-        f"{path}: not a readable part of a library ({why}): restore it, or remove it and fit its scenes again"
+        f"{path}: not a readable part of a library ({why}): restore it, or move it out of the library and fit its "
+        "scenes again"
     )
 
 

@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import json
 import platform
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,14 +24,18 @@ from scaling.storage.addresses import check_server, masked
 from scaling.storage.atomic import replace_file
 from scaling.storage.json_yaml import MAX_YAML_BYTES, first_fault, parse_yaml
 from scaling.storage.limited import read_limited
-from scaling.storage.own_folder import MARK, refuse_links
+from scaling.storage.links import refuse_links
 from scaling.storage.paths import AnyPath, to_path, uri_of
 
-# What a run keeps in folders. The first ones may be there without config.yaml: nothing in them is written over.
-BEFORE_CONFIG = ("library", "failures", "checkpoints", "shared", "leases", "trial.json", "traceback.txt", MARK)
+# What commands write over in a run folder. Where it is there, config.yaml, or a library, must say that this is a run.
+WRITTEN = (
+    "metrics.json", "scenes.parquet", "lpips.parquet", "pictures", "sweep.json", "reports.json", "trials", "tune",
+    "stage1",
+)  # fmt: skip
 FOLDERS = (
-    *BEFORE_CONFIG[:5], "library/parts", "library/manifests", "library/leases", "library/cohorts", "checkpoints/stage1",
-    "checkpoints/cohorts", "pictures", "stage1", "trials", "tune",
+    "library", "failures", "checkpoints", "shared", "leases", "library/parts", "library/manifests",
+    "library/leases", "library/cohorts", "checkpoints/stage1",
+    "checkpoints/cohorts", "pictures", "pictures/scenes", "pictures/epochs", "stage1", "trials", "tune",
 )  # fmt: skip
 PACKAGES = ("scaling", "torch", "diffusers", "ray", "mlflow", "numpy", "numba", "pyarrow")
 
@@ -40,7 +45,7 @@ class _NotedJob(BaseModel):
 
     store: str | None = None
     shared: str | None = None
-    num_scenes: Annotated[int, Field(ge=0)] = 0
+    num_scenes: Annotated[int, Field(ge=0, strict=True)] = 0
     scenes_hash: str | None = None
 
 
@@ -113,21 +118,28 @@ class RunFolder:
         if not self.library.parts():
             raise FileNotFoundError(
                 f"{self.path}: no fitted scenes here (no library/parts/part-*.parquet); fit some with "
-                f"`python experiments/stage2.py --run {self.path} --num-scenes N`"
+                f"`python experiments/stage2.py --run {shlex.quote(str(self.path))} --num-scenes N`"
             )
 
     def check_own(self) -> None:
         """Check that a driver may write and delete in this folder.
 
-        Raises FileExistsError where it holds files and is no run of this program, ValueError where a folder in it is a
-        link.
+        Raises FileExistsError where it holds what commands would write over and is no run of this program, ValueError
+        where a folder in it is a link.
         """
         refuse_links(*(self.path / name for name in FOLDERS))
-        foreign = (path.name for path in self.path.glob("*") if path.name not in BEFORE_CONFIG)
-        name = None if self.read_config() else next(foreign, None)
-        if name is not None:
+        if self.read_config() or (self.path / "library" / "parts").is_dir():
+            return
+        there = [name for name in WRITTEN if (self.path / name).exists()]
+        if (
+            self.shared.is_dir()
+            and not (self.shared / "hash.txt").is_file()
+            and any(True for _ in self.shared.glob("*"))
+        ):
+            there.append("shared")
+        if there:
             raise FileExistsError(
-                f"{self.path} is no run folder and holds {name!r:.80}, which is not written over: name another --run"
+                f"{self.path} is no run folder and holds {there[0]!r}, which is not written over: name another --run"
             )
 
     def check_same_job(self, stage: str, settings: Settings, job: dict[str, Any], ignore: set[str]) -> None:

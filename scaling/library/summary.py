@@ -13,6 +13,7 @@ from tabulate import tabulate
 from scaling.library.lpips_values import LpipsValues, read_lpips_values
 from scaling.library.manifest import Event
 from scaling.library.run_folder import RunFolder
+from scaling.models.shared_files import shared_bytes
 from scaling.storage.atomic import replace_file
 from scaling.storage.parquet import table_bytes
 from scaling.storage.text import shown
@@ -45,7 +46,7 @@ def gather(run: RunFolder) -> tuple[dict[str, Any], pa.Table]:
     metrics: dict[str, Any] = {"num_scenes": 0, "num_failed": len(failed)}
     measured = read_lpips_values(run)
     metrics |= _stage(run, stages[1], measured, stage=2)
-    metrics["shared_bytes"] = sum(p.stat().st_size for p in run.shared_in_use().rglob("*") if p.is_file())
+    metrics["shared_bytes"] = shared_bytes(run.shared_in_use())
     metrics["stage1"] = _stage(run, stages[0], measured, stage=1)
     return metrics, measured.fill(table)[0]
 

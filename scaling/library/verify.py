@@ -17,7 +17,7 @@ from scaling.storage.paths import AnyPath
 
 def verify(run: RunFolder) -> tuple[int, list[str]]:
     """Read every part that counts, every shared model and every cohort. → the number of scenes, and what is wrong, a
-    line for each file.
+    line for each file. While a job runs, its last parts are not in the manifest yet.
 
     Raises FileNotFoundError where the run has no fitted scenes, ValueError where its manifest cannot be read.
     """
@@ -30,6 +30,8 @@ def verify(run: RunFolder) -> tuple[int, list[str]]:
             for scene_id in _read(path, models):
                 scenes.add(scene_id)
             listed = snapshot.listed(path)
+            if listed is None:
+                faults.append(f"{path}: the manifest does not list it: if no job runs, compact.py takes it in")
             if listed and hashlib.sha256(read_bytes(path)).hexdigest() != listed.sha256:
                 faults.append(f"{path}: its bytes are not those that the manifest notes")
             elif listed and describe_part(path) != listed:

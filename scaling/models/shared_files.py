@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -58,6 +59,15 @@ def save_shared(model: SharedModel, folder: AnyPath, scene_ids: list[str]) -> st
     return content_hash
 
 
+def shared_bytes(folder: AnyPath) -> int:
+    """Bytes on disk of the shared model in `folder`. Other files that may lie there do not count."""
+    folders = (folder, folder / "autoencoder", folder / "decoder", folder / "student")
+    suffixes = (".txt", ".json", ".safetensors")
+    return sum(
+        p.stat().st_size for each in folders for p in each.glob("*") if p.name.endswith(suffixes) and p.is_file()
+    )
+
+
 def load_shared(folder: AnyPath, device: torch.device | str = "cpu") -> tuple[SharedModel, str]:
     """Load the shared model in `folder`, frozen. → the model and its hash.
 
@@ -97,7 +107,8 @@ def read_config(folder: AnyPath) -> Settings:
     if not (folder / "hash.txt").is_file():
         raise SharedModelError(
             f"{folder}: no shared model here (no hash.txt); make one with "
-            f"`python experiments/stage1.py --run {folder.parent} --num-scenes N`, or name another with --shared"
+            f"`python experiments/stage1.py --run {shlex.quote(str(folder.parent))} --num-scenes N`, or name another "
+            "with --shared"
         )
     path = folder / "config.json"
     config = read_json(path)

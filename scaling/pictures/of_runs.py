@@ -16,7 +16,7 @@ from scaling.library.true_views import stored_views
 from scaling.models.shared_model import SharedModel
 from scaling.models.triplanes import SceneParams
 from scaling.pictures.draw import SMALLEST_VIDEO, enlarge, grid, overview, render_scene_pictures, save_png, scene_sheet
-from scaling.storage.own_folder import refuse_links
+from scaling.storage.links import refuse_links
 from scaling.storage.paths import AnyPath
 from scaling.training.evaluate import render_views
 

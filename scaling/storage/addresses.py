@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from urllib.parse import parse_qsl
 
-_SECRET = re.compile(r"key|secret|token|passw|credential|signature|\bsas\b|\bsig\b", re.IGNORECASE)
-_USER_INFO = re.compile(r"(?<=://)[^@\s'\"?]*:[^@\s'\"]*@")
-_OPTION = re.compile(rf"((?:[?&])[^=&\s]*(?:{_SECRET.pattern})[^=&\s]*=)[^&\s'\"]+", re.IGNORECASE)
+_SECRET = r"key|secret|token|passw|credential|signature|\bsas\b|\bsig\b"
+_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^\s?#]*)")
+_OPTION = re.compile(rf"([?&][^=&\s]*(?:{_SECRET})[^=&\s]*=)[^&\s'\"]+", re.IGNORECASE)
+# Of these the text before an @ is a container or a user's name, not a secret, unless a : stands in it.
+_NAMED_USERS = ("abfs", "abfss", "gs", "gcs", "hdfs")
+# The options that an address from a file may have beside endpoint_override.
+_HARMLESS = {"region", "scheme", "allow_bucket_creation", "allow_bucket_deletion", "retry_limit_seconds"}
 REMEDY = (
     "an address must hold no key and no password, as it is noted in files and shown on pages: give them by the "
     "environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, …) or by a profile (AWS_PROFILE)"
 )
+_asked: set[str] = set()  # servers that this process's command line named
 
 
 class SecretInAddress(ValueError):
@@ -20,39 +26,72 @@ class SecretInAddress(ValueError):
 
 
 def check_no_secret(uri: str) -> None:
-    """Raise SecretInAddress where the address of an object store holds a key or a password."""
+    """Raise SecretInAddress where the address of an object store holds a key or a password, ValueError where an option
+    stands in it twice (libraries differ in which one they take)."""
     place, _, options = uri.partition("?")
-    named = {name for name, _ in parse_qsl(options, keep_blank_values=True)}
     scheme, _, rest = place.partition("://")
-    # In abfs://CONTAINER@ACCOUNT and gs://anonymous@BUCKET no secret stands before the @.
-    user = rest.rpartition("@")[0] if scheme in ("s3", "hdfs") or ":" in rest.partition("@")[0] else ""
-    if user or any(map(_SECRET.search, named)):
+    authority, values = rest.partition("/")[0], parse_qsl(options, keep_blank_values=True)
+    user = authority.rpartition("@")[0]
+    allowed = scheme in _NAMED_USERS and ":" not in user
+    # No bucket has a colon in its name: what stands before a slash in s3://KEY:SEC/RET@BUCKET is the half of a secret.
+    torn = scheme in ("s3", "gs", "gcs") and ":" in authority
+    named = any(re.search(_SECRET, name, re.IGNORECASE) or "@" in value for name, value in values)
+    if (user and not allowed) or torn or named:
         raise SecretInAddress(REMEDY)
+    twice = [name for name, times in Counter(name for name, _ in values).items() if times > 1]
+    if twice:
+        raise ValueError(f"option {twice[0]!r:.80} stands in it twice")
 
 
 def masked(text: str) -> str:
     """A text with *** for user names and passwords in its addresses (scheme://user:password@…) and for secrets among
     their options (?…token=…)."""
-    return _OPTION.sub(r"\1***", _USER_INFO.sub("***@", text))
+    return _OPTION.sub(r"\1***", _ADDRESS.sub(_without_user, text))
+
+
+def _without_user(found: re.Match[str]) -> str:
+    scheme, rest = found.groups()
+    authority = rest.partition("/")[0]
+    # A password may hold a slash; then an @ follows later.
+    until = rest.rfind("@") if ":" in authority and "@" not in authority else authority.rfind("@")
+    if until < 0 or (scheme in _NAMED_USERS and ":" not in rest[:until]):
+        return found[0]
+    return f"{scheme}://***{rest[until:]}"
+
+
+def ask_server(uri: str) -> None:
+    """Note that the user named this address: what files say of the same server may be followed in this process."""
+    _asked.update(_server(uri))
 
 
 def check_server(uri: str, where: str, asked: str = "") -> None:
     """Check that an address that was read from a file may be followed: requests are signed with the user's keys.
 
     where: the file, for the message; asked: an address that the user named. Raises ValueError where the address names a
-    server (endpoint_override) that neither `asked` nor the environment names.
+    server that neither `asked`, nor this process's command line, nor the environment names.
     """
-    server = _server(uri)
-    known = {_server(asked), *(os.environ.get(name) for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"))}
-    hosts = {name.partition("://")[2] or name for name in filter(None, known)}
-    if server and server not in hosts:
+    if "://" not in uri or uri.startswith("file://"):
+        return
+    environment = (os.environ.get(name, "") for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"))
+    known = _asked | _server(asked) | {_host(name) for name in environment}
+    unknown = sorted(_server(uri) - known)
+    if unknown:
+        scheme = dict(parse_qsl(uri.partition("?")[2])).get("scheme", "https")
         raise ValueError(
-            f"{where} names the server {server!r:.200}, which is not asked on a file's word: if it is yours, set "
-            f"AWS_ENDPOINT_URL_S3=https://{server}"
+            f"{where} names the server {unknown[0]!r:.200}, which is not asked on a file's word: if it is yours, name "
+            f"its address on the command line, or set AWS_ENDPOINT_URL_S3={scheme}://HOST:PORT"
         )
 
 
-def _server(uri: str) -> str:
-    options = dict(parse_qsl(uri.partition("?")[2]))
-    found = options.get("endpoint_override", "")
-    return found.partition("://")[2] or found
+def _server(uri: str) -> set[str]:
+    """The servers that an address names, beside the stores' own; and options of unknown effect, as if they were."""
+    place, _, options = uri.partition("?")
+    scheme, _, rest = place.partition("://")
+    values = parse_qsl(options, keep_blank_values=True)
+    found = {_host(value) for name, value in values if name == "endpoint_override"}
+    found |= {f"{name}={value}" for name, value in values if name not in {*_HARMLESS, "endpoint_override"}}
+    return found | {f"{scheme}://{rest.partition('/')[0]}"} if scheme in ("abfs", "abfss", "hdfs") else found
+
+
+def _host(text: str) -> str:
+    return (text.partition("://")[2] or text).rstrip("/")

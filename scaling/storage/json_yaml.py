@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+MAX_JSON_VALUES = 5_000_000  # a value takes a hundred bytes of memory and more
 MAX_YAML_BYTES = 256 << 10  # a hundred times what settings need; the parser takes seconds for a megabyte
 
 
@@ -24,11 +26,33 @@ def parse_json(data: bytes | str, constant: Callable[[str], Any] = _refuse) -> A
     twice, an integer has thousands of digits, or the nesting is too deep.
     """
     try:
-        return json.loads(data, object_pairs_hook=_unique, parse_constant=constant)
+        text = data.decode(json.detect_encoding(data), "surrogatepass") if isinstance(data, bytes) else data
+        if sum(map(text.count, "{[,")) > MAX_JSON_VALUES:
+            raise ValueError(f"it has more than {MAX_JSON_VALUES} values")
+        values = json.loads(text, object_pairs_hook=_unique, parse_constant=constant, parse_float=_finite)
+        if "\\ud" in text.lower() and _has_surrogate(values):
+            raise ValueError("half of a character (\\ud…)")
+        return values
     except RecursionError:
         raise ValueError("not valid JSON (nested too deeply)") from None
     except ValueError as error:
         raise ValueError(f"not valid JSON ({error})") from error
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"{text:.40} is too large")
+    return number
+
+
+def _has_surrogate(values: Any) -> bool:
+    """Whether a text in the values cannot be written as UTF-8."""
+    if isinstance(values, dict):
+        return any(_has_surrogate(key) or _has_surrogate(value) for key, value in values.items())
+    if isinstance(values, list):
+        return any(map(_has_surrogate, values))
+    return isinstance(values, str) and any("\ud800" <= letter <= "\udfff" for letter in values)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

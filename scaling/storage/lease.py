@@ -24,6 +24,7 @@ from scaling.storage.atomic import replace_file
 from scaling.storage.commit import commit_file
 from scaling.storage.formats import MAX_EPOCH
 from scaling.storage.limited import read_limited
+from scaling.storage.links import refuse_links
 from scaling.storage.paths import AnyPath
 from scaling.storage.text import shown
 
@@ -76,6 +77,7 @@ class Lease:
         epoch leaves none above it.
         """
         note = _this_process()
+        refuse_links(folder)
         _check_names(folder)
         while True:
             epoch, path = _newest(folder)
@@ -98,6 +100,20 @@ class Lease:
         if self._lost:
             raise LeaseLost(self._lost)
 
+    def check_now(self) -> None:
+        """As `check`, by a look at the folder: a process that was paused may not have noticed yet."""
+        epoch, path = _newest(self.folder)
+        if epoch > self.epoch:
+            self._lost = self._lost or self._taken_by(path)
+        self.check()
+
+    def _taken_by(self, path: AnyPath | None) -> str:
+        return (
+            f"{self.folder.parent}: {_owner(path)} has taken the work over, as this process gave no sign of life for "
+            f"{SILENT_SECONDS:.0f} s; nothing is lost: what was committed before counts, and the other one does the "
+            "rest"
+        )
+
     def release(self) -> None:
         """Stop renewing the lease and mark it as released, so that the next driver can start at once."""
         self._stop.set()
@@ -111,11 +127,7 @@ class Lease:
             try:
                 epoch, path = _newest(self.folder)
                 if epoch > self.epoch:
-                    self._lost = (
-                        f"{self.folder.parent}: {_owner(path)} has taken the work over, as this process gave no sign "
-                        f"of life for {SILENT_SECONDS:.0f} s; nothing is lost: what was committed before counts, and "
-                        "the other one does the rest"
-                    )
+                    self._lost = self._taken_by(path)
                     return
                 self._note.beat += 1
                 replace_file(self.path, self._note.model_dump_json().encode())

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from scaling.storage.atomic import make_folder, replace_file
-from scaling.storage.own_folder import refuse_links
+from scaling.storage.links import refuse_links
 from scaling.storage.paths import AnyPath, ObjectPath, local_path
 
 

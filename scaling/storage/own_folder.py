@@ -6,16 +6,21 @@ The mark is a small JSON file that is written before anything else.
 from __future__ import annotations
 
 import json
+import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from scaling.storage.commit import commit_file
 from scaling.storage.json_yaml import parse_json
+from scaling.storage.lease import Lease
 from scaling.storage.limited import read_limited
 from scaling.storage.paths import AnyPath
 
 MARK = "scaling-folder.json"
 MAX_MARK_BYTES = 4096
+_HALF_WRITTEN = re.compile(r"\..+\.[0-9a-f]{32}")  # see `atomic.write_beside`
 
 
 def claim_folder(folder: AnyPath, holds: str) -> None:
@@ -30,12 +35,31 @@ def claim_folder(folder: AnyPath, holds: str) -> None:
         found = None
     except ValueError:
         found = "?"
-    if found is None and not any(True for _ in folder.glob("*")):
+    if found is None and not any(True for path in folder.glob("*") if not is_chaff(path.name)):
         commit_file(folder / MARK, json.dumps({"written_by": "scaling", "holds": holds}).encode() + b"\n")
         found = holds
     if found != holds:
-        what = "files that this program did not write" if found is None else f"what its {MARK} calls {found!r:.80}"
+        what = f"files and no {MARK}, this program's mark" if found is None else f"what its {MARK} calls {found!r:.80}"
         raise FileExistsError(f"{folder} holds {what}, and nothing of that is written over: name a new or empty folder")
+
+
+def is_chaff(name: str) -> bool:
+    """Whether a file means nothing: what a killed process of this program left half written, or what systems make."""
+    return name in ("lost+found", ".DS_Store", "Thumbs.db") or bool(_HALF_WRITTEN.fullmatch(name))
+
+
+@contextmanager
+def own_folder(folder: Path, holds: str) -> Iterator[None]:
+    """Claim a folder on a disk, and keep other processes from writing there meanwhile. Raises what `claim_folder` and
+    `Lease.take` raise."""
+    claim_folder(folder, holds)
+    lease = Lease.take(folder / ".leases", 1)  # hidden: readers of layouts do not take it for a scene
+    try:
+        yield
+        lease.check_now()
+    finally:
+        with suppress(OSError):
+            lease.release()
 
 
 def empty_folder(folder: Path, holds: str) -> None:
@@ -43,10 +67,3 @@ def empty_folder(folder: Path, holds: str) -> None:
     claim_folder(folder, holds)
     shutil.rmtree(folder)
     claim_folder(folder, holds)
-
-
-def refuse_links(*folders: AnyPath) -> None:
-    """Raise ValueError naming a folder that is a symbolic link: what it leads to may be anybody's."""
-    for folder in folders:
-        if isinstance(folder, Path) and folder.is_symlink():
-            raise ValueError(f"{folder} is a link: nothing is written where it leads; put the folder itself there")

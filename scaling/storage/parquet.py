@@ -25,6 +25,9 @@ MAX_ROWS = 1 << 20  # of a file
 MAX_VALUES = 1 << 26  # of a column in a row group
 FREE_BYTES, MAX_GROWTH = 64 << 20, 100  # a file may unpack to this many bytes, or to this many times its own size
 
+# Parquet's own numbers: a type of columns, and encodings of values one by one (plain, run length, bits, split by byte).
+_BYTE_ARRAY, _PLAIN = 6, {0, 3, 4, 9}
+
 _EXTENSION = b"ARROW:extension:name"
 
 
@@ -110,7 +113,12 @@ def _reading() -> Iterator[None]:
         yield
     except (FileNotFoundError, TableError):
         raise
-    except (OSError, TypeError, ValueError, LookupError, MemoryError, pa.ArrowException) as error:
+    except OSError as error:
+        # A disk or a network that fails says nothing about the file. pyarrow gives no number for damage.
+        if error.errno is not None or str(error).startswith("When "):
+            raise
+        raise TableError(str(error).splitlines()[0]) from error
+    except (TypeError, ValueError, LookupError, MemoryError, pa.ArrowException) as error:
         raise TableError(next(iter(str(error).splitlines()), type(error).__name__)) from error
 
 
@@ -158,7 +166,9 @@ def _check_sizes(footer: dict[int, Any], num_bytes: int) -> None:
     values = [column[5] for column in columns]
     if min(values, default=0) < 0 or max(values, default=0) > MAX_VALUES:
         raise TableError(f"it says that a column has {max(values)} values; at most {MAX_VALUES} are read")
-    unpacked = sum(max(column[6], 0) for column in columns)
+    # An entry of a dictionary, or a prefix that others share, is stored once and may be unpacked with every value.
+    many = [column for column in columns if column[1] == _BYTE_ARRAY and not _PLAIN.issuperset(column[2])]
+    unpacked = sum(max(column[6], 0) for column in columns) + sum(column[5] * max(column[6], 0) for column in many)
     if unpacked > max(FREE_BYTES, MAX_GROWTH * num_bytes):
         raise TableError(f"it has {num_bytes} bytes and says that it unpacks to {unpacked}")
 

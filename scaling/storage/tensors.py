@@ -78,9 +78,21 @@ def load_tensors(path: AnyPath) -> dict[str, Tensor]:
     """
     tensor_kinds(path)
     try:
+        _check_length(path)
         return load(path.read_bytes())
-    except (OSError, SafetensorError, RuntimeError, LookupError, MemoryError) as error:
+    except (ValueError, TypeError, SafetensorError, RuntimeError, LookupError, MemoryError) as error:
         raise ValueError(f"not readable as safetensors ({error})") from error
+
+
+def _check_length(path: AnyPath) -> None:
+    """Raise ValueError where a file is longer or shorter than its header says, before all of it is read."""
+    with path.open("rb") if isinstance(path, Path) else path.open_input() as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        header = parse_json(stream.read(length))
+    ends = [described["data_offsets"][1] for name, described in header.items() if name != "__metadata__"]
+    expected = 8 + length + max(ends, default=0)
+    if path.stat().st_size != expected:
+        raise ValueError(f"has {path.stat().st_size} bytes, its header says {expected}")
 
 
 def tensors_hash(tensors: Mapping[str, Tensor]) -> str:

@@ -22,6 +22,7 @@ from scaling.data.scene_views import SceneViews
 from scaling.models.shared_model import SharedModel
 from scaling.models.triplanes import SceneParams
 from scaling.storage.atomic import sync_folder
+from scaling.storage.links import refuse_links
 from scaling.storage.paths import AnyPath
 from scaling.training import watchdog
 from scaling.training.checkpoints.checksums import fault, seal
@@ -155,6 +156,7 @@ def _save(cohort: Cohort, folder: Path, epochs_done: int) -> None:
     """Save a checkpoint, visible only once it is whole. The one before it stays, in case this one is damaged later."""
     older = _checkpoints(folder)[:-1]
     writing, final = folder / ".writing", folder / f"epoch-{epochs_done:05d}"
+    refuse_links(writing)
     shutil.rmtree(writing, ignore_errors=True)
     save_checkpoint(cohort, writing)
     seal(writing)

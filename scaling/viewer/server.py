@@ -18,6 +18,8 @@ POLICY = (
     "script-src 'self' 'unsafe-inline' 'unsafe-eval'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 )
 
+ASSETS = "/_nicegui/"  # what the page loads; every other path makes a visitor
+
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
@@ -42,7 +44,11 @@ class LocalOnly:
                 await send({"type": "websocket.close", "code": 1008})
             else:
                 await _refuse(send, 403, f"type http://{HOST} or http://localhost and the port into the address bar")
-        elif scope["type"] == "http" and scope["path"] == "/" and (_is_prefetch(scope["headers"]) or self.is_full()):
+        elif (
+            scope["type"] == "http"
+            and not scope["path"].startswith(ASSETS)
+            and (_is_prefetch(scope["headers"]) or self.is_full())
+        ):
             await _refuse(send, 503, "too many pages are open: close some, and reload in half a minute")
         else:
             await self.app(scope, receive, _with_policy(send))

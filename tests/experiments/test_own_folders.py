@@ -18,8 +18,8 @@ from scaling.export.views import export_views
 from scaling.library.ledger import open_ledger
 from scaling.library.run_folder import RunFolder
 from scaling.storage import lease as leases
-from scaling.storage.lease import LeaseHeld, LeaseLost
-from scaling.storage.own_folder import MARK, claim_folder
+from scaling.storage.lease import Lease, LeaseHeld, LeaseLost
+from scaling.storage.own_folder import MARK, claim_folder, own_folder
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -46,7 +46,7 @@ def test_an_export_keeps_what_is_not_its_own(run, command, tmp_path, tiny_settin
     run.write_config("stage2", tiny_settings, {"store": "embedded"})
     before = users_own(tmp_path / "out", *names)
     status, error = command("export", "--run", run.path, "--what", what, "--out", tmp_path / "out")
-    assert status == 1 and "holds files that this program did not write" in error and "new or empty" in error
+    assert status == 1 and "this program's mark" in error and "new or empty" in error
     assert contents(tmp_path / "out") == before
 
 
@@ -101,11 +101,44 @@ def test_a_report_replaces_reports_alone(run, command, tmp_path):
         assert status == 0, error
 
 
-def test_a_folder_of_somebody_elses_is_no_run(tmp_path):
-    before = users_own(tmp_path / "mine", "metrics.json", "pictures/a.png", "shared/x")
+@pytest.mark.parametrize("name", ["metrics.json", "pictures/a.png", "shared/config.json", "trials/x"])
+def test_a_folder_of_somebody_elses_is_no_run(tmp_path, name):
+    before = users_own(tmp_path / "mine", name)
     with pytest.raises(FileExistsError, match="is no run folder and holds"), open_ledger(RunFolder(tmp_path / "mine")):
         pass
     assert contents(tmp_path / "mine") == before
+
+
+@pytest.mark.parametrize("name", ["log.txt", "lost+found/x", ".DS_Store", f".config.yaml.{'0' * 32}", "notes/a"])
+def test_what_no_command_writes_over_may_lie_in_a_run(tmp_path, name):
+    users_own(tmp_path / "mine", name)
+    with open_ledger(RunFolder(tmp_path / "mine")):
+        pass
+
+
+def test_what_a_kill_or_a_system_left_does_not_bar_a_folder(tmp_path):
+    users_own(tmp_path / "out", f".{MARK}.{'0' * 32}", ".DS_Store", "lost+found/x")
+    claim_folder(tmp_path / "out", "planes")
+
+
+def test_two_exports_do_not_meet(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(leases, "RENEW_SECONDS", 0.05)
+    with own_folder(tmp_path / "out", "planes"), pytest.raises(LeaseHeld, match="works here since"):
+        export_planes(run, tmp_path / "out")
+    assert export_planes(run, tmp_path / "out").num_scenes == 2
+
+
+def test_files_of_the_users_in_a_marked_scene_stay(run, tmp_path, tiny_settings):
+    run.write_config("stage2", tiny_settings, {"store": "embedded"})
+    export_views(run, tmp_path / "out", None, "ring", 3)
+    users_own(tmp_path / "out" / "car-00003", "images/00077.png")
+    export_views(run, tmp_path / "out", None, "ring", 2)
+    assert sorted(path.name for path in (tmp_path / "out" / "car-00003" / "images").iterdir()) == [
+        "00000.png", "00001.png", "00077.png",
+    ]  # fmt: skip
+    users_own(tmp_path / "out" / "car-00003", "transforms.json")
+    with pytest.raises(FileExistsError, match=r"transforms\.json was not made by this program"):
+        export_views(run, tmp_path / "out", None, "ring", 3)
 
 
 # ---------------------------------------------------------------------- stores
@@ -128,7 +161,7 @@ def test_what_a_killed_writer_left_is_replaced_and_no_more(tmp_path):
         writer.add(row())
     assert SceneStore(tmp_path / "store").ids() == ["one"]
     assert [path.name for path in sorted((tmp_path / "store").glob("scenes-*"))] == [
-        "scenes-00000.parquet", "scenes-mine.parquet",
+        "scenes-00000-000002.parquet", "scenes-mine.parquet",
     ]  # fmt: skip
 
 
@@ -142,11 +175,35 @@ def test_the_second_writer_of_a_store_is_told_who_is_at_work(tmp_path, monkeypat
     assert SceneStore(tmp_path / "store").info["source"] == "first"
 
 
-def test_a_writer_that_was_taken_over_does_not_finish(tmp_path):
+def test_a_writer_that_was_paused_and_taken_over_changes_nothing(tmp_path, monkeypatch):
+    """It sleeps, another one takes over and finishes, it wakes up, and has a part open."""
+    monkeypatch.setattr(leases, "SILENT_SECONDS", 0.2)
     with pytest.raises(LeaseLost, match="taken the work over"), StoreWriter(tmp_path / "store", "first") as writer:
-        writer.add(row())
-        writer._lease._lost = "another process has taken the work over"
-    assert not (tmp_path / "store" / "store.json").exists()
+        for number in range(20):
+            writer.add(row(f"a{number}"))
+        writer._lease._stop.set()  # no sign of life any more
+        with StoreWriter(tmp_path / "store", "second") as second:
+            second.add(row("b"))
+        writer.add(row("a20"))
+    store = SceneStore(tmp_path / "store")
+    assert store.ids() == ["b"] and store.info["source"] == "second" and len(list(store.rows())) == 1
+
+
+def test_a_store_that_was_finished_meanwhile_stays(tmp_path, monkeypatch):
+    """The second writer waits for the first one's lease, and gets it when the store is complete."""
+    first = StoreWriter(tmp_path / "store", "first")
+    first.__enter__()
+    first.add(row())
+    take = Lease.take
+
+    def take_late(*arguments: object) -> Lease:
+        first.__exit__(None, None, None)
+        return take(*arguments)
+
+    monkeypatch.setattr(Lease, "take", take_late)
+    with pytest.raises(FileExistsError, match="already holds"), StoreWriter(tmp_path / "store", "second"):
+        pass
+    assert SceneStore(tmp_path / "store").ids() == ["one"]
 
 
 def test_two_commands_into_one_store(tmp_path):

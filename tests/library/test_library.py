@@ -141,8 +141,8 @@ def test_bytes_that_are_no_levels_are_refused(damage):
 
 def test_few_bytes_that_claim_to_be_many_levels_are_refused():
     data = encode_levels(torch.zeros(1, 1, 2, 2), 4)
-    for shape in ((3, 10, 700, 700), (3, 100, 4096, 4096)):
-        with pytest.raises(ValueError, match="its bytes"):
+    for shape, why in (((3, 10, 700, 700), "its bytes"), ((3, 100, 4096, 4096), "at most 16,777,216 are decoded")):
+        with pytest.raises(ValueError, match=why):
             decode_levels(data, shape)
 
 

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import torch
 from helpers.fitted_rows import row
+from safetensors.torch import save
 
+from scaling.data.readers.registry import list_scenes
 from scaling.distributed.sweep.driver import _forget_failed
 from scaling.distributed.sweep.results import FAILED, write_record
 from scaling.library.compact import compact
@@ -20,9 +26,12 @@ from scaling.library.manifest import Manifest, read_manifest
 from scaling.library.parts import commit_part, part_name
 from scaling.library.run_folder import RunFolder
 from scaling.library.status import status_text
+from scaling.storage.json_yaml import parse_json
 from scaling.storage.lease import Lease, holder
 from scaling.storage.mirror import mirrored
-from scaling.storage.paths import local_path, to_path
+from scaling.storage.parquet import TableError, open_table
+from scaling.storage.paths import file_of, local_path, to_path
+from scaling.storage.tensors import load_tensors
 from scaling.training.checkpoints.checksums import fault, seal
 from scaling.training.checkpoints.state import read_progress
 
@@ -55,6 +64,29 @@ def test_a_manifest_deletes_nothing_but_parts(run, tmp_path, name):
     with pytest.raises(ValueError, match=f"{path.name}.*replaced"), open_ledger(run) as ledger:
         compact(ledger, 0.0)
     assert (tmp_path / "thesis.txt").read_text() == "a thesis"
+    assert len(list((run.library.folder / "parts").iterdir())) == 2
+
+
+def test_a_manifest_that_lies_about_replaced_parts_deletes_none(run):
+    first = run.library.parts()[0].name
+    edit_manifest(run, lambda values: values["replaced"].update({first: "2020-01-01T00:00:00+00:00"}))
+    with pytest.raises(ValueError, match="both counts and is replaced"):
+        read_manifest(run.library.folder)
+
+    def hide(values: dict[str, Any]) -> None:
+        del values["parts"][first]
+
+    edit_manifest(run, hide)
+    with pytest.raises(ValueError, match=r"noted as replaced, but scene . is nowhere else"), open_ledger(run) as ledger:
+        compact(ledger, 0.0)
+    assert len(list((run.library.folder / "parts").iterdir())) == 2
+
+
+def test_a_part_that_claims_another_parts_scenes_does_not_replace_it(run):
+    first = run.library.parts()[0].name
+    edit_manifest(run, lambda values: values["parts"][first].update(scene_ids=["a", "b"]))
+    with pytest.raises(ValueError, match="holds other scenes than the manifest notes"), open_ledger(run) as ledger:
+        compact(ledger, 0.0)
     assert len(list((run.library.folder / "parts").iterdir())) == 2
 
 
@@ -198,6 +230,7 @@ def checkpoint(tmp_path) -> Path:
         (lambda folder: (folder / "seal-0-of-1.json").unlink(), "it has no seal"),
         (lambda folder: os.mkfifo(folder / "b"), "which is no file of a checkpoint"),
         (lambda folder: (folder / "b").mkdir(), "which is no file of a checkpoint"),
+        (lambda folder: [(folder / name).symlink_to(".") for name in "bc"], "which is no file of a checkpoint"),
     ],
 )
 def test_seals_that_are_none(checkpoint, spoil, why):
@@ -211,6 +244,48 @@ def test_the_number_of_shards_is_checked(tmp_path, shards):
     (tmp_path / "progress.json").write_text(json.dumps(progress))
     with pytest.raises(ValueError, match=r"progress\.json: num_shards"):
         read_progress(tmp_path)
+
+
+def test_leases_are_not_taken_through_a_link(run, tmp_path):
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "leases").symlink_to(run.library.folder / "leases")
+    before = sorted((run.library.folder / "leases").iterdir())
+    with pytest.raises(ValueError, match="leases is a link"):
+        Lease.take(tmp_path / "store" / "leases", 1)
+    assert sorted((run.library.folder / "leases").iterdir()) == before
+
+
+@pytest.mark.parametrize("text", ['{"a": 1e999}', '["\\ud800"]', "[" + "0," * 5_000_001 + "0]"])
+def test_json_that_cannot_be_used(text):
+    with pytest.raises(ValueError, match="not valid JSON"):
+        parse_json(text)
+
+
+def test_a_sparse_file_of_tensors_is_not_read(tmp_path):
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(save({"a": torch.zeros(3)}))
+    assert load_tensors(path)["a"].shape == (3,)
+    os.truncate(path, 1 << 40)
+    with pytest.raises(ValueError, match=r"has 1099511627776 bytes, its header says \d+"):
+        load_tensors(path)
+
+
+def test_a_dictionary_that_unpacks_to_too_much(tmp_path):
+    """14 kB that stand for 300 MB: one long text, named by every row."""
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"a": ["x" * 100_000] * 3000}), path)
+    with pytest.raises(TableError, match="unpacks to"), open_table(*file_of(path)):
+        pass
+
+
+def test_a_zip_whose_list_is_too_long(tmp_path):
+    path = tmp_path / "a.zip"
+    with path.open("wb") as file:
+        file.truncate(3 << 30)
+        file.seek(0, 2)
+        file.write(b"PK\5\6" + struct.pack("<4H2LH", 0, 0, 1, 1, 3 << 30, 0, 0))
+    with pytest.raises(ValueError, match="list of its members has 3,221,225,472 bytes"):
+        list_scenes(path)
 
 
 # ---------------------------------------------------------------------- clocks

@@ -14,6 +14,7 @@ from scaling.config import SettingsError
 from scaling.data.scene_store import SceneStore
 from scaling.distributed.tracking import Tracker, read_curves, ui_command
 from scaling.library.run_folder import RunFolder
+from scaling.storage import addresses
 from scaling.storage.addresses import check_no_secret, check_server, masked
 from scaling.storage.atomic import replace_file
 from scaling.storage.paths import to_path
@@ -28,6 +29,7 @@ SECRETS = [
     "gs://me:SECRETWORD@bucket/runs",
     "s3://bucket/runs?secret_key=SECRETWORD",
     "abfs://container@account/runs?sas_token=SECRETWORD",
+    "s3://bucket/runs?endpoint_override=http://me:SECRETWORD@host",
 ]
 
 
@@ -45,11 +47,42 @@ def test_a_secret_in_an_address_is_refused_and_not_repeated(uri, capsys):
 
 
 @pytest.mark.parametrize(
-    "uri", ["abfs://container@account/runs", "gs://anonymous@bucket/runs", "s3://bucket/a?region=x"]
-)
+    "uri",
+    [
+        "abfs://container@account/runs", "gs://anonymous@bucket/runs", "s3://bucket/a?region=x", "s3://bucket/run@v2",
+        "s3://bucket/a:b@c", "hdfs://user@node:9000/x",
+    ],
+)  # fmt: skip
 def test_names_before_the_host_are_no_secrets(uri):
     check_no_secret(uri)
     assert masked(uri) == uri
+
+
+@pytest.mark.parametrize(
+    ("text", "shown_as"),
+    [
+        ("see postgresql://u:p@ss@host/db now", "see postgresql://***@host/db now"),
+        ("https://TOKEN@host/x", "https://***@host/x"),
+        ("s3://KEY:SEC/RET@bucket/x", "s3://***@bucket/x"),
+        ("http://host:5000/a@b", "http://***@b"),  # too much rather than too little
+        ("sqlite:////home/me/mlflow.db", "sqlite:////home/me/mlflow.db"),
+    ],
+)
+def test_masks(text, shown_as):
+    assert masked(text) == shown_as
+
+
+@pytest.mark.parametrize("flag", ["--config", "--run"])
+def test_a_secret_in_any_flag_is_not_printed(flag, capsys):
+    with pytest.raises(SystemExit):
+        parse_settings(command_parser("", "run"), [flag, "s3://KEY:SECRETWORD@b/x.yaml"])
+    assert "SECRETWORD" not in capsys.readouterr().err
+
+
+def test_an_option_that_stands_twice_is_refused():
+    """Libraries differ in which of the two they take."""
+    with pytest.raises(ValueError, match="endpoint_override' stands in it twice"):
+        to_path("s3://b/x?endpoint_override=evil&region=x&endpoint_override=good")
 
 
 def test_what_is_printed_is_masked(capsys):
@@ -85,6 +118,13 @@ def test_a_file_cannot_name_the_server_that_gets_a_signed_request(tmp_path, monk
             use()
     check_server(theirs, "config.yaml", asked="s3://mine/run?endpoint_override=http://evil.example:9000")
     check_server("s3://bucket/shared", "config.yaml")
+    for uri in ("abfs://c@evil.example/x", "hdfs://evil.example:9000/x", "s3://b/x?proxy=evil.example"):
+        with pytest.raises(ValueError, match="names the server"):
+            check_server(uri, "config.yaml")
+    monkeypatch.setattr(addresses, "_asked", set())
+    parse_settings(command_parser("", "run", "store"), ["--store", theirs])
+    assert run.store_of(2) == theirs, "the user named it on this command line"
+    monkeypatch.setattr(addresses, "_asked", set())
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://evil.example:9000")
     assert run.store_of(2) == theirs
 

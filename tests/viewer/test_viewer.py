@@ -304,7 +304,7 @@ def test_another_sites_page_opens_no_page_here(site, served):
 def test_visitors_are_bounded():
     full = answer("http", b"127.0.0.1:1", path="/", is_full=lambda: True)
     assert full[0]["status"] == 503 and b"too many pages" in full[1]["body"]
-    assert answer("http", b"127.0.0.1:1", path="/style.css", is_full=lambda: True)[0]["status"] == 200
+    assert answer("http", b"127.0.0.1:1", path="/_nicegui/style.css", is_full=lambda: True)[0]["status"] == 200
     prefetch = answer("http", b"127.0.0.1:1", (b"sec-purpose", b"prefetch"), path="/")
     assert prefetch[0]["status"] == 503
 

@@ -18,6 +18,7 @@ MAX_IMAGE_BYTES = 128 << 20  # the largest 8-bit PNG that is accepted has 48 to 
 MAX_JSON_BYTES = 32 << 20
 MAX_NUMBERS_BYTES = 64 << 10  # a text file with a pose or intrinsics
 MAX_NAME_LENGTH, MAX_NAME_PARTS = 1024, 32  # of a zip's member: each folder of its path takes memory
+MAX_LIST_BYTES = 256 << 20  # of a zip: some 2 million members
 MAX_FOLDERS = 200_000  # of a zip: twenty times those of the largest release
 # A member may unpack to this many bytes, or to this many times its packed size; images hardly shrink in a zip.
 FREE_BYTES, MAX_GROWTH = 4 << 20, 50
@@ -89,6 +90,24 @@ def _member_name(text: str) -> PurePosixPath:
     return name
 
 
+def _check_directory(path: Path) -> None:
+    """Raise ValueError where the list of a zip's members would take too much memory: zipfile reads it as a whole.
+
+    The end record, in the last 64 kB, has the list's length at byte 12; where it is all ones, a second record holds it,
+    which begins with PK 6 6 and has it at byte 40.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        file.seek(max(size - (1 << 16) - 256, 0))
+        tail = file.read()
+    found = [(b"PK\5\6", 12, 4), (b"PK\6\6", 40, 8)]
+    for mark, offset, width in found:
+        place = tail.rfind(mark)
+        length = int.from_bytes(tail[place + offset : place + offset + width], "little") if place >= 0 else 0
+        if MAX_LIST_BYTES < length != (1 << 8 * width) - 1:
+            raise ValueError(f"the list of its members has {length:,} bytes; at most {MAX_LIST_BYTES:,} are read")
+
+
 class _Archive:
     """The members of a zip, as a tree.
 
@@ -98,6 +117,7 @@ class _Archive:
 
     def __init__(self, path: Path) -> None:
         try:
+            _check_directory(path)
             self._zip = zipfile.ZipFile(path)
         except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
             raise ValueError(f"is not a readable zip file ({error}): fetch it again, or remove it") from error

@@ -41,7 +41,7 @@ from scaling.models.shared_model import SharedModel
 from scaling.storage.atomic import replace_file
 from scaling.storage.paths import AnyPath
 from scaling.storage.text import shown
-from scaling.training.checkpoints.checksums import clear
+from scaling.training.checkpoints.checksums import clear, fault
 from scaling.training.sampler import bucket_of
 from scaling.training.stage1 import check_workers
 
@@ -113,6 +113,8 @@ def _train(job: Job, ledger: Ledger, each: Share, tracker: Tracker) -> None:
     result = _follow(trainer, queue, log)
     _clear_checkpoints(trainer)  # Ray keeps two of its own, but does not know those of earlier drivers
     assert result.checkpoint is not None
+    if why := fault(result.checkpoint.path, result.checkpoint.filesystem):  # before all that lies there is copied here
+        raise RuntimeError(f"{result.checkpoint.path}: {why}; run the same command again to go on from the one before")
     with result.checkpoint.as_directory() as folder:
         finish_stage1(ledger, Path(folder), job.settings, job.spec, tracker.log_image)
 

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 from tabulate import tabulate
 
 from scaling.distributed.sweep.pareto import fronts, plot_fronts
 from scaling.storage.atomic import replace_file
 from scaling.storage.json_yaml import first_fault, parse_json
 from scaling.storage.limited import read_limited
-from scaling.storage.own_folder import refuse_links
+from scaling.storage.links import refuse_links
 from scaling.storage.text import shown
 
 FINISHED, FAILED, STOPPED = "finished", "failed", "stopped"
@@ -39,11 +39,22 @@ class _Record(BaseModel):
 class _Finished(_Record):
     """What the record of a finished trial holds."""
 
+    model_config = ConfigDict(strict=True)
+
     psnr: float
     ssim: float
     seconds_per_scene: float
     bytes_per_scene: float
     stage1_seconds: float | None
+
+
+class _Stopped(_Record):
+    """What the record of a stopped trial holds. progress: in per cent."""
+
+    model_config = ConfigDict(strict=True)
+
+    progress: float
+    psnr: float | None
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
@@ -54,6 +65,8 @@ def read_record(folder: Path) -> dict[str, Any] | None:
         known = _Record.model_validate(record)
         if known.status == FINISHED:
             _Finished.model_validate(record)
+        elif known.status == STOPPED:
+            _Stopped.model_validate(record)
         if known.trial != folder.name:  # it becomes the name of a folder again
             raise ValueError(f"it says that it is of trial {known.trial!r:.200}")
     except FileNotFoundError:
@@ -128,6 +141,6 @@ def sweep_table(result: dict[str, Any]) -> str:
                 "-",
                 shown(f"{record['status']}: {record.get('error', 'behind the others')}")[:80],
             ]
-        rows.append([record["trial"], *cells])
+        rows.append([shown(record["trial"]), *cells])
     columns = ["trial", "test PSNR, dB", "SSIM", "s/scene", "bytes/scene", "stage 1, s", ""]
     return tabulate(rows, columns, "github", disable_numparse=True)

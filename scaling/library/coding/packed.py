@@ -46,8 +46,10 @@ def decode_levels(data: bytes, shape: Sequence[int]) -> NDArray[np.int8]:
     count = planes * features * height * width
     if not (count or data):
         return np.zeros(tuple(shape), np.int8)
+    if count > MOST_LEVELS:
+        raise ValueError(f"micro planes of {count:,} numbers a scene; at most {MOST_LEVELS:,} are decoded")
     bits = data[0] if data else 0
-    if 1 <= bits <= 8 and count <= MOST_LEVELS:
+    if 1 <= bits <= 8:
         found = _decoded(data[1:], (planes * features, height, width), bits, PLANES)
         if found is not None:
             return (found.astype(np.int16) - (1 << bits >> 1)).astype(np.int8).reshape(tuple(shape))

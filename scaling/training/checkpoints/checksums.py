@@ -52,11 +52,11 @@ def fault(folder: Path | str, filesystem: FileSystem | None = None) -> str | Non
     folder: its path in `filesystem`, by default this machine's.
     """
     filesystem, folder = filesystem or LocalFileSystem(), str(folder)
-    infos = filesystem.get_file_info(FileSelector(folder, recursive=True))
+    infos = filesystem.get_file_info(FileSelector(folder))
     # A checkpoint is a flat folder of files. Of a bucket, Ray copies all that lies in it, whatever its name.
     for info in infos:
-        if info.type != FileType.File or info.path.removeprefix(f"{folder}/") != info.base_name:
-            return f"it holds {info.path!r}, which is no file of a checkpoint"
+        if info.type != FileType.File:
+            return f"it holds {info.base_name!r}, which is no file of a checkpoint"
     found = {info.base_name: info.size for info in infos}
     seals = [match for match in map(SEAL.fullmatch, sorted(found)) if match]
     if not seals:

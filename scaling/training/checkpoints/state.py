@@ -24,7 +24,7 @@ from scaling.storage.tensors import load_tensors
 if TYPE_CHECKING:
     from scaling.training.phase_loop import Phases
 
-REMOVE = "remove this checkpoint, and the same command goes on from the one before, or starts anew"
+REMOVE = "set this checkpoint aside, and the same command goes on from the one before, or starts anew"
 
 
 def save_checkpoint(run: Phases, folder: Path) -> None:
