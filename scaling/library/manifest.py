@@ -33,6 +33,12 @@ def _check_when(text: str) -> str:
     return text
 
 
+def _check_text(text: str) -> str:
+    text.encode()  # half of a character, as JSON can write it, could not be written again
+    return text
+
+
+Text = Annotated[str, AfterValidator(_check_text)]
 When = Annotated[str, AfterValidator(_check_when)]  # ISO 8601, with its zone
 Number = Annotated[int, Field(ge=0, le=MAX_EPOCH)]
 
@@ -44,8 +50,8 @@ class Event(BaseModel):
 
     scene_id: SceneId
     attempt: int
-    kind: str
-    message: str
+    kind: Text
+    message: Text
     when: When
 
 

@@ -29,10 +29,7 @@ def parse_json(data: bytes | str, constant: Callable[[str], Any] = _refuse) -> A
         text = data.decode(json.detect_encoding(data), "surrogatepass") if isinstance(data, bytes) else data
         if sum(map(text.count, "{[,")) > MAX_JSON_VALUES:
             raise ValueError(f"it has more than {MAX_JSON_VALUES} values")
-        values = json.loads(text, object_pairs_hook=_unique, parse_constant=constant, parse_float=_finite)
-        if "\\ud" in text.lower() and _has_surrogate(values):
-            raise ValueError("half of a character (\\ud…)")
-        return values
+        return json.loads(text, object_pairs_hook=_unique, parse_constant=constant, parse_float=_finite)
     except RecursionError:
         raise ValueError("not valid JSON (nested too deeply)") from None
     except ValueError as error:
@@ -44,15 +41,6 @@ def _finite(text: str) -> float:
     if math.isinf(number):
         raise ValueError(f"{text:.40} is too large")
     return number
-
-
-def _has_surrogate(values: Any) -> bool:
-    """Whether a text in the values cannot be written as UTF-8."""
-    if isinstance(values, dict):
-        return any(_has_surrogate(key) or _has_surrogate(value) for key, value in values.items())
-    if isinstance(values, list):
-        return any(map(_has_surrogate, values))
-    return isinstance(values, str) and any("\ud800" <= letter <= "\udfff" for letter in values)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

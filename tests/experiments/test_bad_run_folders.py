@@ -88,7 +88,7 @@ def test_parts_that_this_program_did_not_write(run, command, change, told):
 def test_files_that_are_no_parts(run, data):
     [path] = run.library.parts()
     path.write_bytes(data)
-    with pytest.raises(ValueError, match=rf"{path}: not a readable part of a library \(.*\): restore it, or remove it"):
+    with pytest.raises(ValueError, match=rf"{path}: not a readable part of a library \(.*\): restore it, or move it"):
         Library(path.parent.parent).ids()
 
 

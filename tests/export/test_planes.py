@@ -143,8 +143,8 @@ def test_a_killed_export_is_none_and_goes_on(fitted_run, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "replace_file", write)
     export_planes(fitted_run, tmp_path / "killed")
     assert (tmp_path / "killed" / "shard-00000.safetensors").stat().st_ino == first.st_ino, "it was whole"
-    names = {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()}
-    assert {path.name: path.read_bytes() for path in (tmp_path / "killed").iterdir()} == names
+    names = {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir() if path.is_file()}
+    assert {path.name: path.read_bytes() for path in (tmp_path / "killed").iterdir() if path.is_file()} == names
 
 
 def test_a_cohort_is_fused_with_its_own_base_planes(fitted_run, tmp_path):

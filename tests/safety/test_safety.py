@@ -203,7 +203,7 @@ def test_pyarrow_alone_dies_of_a_deep_schema(tmp_path: Path) -> None:
         (lambda part: with_column(part, "scene_id", pa.array(["../one"])), "bad scene id '../one'"),
         (
             lambda part: with_column(part, "views", pa.array([[bytes(70 << 20)]]), compression="zstd"),
-            "says that it unpacks to 73400",
+            "says that it unpacks to 1",
         ),
         (lambda part: with_column(part, "test_views", pa.array([[0] * 5000])), "a column has 5000 values; at most"),
         (lambda part: part.unlink() or os.mkfifo(part), "it is no plain file"),

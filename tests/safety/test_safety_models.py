@@ -231,5 +231,5 @@ def test_damaged_checkpoints_are_named(tmp_path: Path) -> None:
     (tmp_path / "shared.safetensors").write_bytes((tmp_path / "shared.safetensors").read_bytes()[:-4])
     (tmp_path / "progress.json").write_text("[" * 10**5)
     for read, name in ((read_state, "shared.safetensors"), (read_progress, "progress.json")):
-        with pytest.raises(ValueError, match=f"{tmp_path}/{name}: .*; remove this checkpoint"):
+        with pytest.raises(ValueError, match=f"{tmp_path}/{name}: .*; set this checkpoint aside"):
             read(tmp_path)
