@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from helpers.small_sources import row, srn_scene
+from helpers.small_sources import row
 
 from scaling.data.scene_store import SceneStore, StoreWriter
 from scaling.export.planes import export_planes
@@ -204,27 +202,6 @@ def test_a_store_that_was_finished_meanwhile_stays(tmp_path, monkeypatch):
     with pytest.raises(FileExistsError, match="already holds"), StoreWriter(tmp_path / "store", "second"):
         pass
     assert SceneStore(tmp_path / "store").ids() == ["one"]
-
-
-def test_two_commands_into_one_store(tmp_path):
-    """As a user would start them, at once: one ends with 1 and says why; the store is the other one's."""
-    script = Path(__file__).resolve().parents[2] / "experiments" / "prepare.py"
-    for source in ("a", "b"):
-        for number in range(3):
-            srn_scene(tmp_path / source / f"{source}{number}")
-    commands = [
-        [sys.executable, str(script), "--source", str(tmp_path / source), "--store", str(tmp_path / "store")]
-        for source in ("a", "b")
-    ]
-    started = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for command in commands]
-    errors = [process.communicate(timeout=120)[1] for process in started]
-    ends = [process.returncode for process in started]
-    assert sorted(ends) == [0, 1], errors
-    winner = ends.index(0)
-    assert "works here since" in errors[1 - winner] or "already holds a scene store" in errors[1 - winner]
-    store = SceneStore(tmp_path / "store")
-    assert {scene_id[0] for scene_id in store.ids()} == {"ab"[winner]}
-    assert store.info["source"] == str(tmp_path / "ab"[winner])
 
 
 # ---------------------------------------------------------------------- what --verify finds
