@@ -19,7 +19,7 @@ def read_ids(path: Path) -> list[str]:
     for a bad id, the line.
     """
     try:
-        text = read_limited(path).decode("utf-8")
+        text = read_limited(path).decode("utf-8-sig")
     except OSError as error:
         raise ValueError(f"--scenes {path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError:

@@ -63,6 +63,7 @@ class StoreWriter:
         self.uri = str(store_uri)
         self.source = str(source)
         self.rejects: list[dict[str, str]] = []
+        self.notes: dict[str, list[str]] = {}  # note → scenes
         self._ids: set[str] = set()
         self._bounds: list[NDArray[np.float64]] = []
         self._rows: list[Mapping[str, Any]] = []
@@ -116,6 +117,11 @@ class StoreWriter:
         if self.num_scenes % SCENES_PER_PART == 0:
             self._close_part()
         return True
+
+    def note(self, scene_id: str, notes: Sequence[str]) -> None:
+        """Remember what was taken otherwise than it stands in the source, for people."""
+        for note in notes:
+            self.notes.setdefault(note, []).append(scene_id)
 
     def reject(self, scene_id: str, source: str, file: str, reason: str) -> None:
         """Record a scene that is left out of the store, and why."""

@@ -13,12 +13,14 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from scaling.data.latents import REMEDY, unpack_latents
-from scaling.data.png import decode_layers, on_white, png_size, read_png
+from scaling.data.png import decode_layers, on_white, png_size, read_image, with_mask
 from scaling.data.resize import pad_intrinsics, pad_to_square, resize_square
 from scaling.data.scene_id import check_scene_id
 
 _LARGEST_NUMBER = 1e9  # in a pose or in intrinsics: beyond it float32 has no useful precision, and products overflow
+ROUNDED = 0.02  # how far R·Rᵀ of a rotation may be from the identity that is within 1 % of a right one
 MAX_VIEWS = 10_000  # of a scene
+ROUNDED_POSES = "rotations that are off by up to 1 % were made orthonormal (poses printed with few decimals?)"
 MAX_SCENE_PIXELS = 1 << 31  # 2,000 views of 1024² pixels
 MAX_SCENE_BYTES = 1 << 30  # of all views of a scene, as they are stored
 
@@ -104,6 +106,20 @@ def check_pose(pose: ArrayLike) -> NDArray[np.float64]:
     return matrix
 
 
+def near_pose(pose: ArrayLike) -> tuple[NDArray[np.float64], bool]:
+    """Check a camera-to-world matrix of a source → [4, 4], and whether its rotation was made orthonormal: one that was
+    printed with few decimals is off by up to ROUNDED. Raises ValueError as `check_pose` does."""
+    matrix = _numbers(pose, 4, "the pose")
+    rotation = matrix[:3, :3]
+    error = np.abs(rotation @ rotation.T - np.eye(3)).max()
+    rounded = bool(1e-6 < error <= ROUNDED)
+    if rounded:
+        left, _, right = np.linalg.svd(rotation)  # the nearest orthonormal matrix
+        matrix = matrix.copy()
+        matrix[:3, :3] = left @ right
+    return check_pose(matrix), rounded and bool(error > 1e-3)
+
+
 def check_intrinsics(intrinsics: ArrayLike) -> NDArray[np.float64]:
     """Check normalised intrinsics → [3, 3].
 
@@ -137,10 +153,13 @@ def intrinsics_from_pixels(
     return check_intrinsics(rows)
 
 
-def read_pngs(ref: SceneRef, paths: Sequence[Path]) -> tuple[list[bytes], tuple[int, int]]:
+def read_pngs(
+    ref: SceneRef, paths: Sequence[Path], masks: Sequence[Path | None] | None = None
+) -> tuple[list[bytes], tuple[int, int]]:
     """Read the PNG bytes of a scene's views, and their common (width, height).
 
-    Raises SceneError naming the first bad file, or the folder where the views are too few or too many.
+    masks: for each view an image that becomes its alpha, or None. Raises SceneError naming the first bad file, or the
+    folder where the views are too few or too many.
     """
     if len(paths) < 2:
         raise ref.error(str(ref.folder), f"found {len(paths)} views, need at least 2: one to train on, one to test")
@@ -148,9 +167,12 @@ def read_pngs(ref: SceneRef, paths: Sequence[Path]) -> tuple[list[bytes], tuple[
         raise ref.error(str(ref.folder), f"found {len(paths)} views; at most {MAX_VIEWS} are read")
     pngs: list[bytes] = []
     common, total = (0, 0), 0
-    for path in paths:
+    for path, mask in zip(paths, masks or [None] * len(paths), strict=True):
         try:
-            data, size = read_png(path)
+            data, size = read_image(path)
+            if mask is not None:
+                path = mask  # for the error
+                data = with_mask(data, read_image(mask)[0])
         except ValueError as error:
             raise ref.error(str(path), str(error)) from error
         common = common if pngs else size
@@ -178,11 +200,13 @@ def make_row(
     height: int,
     width: int,
     source: str,
+    notes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Make a row of the scene store.
 
-    pngs: the bytes of V files; cam2world [V, 4, 4]; intrinsics [V, 3, 3], normalised; height, width: of the images.
-    Raises SceneError where these do not fit together or a camera is invalid.
+    pngs: the bytes of V files; cam2world [V, 4, 4]; intrinsics [V, 3, 3], normalised; height, width: of the images;
+    notes: what was taken otherwise than it stands in the source; not stored with the scene. Raises SceneError where
+    these do not fit together or a camera is invalid.
     """
     row = {
         "scene_id": scene_id,
@@ -194,6 +218,7 @@ def make_row(
         "height": int(height),
         "width": int(width),
         "source": source,
+        "notes": list(notes),
     }
     _check_row(row)
     return row

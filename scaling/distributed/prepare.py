@@ -19,6 +19,7 @@ from scaling.data.readers.registry import list_scenes, read_scene
 from scaling.data.scene_store import REJECTS_SCHEMA, SCHEMA, SceneStore, StoreWriter
 from scaling.data.scene_views import SceneError, SceneRef
 from scaling.data.stores import SceneSource, SourceSpec, read_rows
+from scaling.storage.text import shown
 from scaling.training.measure.box import row_bounds
 
 READER_CPUS = 2
@@ -86,6 +87,7 @@ READ = pa.schema(
         *SCHEMA,
         ("bounds", pa.list_(pa.list_(pa.float64()))),
         ("reject", pa.struct(REJECTS_SCHEMA)),
+        ("notes", pa.list_(pa.string())),
     ]
 )
 
@@ -97,8 +99,9 @@ def read_refs(block: pa.Table) -> Iterator[pa.Table]:
         ref = SceneRef(**values)
         try:
             read = read_scene(ref)
-            bounds = row_bounds(read)
+            notes, bounds = read.pop("notes"), row_bounds(read)
             row: dict[str, Any] = {**read, "bounds": None if bounds is None else bounds.tolist(), "reject": None}
+            row["notes"] = notes
         except SceneError as error:
             why = {"source": error.source, "file": error.file, "reason": error.reason}
             row = {"reject": {"scene_id": ref.scene_id, **why}}
@@ -108,9 +111,10 @@ def read_refs(block: pa.Table) -> Iterator[pa.Table]:
 def write_rows(writer: StoreWriter, rows: pa.Table) -> None:
     """Store the rows that `read_refs` made: scenes and rejects."""
     for row in rows.to_pylist():
-        rejected, bounds = row.pop("reject"), row.pop("bounds")
+        rejected, bounds, notes = row.pop("reject"), row.pop("bounds"), row.pop("notes")
         if rejected is None:
-            writer.add(row, bounds)
+            if writer.add(row, bounds):
+                writer.note(row["scene_id"], notes)
         else:
             writer.reject(**rejected)
 
@@ -139,4 +143,7 @@ def prepare(source: str, store: str, layout: str = "auto", category: str | None 
                 write_rows(writer, batch)
                 progress.update(len(batch))
                 progress.set_postfix(rejected=len(writer.rejects))
+        for note, scene_ids in writer.notes.items():
+            also = f" and {len(scene_ids) - 1} more" if len(scene_ids) > 1 else ""
+            tqdm.write(f"note: scene {scene_ids[0]}{also}: {shown(note)}")
     return writer.num_scenes, len(writer.rejects)

@@ -26,7 +26,6 @@ from helpers.small_sources import (
     srn_scene,
     zip_folder,
 )
-from PIL import Image
 
 from scaling.data.readers import registry, zip_paths
 from scaling.data.scene_store import SceneStore, StoreWriter
@@ -96,9 +95,9 @@ def replace_by_folder(path: Path) -> None:
         ),
         (lambda one: (one / "rgb/000001.png").write_bytes(with_header(0, 8)), "rgb/000001.png", "0x8"),
         (lambda one: (one / "rgb/000001.png").write_bytes(b""), "rgb/000001.png", "empty"),
-        (lambda one: (one / "rgb/000001.png").write_bytes(b"GIF89a" * 9), "rgb/000001.png", "not a PNG file: convert"),
+        (lambda one: (one / "rgb/000001.png").write_bytes(b"GIF89a" * 9), "rgb/000001.png", "not a PNG or JPEG file"),
+        (lambda one: (one / "rgb/000001.png").write_bytes(b"\xff\xd8" * 30), "rgb/000001.png", "damaged or cut short"),
         (lambda one: replace_by_folder(one / "rgb/000001.png"), "rgb/000001.png", "is no plain file"),
-        (lambda one: Image.new("L", (8, 8)).save(one / "rgb/000002.png"), "rgb/000002.png", "greyscale"),
         (lambda one: (one / "rgb/000002.png").write_bytes(picture(width=9)), "rgb/000002.png", "9x8"),
         (lambda one: (one / "pose/000002.txt").unlink(), "rgb/000002.png", "has no pose"),
         (lambda one: (one / "rgb/000002.png").unlink(), "pose/000002.txt", "has no image"),
@@ -198,12 +197,11 @@ def transforms(**keys: Any) -> Damage:
         (lambda scene: (scene / "images/2.png").unlink(), "images/2.png", "cannot be read (No such file"),
         (lambda scene: replace_by_folder(scene / "images/2.png"), "images/2.png", "is no plain file"),
         (lambda scene: cut_short(scene / "images/2.png"), "images/2.png", "cut short"),
-        (lambda scene: Image.new("LA", (8, 8)).save(scene / "images/2.png"), "images/2.png", "greyscale"),
         (lambda scene: (scene / "images/2.png").write_bytes(picture(height=4)), "images/2.png", "8x4 pixels"),
         (
-            lambda scene: (scene / "images/2.png").write_bytes(b"\xff\xd8" * 30),
+            lambda scene: (scene / "images/2.png").write_bytes(b"GIF89a" * 30),
             "images/2.png",
-            "not a PNG file: convert",
+            "not a PNG or JPEG file: convert",
         ),
         (lambda scene: (scene / "transforms.json").unlink(), "transforms.json", "cannot be read (No such file"),
     ],

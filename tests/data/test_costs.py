@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from helpers.small_sources import nerfstudio_scene, picture, srn_scene, zip_folder
 
-from scaling.data.png import decode_png, encode_png, picture_of, read_png
+from scaling.data.png import decode_png, encode_png, picture_of, read_image
 from scaling.data.readers import zip_paths
 from scaling.data.readers.registry import list_scenes, read_scene
 from scaling.data.scene_views import SceneError
@@ -50,7 +50,7 @@ def test_only_what_makes_the_picture_is_kept(tmp_path, spoil):
     rgb = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     path = tmp_path / "a.png"
     path.write_bytes(spoil(encode_png(rgb)))
-    kept, size = read_png(path)
+    kept, size = read_image(path)
     assert size == (8, 8) and len(kept) < 1000
     np.testing.assert_array_equal(decode_png(kept), rgb)
 

@@ -16,7 +16,7 @@ from helpers.small_sources import INTRINSICS, POSE, picture, row
 from PIL import Image
 
 from scaling.data.choose_scenes import choose_ids
-from scaling.data.png import decode_png, encode_png, read_png
+from scaling.data.png import decode_png, encode_png, read_image
 from scaling.data.scene_store import SCHEMA, SceneStore, StoreWriter
 from scaling.data.scene_views import SceneError, check_scene_id, default_test_views, make_row, views_from_row
 
@@ -134,7 +134,7 @@ def test_transparency_goes_through_a_store(tmp_path: Path) -> None:
     opaque[..., 3] = 255
     (tmp_path / "opaque.png").write_bytes(encode_png(opaque))
     Image.fromarray(pixels).quantize(4).save(tmp_path / "palette.png")
-    kept, made_rgb, palette = (read_png(tmp_path / f"{name}.png")[0] for name in ("rgba", "opaque", "palette"))
+    kept, made_rgb, palette = (read_image(tmp_path / f"{name}.png")[0] for name in ("rgba", "opaque", "palette"))
     assert kept == (tmp_path / "rgba.png").read_bytes()
     assert (kept[25], made_rgb[25], palette[25]) == (6, 2, 6), "colour types: RGBA, RGB, RGBA"
     scene = make_row("a", "", [kept, made_rgb, palette], [POSE] * 3, [INTRINSICS] * 3, [1], 2, 4, "a")

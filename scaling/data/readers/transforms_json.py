@@ -13,7 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scaling.data.readers.zip_paths import MAX_JSON_BYTES, read_file
-from scaling.data.scene_views import MAX_VIEWS, SceneRef, check_pose, intrinsics_from_pixels, make_row, read_pngs
+from scaling.data.scene_views import (
+    MAX_VIEWS,
+    ROUNDED_POSES,
+    SceneRef,
+    intrinsics_from_pixels,
+    make_row,
+    near_pose,
+    read_pngs,
+)
 from scaling.storage.json_yaml import parse_json
 
 # Camera-to-world matrices of these axes, times this matrix, are camera-to-world matrices of OpenCV axes.
@@ -22,6 +30,8 @@ OPENGL_AXES = np.diag([1.0, -1.0, -1.0, 1.0])  # x right, y up, z backward
 
 _PINHOLES = ("OPENCV", "PINHOLE", "SIMPLE_PINHOLE")
 _IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".exr", ".tif", ".tiff", ".bmp")  # any other suffix is part of the name
+# Keys of instant-ngp that place a scene in its own unit cube; here the cameras say where it is.
+_IGNORED = ("scale", "offset", "aabb_scale", "aabb", "n_extra_learnable_dims")
 _DISTORTION = ("k1", "k2", "k3", "k4", "k5", "k6", "p1", "p2")
 
 
@@ -30,7 +40,8 @@ class Frame:
     """One view.
 
     file: the JSON file; name: its place in the file, "frames[3]"; image: the image file; cam2world: [4, 4], OpenCV
-    axes; camera: the camera's keys, where the frame's own override those of the file.
+    axes; camera: the camera's keys, where the frame's own override those of the file; mask: the image file that says
+    what of the view is seen; rounded: whether the pose was printed with few decimals.
     """
 
     file: Path
@@ -38,6 +49,8 @@ class Frame:
     image: Path
     cam2world: NDArray[np.float64]
     camera: Mapping[str, Any]
+    mask: Path | None = None
+    rounded: bool = False
 
 
 def load_json(path: Path) -> Any:
@@ -68,20 +81,20 @@ def read_frames(ref: SceneRef, path: Path, axes: NDArray[np.float64]) -> tuple[d
         raise ref.error(str(path), str(error)) from error
 
 
-def image_path(folder: Path, name: Any) -> Path:
-    """The image file that a frame's "file_path" names. Without an image suffix, as in Blender scenes, it is a PNG.
+def image_path(folder: Path, name: Any, key: str = "file_path") -> Path:
+    """The image file that a frame's key names. Without an image suffix, as in Blender scenes, it is a PNG.
 
-    Raises ValueError where "file_path" is not a name, cannot be followed or leads out of the scene's folder.
+    Raises ValueError where the key is not a name, cannot be followed or leads out of the scene's folder.
     """
     if not isinstance(name, str) or not name or "\0" in name:
-        raise ValueError('key "file_path" must be the name of a file')
+        raise ValueError(f'key "{key}" must be the name of a file')
     path = Path(os.path.normpath(folder / (name if PurePosixPath(name).suffix.lower() in _IMAGES else f"{name}.png")))
     try:
         inside = path.resolve().is_relative_to(folder.resolve())
     except (RuntimeError, OSError) as error:  # a loop of links
-        raise ValueError(f'"file_path" {name!r:.200} cannot be followed ({error})') from error
+        raise ValueError(f'"{key}" {name!r:.200} cannot be followed ({error})') from error
     if not inside:
-        raise ValueError(f'"file_path" {name!r:.200} leads out of the scene\'s folder')
+        raise ValueError(f'"{key}" {name!r:.200} leads out of the scene\'s folder')
     return path
 
 
@@ -90,7 +103,7 @@ def row_from_frames(ref: SceneRef, frames: Sequence[Frame], test_views: Sequence
 
     Raises SceneError naming the bad image or frame.
     """
-    pngs, size = read_pngs(ref, [frame.image for frame in frames])
+    pngs, size = read_pngs(ref, [frame.image for frame in frames], [frame.mask for frame in frames])
     intrinsics = []
     for frame in frames:
         try:
@@ -98,7 +111,11 @@ def row_from_frames(ref: SceneRef, frames: Sequence[Frame], test_views: Sequence
         except ValueError as error:
             raise ref.error(str(frame.file), f"{frame.name}: {error}") from error
     poses = [frame.cam2world for frame in frames]
-    return make_row(ref.scene_id, ref.category, pngs, poses, intrinsics, test_views, size[1], size[0], ref.source)
+    notes = [ROUNDED_POSES] * any(frame.rounded for frame in frames)
+    notes += [f'key "{key}" is ignored' for key in _IGNORED if any(key in frame.camera for frame in frames)]
+    return make_row(
+        ref.scene_id, ref.category, pngs, poses, intrinsics, test_views, size[1], size[0], ref.source, notes
+    )  # fmt: skip
 
 
 def camera_intrinsics(camera: Mapping[str, Any], image_size: tuple[int, int]) -> NDArray[np.float64]:
@@ -131,17 +148,18 @@ def _frame(
     """
     try:
         image = image_path(path.parent, frame.get("file_path"))
+        mask = image_path(path.parent, frame["mask_path"], "mask_path") if "mask_path" in frame else None
         if "transform_matrix" not in frame:
             raise ValueError('key "transform_matrix" is missing')
         try:
-            cam2world = check_pose(frame["transform_matrix"]) @ axes
+            pose, rounded = near_pose(frame["transform_matrix"])
         except ValueError as error:
             raise ValueError(f'"transform_matrix": {error}') from error
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
     hidden = ("fl_x", "fl_y") if "camera_angle_x" in frame else ()
     camera = {**{key: value for key, value in shared.items() if key not in hidden}, **frame}
-    return Frame(path, name, image, cam2world, camera)
+    return Frame(path, name, image, pose @ axes, camera, mask, rounded)
 
 
 def _focal_of_angle(camera: Mapping[str, Any], width: float) -> float:

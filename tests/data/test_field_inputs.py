@@ -1,0 +1,123 @@
+"""Sources as real people have them: other suffixes, flags, greys, marks of editors, rounded poses, masks."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.small_sources import POSE, edit_frame, edit_json, nerfstudio_scene, picture, srn_scene
+from PIL import Image
+
+from scaling.data.png import decode_layers, decode_png, encode_png
+from scaling.data.readers.registry import list_scenes, read_scene
+from scaling.data.scene_views import SceneError, views_from_row
+
+
+def read_one(source: Path) -> dict:
+    [ref] = list_scenes(source)
+    return read_scene(ref)
+
+
+@pytest.fixture
+def srn(tmp_path) -> Path:
+    return srn_scene(tmp_path / "source" / "one")
+
+
+def test_suffixes_in_any_case_and_jpeg(srn):
+    (srn / "rgb" / "000000.png").rename(srn / "rgb" / "000000.PNG")
+    grey = Image.fromarray(np.full((8, 8, 3), 77, np.uint8))
+    (srn / "rgb" / "000001.png").unlink()
+    grey.save(srn / "rgb" / "000001.JPG", format="JPEG")
+    (srn / "pose" / "000002.txt").rename(srn / "pose" / "000002.TXT")
+    row = read_one(srn.parent)
+    assert [decode_png(png)[0, 0].tolist() for png in row["views"]] == [[0] * 3, [77] * 3, [2] * 3]
+    assert all(png.startswith(b"\x89PNG") for png in row["views"])
+
+
+def test_two_images_of_one_name_are_told(srn):
+    (srn / "rgb" / "000001.jpg").write_bytes(b"")
+    with pytest.raises(SceneError, match=r"000001.png: has the same name as 000001.jpg"):
+        read_one(srn.parent)
+
+
+@pytest.mark.parametrize(("line", "inverted"), [("0", False), ("1", True), ("1.", True)])
+def test_the_last_line_of_intrinsics_says_which_way_poses_go(srn, line, inverted):
+    with (srn / "intrinsics.txt").open("a") as file:
+        file.write(f"{line}\n")
+    row = read_one(srn.parent)
+    expected = np.linalg.inv(POSE) if inverted else POSE
+    np.testing.assert_allclose(row["cam2world"][:16].reshape(4, 4), expected, atol=1e-6)
+    assert any("inverted" in note for note in row["notes"]) == inverted
+
+
+def test_another_last_line_is_told(srn):
+    with (srn / "intrinsics.txt").open("a") as file:
+        file.write("2\n")
+    with pytest.raises(SceneError, match="or 0 or 1 after it"):
+        read_one(srn.parent)
+
+
+@pytest.mark.parametrize(("mode", "value", "rgb"), [("L", 90, 90), ("LA", (90, 255), 90), ("I;16", 90 * 256 + 17, 90)])
+def test_grey_is_a_colour(srn, mode, value, rgb):
+    image = Image.fromarray(np.full((8, 8), value, np.uint16)) if mode == "I;16" else Image.new(mode, (8, 8), value)
+    image.save(srn / "rgb" / "000001.png")
+    assert decode_png(read_one(srn.parent)["views"][1])[3, 3].tolist() == [rgb] * 3
+
+
+def test_grey_keeps_its_alpha():
+    out = io.BytesIO()
+    Image.new("LA", (2, 2), (90, 128)).save(out, format="PNG")
+    assert decode_layers(out.getvalue())[0, 0].tolist() == [90, 90, 90, 128]
+
+
+def test_marks_that_editors_leave_are_read(srn):
+    for path in (srn / "pose" / "000000.txt", srn / "intrinsics.txt"):
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert len(read_one(srn.parent)["views"]) == 3
+
+
+def test_poses_with_three_decimals_are_made_orthonormal(srn):
+    """A turn by 1 rad, printed with two and three decimals: R·Rᵀ is off by some thousandths."""
+    c, s = np.cos(1.0), np.sin(1.0)
+    turned = np.array([[c, -s, 0, 1.3], [s, c, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    (srn / "pose" / "000001.txt").write_text(" ".join(f"{number:.2f}" for number in turned.ravel()))
+    row = read_one(srn.parent)
+    rotation = row["cam2world"][16:32].reshape(4, 4)[:3, :3].astype(np.float64)
+    np.testing.assert_allclose(rotation @ rotation.T, np.eye(3), atol=1e-6)
+    np.testing.assert_allclose(rotation, turned[:3, :3], atol=5e-3)
+    assert any("orthonormal" in note for note in row["notes"])
+    skewed = turned.copy()
+    skewed[0, 0] += 0.05
+    (srn / "pose" / "000001.txt").write_text(" ".join(map(str, skewed.ravel())))
+    with pytest.raises(SceneError, match="not orthonormal"):
+        read_one(srn.parent)
+
+
+def test_a_mask_is_the_alpha(tmp_path):
+    scene = nerfstudio_scene(tmp_path / "source" / "one")
+    mask = np.zeros((8, 8, 3), np.uint8)
+    mask[:, 4:] = 255
+    (scene / "masks").mkdir()
+    (scene / "masks" / "1.png").write_bytes(encode_png(mask))
+    edit_frame(scene / "transforms.json", 1, mask_path="masks/1.png")
+    row = read_one(scene.parent)
+    views = views_from_row(row, 8)
+    assert views.images[1, 0, 0, 0] == 1 and views.images[1, 0, 0, 7] == pytest.approx(1 / 255)
+    assert views.alpha[1, 0].tolist() == [0] * 4 + [1] * 4 and views.alpha[0].min() == 1
+    edit_frame(scene / "transforms.json", 1, mask_path="../../x.png")
+    with pytest.raises(SceneError, match=r'"mask_path" .* leads out'):
+        read_one(scene.parent)
+    (scene / "masks" / "1.png").write_bytes(picture(width=4))
+    edit_frame(scene / "transforms.json", 1, mask_path="masks/1.png")
+    with pytest.raises(SceneError, match=r"masks/1\.png: the mask has 4x8 pixels, its image 8x8"):
+        read_one(scene.parent)
+
+
+def test_keys_that_are_ignored_are_named(tmp_path):
+    scene = nerfstudio_scene(tmp_path / "source" / "one")
+    edit_json(scene / "transforms.json", scale=0.33, offset=[0.5, 0.5, 0.5])
+    assert read_one(scene.parent)["notes"] == ['key "scale" is ignored', 'key "offset" is ignored']
+    assert json.loads((scene / "transforms.json").read_text())["scale"] == 0.33
