@@ -64,7 +64,7 @@ def connect(address: str | None = None, gpus: int = 0) -> Resources:
             keep_to_this_machine()
             ray.init(
                 address="local",
-                num_cpus=max(2, os.cpu_count() or 1),
+                num_cpus=max(2, usable_cpus()),
                 include_dashboard=False,
                 object_store_memory=OBJECT_STORE_BYTES,
                 _temp_dir=str(private_folder()),
@@ -78,6 +78,19 @@ def connect(address: str | None = None, gpus: int = 0) -> Resources:
         atexit.register(request_resources, bundles=[])  # otherwise the machines stay up, and cost, after the job
     nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
     return Resources(sum(nodes), max(gpus, gpus_now()), gpus, tuple(nodes))
+
+
+def usable_cpus(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """The CPUs that this process may use: a job's share of a machine. The least of those that the kernel lets it run on
+    and of its control group's quota, at least 1."""
+    counts = [len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1]
+    with suppress(OSError, ValueError):  # version 2: "200000 100000", or "max 100000"
+        quota, period = (cgroup / "cpu.max").read_text().split()
+        counts.append(int(quota) // int(period))
+    with suppress(OSError, ValueError):  # version 1: −1 without a quota
+        quota, period = ((cgroup / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        counts.append(int(quota) // int(period) if int(quota) > 0 else counts[0])
+    return max(1, min(counts))
 
 
 def keep_to_this_machine() -> None:

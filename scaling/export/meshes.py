@@ -32,6 +32,7 @@ from scaling.storage.own_folder import own_folder
 
 NUM_POINTS = 128  # along the box's longest side: about five a texel on planes of 24 texels a side
 NUM_VIEWS = 32  # views from which surfaces and colours are taken
+COLOURS = "_COLOURS"  # trimesh wants names of attributes of one's own to begin with _
 UNLIT = "KHR_materials_unlit"
 
 
@@ -112,15 +113,18 @@ def mesh_bytes(surface: Surface, colours: NDArray[np.uint8], file_format: str) -
     from trimesh.exchange.gltf import export_glb
     from trimesh.exchange.ply import export_ply
 
-    if file_format == "glb":
-        surface, colours = y_up(surface), to_linear(colours)
-    opaque = np.full((len(colours), 1), 255, dtype=np.uint8)
-    mesh = trimesh.Trimesh(
-        surface.vertices, surface.faces, vertex_colors=np.concatenate([colours, opaque], 1), process=False
-    )
-    if file_format == "glb":
-        return export_glb(mesh, include_normals=False, tree_postprocessor=_make_unlit)
-    return export_ply(mesh, vertex_normal=False)
+    if file_format == "ply":
+        mesh = trimesh.Trimesh(surface.vertices, surface.faces, vertex_colors=_opaque(colours), process=False)
+        return export_ply(mesh, vertex_normal=False)
+    surface = y_up(surface)
+    mesh = trimesh.Trimesh(surface.vertices, surface.faces, process=False)
+    mesh.vertex_attributes[COLOURS] = _opaque(to_linear(colours))
+    return export_glb(mesh, include_normals=False, tree_postprocessor=_finish)
+
+
+def _opaque(colours: NDArray[Any]) -> NDArray[Any]:
+    """Colours [N, 3] with the highest alpha of their type → [N, 4]."""
+    return np.concatenate([colours, np.full_like(colours[:, :1], np.iinfo(colours.dtype).max)], 1)
 
 
 def y_up(surface: Surface) -> Surface:
@@ -129,15 +133,21 @@ def y_up(surface: Surface) -> Surface:
     return replace(surface, vertices=surface.vertices @ turn, normals=surface.normals @ turn)
 
 
-def to_linear(colours: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """sRGB → linear light, as glTF wants vertex colours; viewers turn them back. In linear light 8 bits tell fewer dark
-    colours apart: the darkest come back within 6 of 255."""
+def to_linear(colours: NDArray[np.uint8]) -> NDArray[np.uint16]:
+    """sRGB → linear light, as glTF wants vertex colours; viewers turn them back. Of the 64 darkest values 8 bits would
+    keep 14 apart, so there are 16."""
     values = colours / 255
     linear = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
-    return (linear * 255).round().astype(np.uint8)
+    return (linear * 65535).round().astype(np.uint16)
 
 
-def _make_unlit(tree: dict[str, Any]) -> None:
+def _finish(tree: dict[str, Any]) -> None:
+    """Make our attribute the vertices' colours, which trimesh itself writes with 8 bits; make the material unlit."""
+    for mesh in tree["meshes"]:
+        for primitive in mesh["primitives"]:
+            place = primitive["attributes"].pop(COLOURS)
+            primitive["attributes"]["COLOR_0"] = place
+            tree["accessors"][place]["normalized"] = True
     rough = {"metallicFactor": 0, "roughnessFactor": 1}  # for viewers that do not know UNLIT: glTF's default is a metal
     tree["materials"] = [{"pbrMetallicRoughness": rough, "extensions": {UNLIT: {}}}]
     tree["extensionsUsed"] = [UNLIT]

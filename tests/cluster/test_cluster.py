@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import re
 import subprocess
 import tomllib
@@ -15,6 +16,8 @@ import yaml
 from helpers.commands import commands, parse_as_script
 from packaging.requirements import Requirement
 from ray.autoscaler._private.util import prepare_config, validate_config
+
+from scaling.distributed.cluster import usable_cpus
 
 ROOT = Path(__file__).resolve().parents[2]
 CLUSTER = ROOT / "cluster"
@@ -259,3 +262,21 @@ def test_shell_parses():
     for script in scripts:
         plain = re.sub(r"<[A-Z_]+>", "filled-in", script)
         assert subprocess.run(["bash", "-n"], input=plain, text=True).returncode == 0, script
+
+
+@pytest.mark.parametrize(
+    ("files", "cpus"),
+    [
+        ({}, 8), ({"cpu.max": "200000 100000"}, 2), ({"cpu.max": "max 100000"}, 8), ({"cpu.max": "50000 100000"}, 1),
+        ({"cpu/cpu.cfs_quota_us": "300000", "cpu/cpu.cfs_period_us": "100000"}, 3),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 8),
+    ],
+)  # fmt: skip
+def test_a_jobs_cpus_are_not_the_machines(tmp_path, monkeypatch, files, cpus):
+    """64 cores, of which the job may run on 8, or fewer by its quota."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    (tmp_path / "cpu").mkdir()
+    for name, text in files.items():
+        (tmp_path / name).write_text(text + "\n")
+    assert usable_cpus(tmp_path) == cpus

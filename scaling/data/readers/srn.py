@@ -100,7 +100,7 @@ def _read_pose(ref: SceneRef, path: Path, world2cam: bool) -> tuple[NDArray[np.f
     numbers = [number for line in _read_numbers(ref, path) for number in line]
     try:
         pose, rounded = near_pose(numbers)
-        return np.linalg.inv(pose) if world2cam else pose, rounded
+        return np.asarray(np.linalg.inv(pose), np.float64) if world2cam else pose, rounded
     except ValueError as error:
         raise ref.error(str(path), str(error)) from error
 
