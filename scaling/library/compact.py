@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from scaling.library.ledger import Ledger
 from scaling.library.parts import Part, commit_part, damaged, describe_part, order, part_name, read_bytes, read_part
@@ -117,7 +118,7 @@ def _kind(part: Part) -> tuple[int, str, str]:
 def _join(ledger: Ledger, group: list[Part], counts: dict[str, str]) -> None:
     """Commit as one part those scenes of several parts whose rows count there. counts: from `_where_scenes_count`."""
     folder = ledger.run.library.folder
-    rows = []
+    rows: dict[str, dict[str, Any]] = {}
     for part in group:
         path = folder / "parts" / part.name
         if hashlib.sha256(read_bytes(path)).hexdigest() != part.sha256:
@@ -125,13 +126,15 @@ def _join(ledger: Ledger, group: list[Part], counts: dict[str, str]) -> None:
         found = read_part(path, SCHEMA.names).to_pylist()
         if tuple(row["scene_id"] for row in found) != part.scene_ids:
             raise damaged(path, "it holds other scenes than the manifest notes")
-        rows += [row for row in found if counts[row["scene_id"]] == part.name]
+        for row in found:
+            if counts[row["scene_id"]] == part.name:
+                rows.setdefault(row["scene_id"], row)
     joined = None
     if rows:
         # The first epoch of the group: of two rows of a scene, the same one counts as before. Batches count their
         # attempts from 1, so attempt 0 never gives a batch's name.
         epoch = min(order(part.name)[0] for part in group)
-        joined = commit_part(folder, rows, part_name(epoch, 0, [row["scene_id"] for row in rows]))
+        joined = commit_part(folder, list(rows.values()), part_name(epoch, 0, rows))
         ledger.add(joined)
     now = datetime.now(UTC).isoformat()
     for part in group:
