@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -64,7 +65,9 @@ def tiny(tiny_values, frontier) -> dict[str, Settings]:
     }
     settings = {name: make_settings(each) for name, each in values.items()}
     plain = {"rgb_triplanes": settings["default"], "same_field_triplanes": settings["sharp"]}
-    return settings | {name: frontier.as_triplanes(each) for name, each in plain.items()}
+    # Their stage 1 is that of a real preset: a thousand steps.
+    few = {"warmup": {"num_epochs": 1, "steps_per_epoch": 3}}
+    return settings | {name: frontier.over(frontier.as_triplanes(each), stage1=few) for name, each in plain.items()}
 
 
 @pytest.fixture
@@ -76,7 +79,7 @@ def run_fit(tmp_path, monkeypatch, capsys, frontier, tiny) -> Any:
     monkeypatch.setattr(frontier, "method_settings", tiny.__getitem__)
     monkeypatch.setattr(frontier, "PACE_STEPS", 3)
     monkeypatch.setattr(fit, "Data", lambda: tiny["default"].data)
-    monkeypatch.setattr(stage1, "ProcessPoolExecutor", lambda *_, **__: ThreadPoolExecutor(1))
+    monkeypatch.setattr(stage1, "ProcessPoolExecutor", lambda *_, **__: nullcontext(SimpleNamespace(map=map)))
     monkeypatch.setattr(paper, "autoencoder_folder", lambda job: None)
     monkeypatch.setattr(paper, "method_settings", lambda method, *_: tiny[method])
     monkeypatch.setattr(paper, "REPEATS_AT", (1,))
