@@ -41,6 +41,7 @@ def inline_code() -> list[str]:
 # ---------------------------------------------------------------------- Python
 
 
+@pytest.mark.slow
 def test_the_examples_run(tiny_settings, tiny_scenes, tmp_path, monkeypatch, capsys):
     """In order, as one program, beside a tiny run and a folder of views as a user has them."""
     export_planes(make_run(tmp_path / "runs" / "cars", tiny_settings, tiny_scenes), tmp_path / "planes")

@@ -32,6 +32,8 @@ from scaling.data.scene_store import SceneStore, StoreWriter
 from scaling.data.scene_views import check_pose
 from scaling.distributed.prepare import read_refs, write_rows
 
+pytestmark = pytest.mark.slow
+
 Damage = Callable[[Path], Any]
 
 

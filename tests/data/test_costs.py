@@ -17,6 +17,8 @@ from scaling.data.readers import zip_paths
 from scaling.data.readers.registry import list_scenes, read_scene
 from scaling.data.scene_views import SceneError
 
+pytestmark = pytest.mark.slow
+
 JUNK = b"\0" * 1_000_000
 
 

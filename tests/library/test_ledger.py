@@ -28,8 +28,10 @@ from scaling.storage.atomic import replace_file
 from scaling.storage.lease import Lease, LeaseHeld, LeaseLost
 from scaling.storage.paths import AnyPath, remove_tree, to_path, uri_of
 
+pytestmark = pytest.mark.slow
 
-@pytest.fixture(params=["disk", pytest.param("s3", marks=pytest.mark.slow)])
+
+@pytest.fixture(params=["disk", "s3"])
 def place(request, tmp_path) -> AnyPath:
     """A new folder on a disk and in an object store: every rule holds on both."""
     if request.param == "disk":

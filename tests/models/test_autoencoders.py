@@ -108,6 +108,7 @@ def test_its_latents_are_shown_as_the_colours_they_are(tiny_values):
     assert latent_colours(latents[..., 1:3], shown_range(learned))[0, 0, :, 0].tolist() == [0, 255]
 
 
+@pytest.mark.slow
 def test_it_learns_in_both_stages_and_is_read_again(tiny_values, tiny_scenes, tmp_path):
     settings = make_settings(merge(tiny_values, SUPER_RESOLUTION))
     assert active_phases(settings) == ["autoencoder", "warmup", "adapt", "distil"]

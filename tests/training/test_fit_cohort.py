@@ -24,6 +24,8 @@ from scaling.training.fit_frozen import fit_scenes
 from scaling.training.phase_loop import Diverged, EpochReport
 from scaling.training.stage1 import Stage1
 
+pytestmark = pytest.mark.slow
+
 RATES = {"field": 1e-2, "base_planes": 1e-2, "micro_planes": 1e-2, "coefs": 1e-2}
 COHORT = {
     "stage2": {

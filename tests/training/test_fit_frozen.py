@@ -93,6 +93,7 @@ class KnownDecoder(nn.Module):
         return torch.sigmoid(nn.functional.pixel_shuffle(pixels, 2))
 
 
+@pytest.mark.slow
 def test_a_student_learns_the_decoder_and_its_gradient(tiny_values, tiny_scenes):
     """What it is for: an image's error must move rendered latents as it would through the decoder."""
     short = {name: {"num_epochs": 1} for name in ("warmup", "joint")}

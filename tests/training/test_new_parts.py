@@ -81,6 +81,7 @@ def fin_pixels(num_views: int = 16) -> torch.Tensor:
     return (fin & ~body).view(num_views, SIZE, SIZE)
 
 
+@pytest.mark.slow
 def test_a_part_that_no_scene_of_stage_1_has_is_in_the_render(settings, store):
     scenes = views_of(store)
     bounds = source_bounds(store, Workers())

@@ -128,6 +128,7 @@ def brute_force(views: SceneViews, cells: int, margin: float, half: float) -> Te
     return torch.tensor(kept)
 
 
+@pytest.mark.slow
 def test_coarse_to_fine_finds_what_brute_force_finds():
     """Two cuboids apart, so that cells stay in several places."""
     pieces = [(torch.tensor([-0.3, -0.2, -0.2]), torch.tensor([-0.1, 0.1, 0.1])), (SIDES * 0.3, SIDES * 0.6)]
