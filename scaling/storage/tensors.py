@@ -30,6 +30,12 @@ def tensor_kinds(path: AnyPath) -> dict[str, str]:
 
     Raises ValueError where there is no such file, or where its header is not valid.
     """
+    return {name: _kind(name, described) for name, described in _header(path)[1].items()}
+
+
+def _header(path: AnyPath) -> tuple[int, dict[str, Any]]:
+    """Read the header of a file → its length in bytes, and what it says of each tensor. Raises ValueError as
+    `tensor_kinds` does."""
     if not path.is_file():
         raise ValueError("no such file (weights are read from safetensors alone)")
     try:
@@ -40,7 +46,10 @@ def tensor_kinds(path: AnyPath) -> dict[str, str]:
             header = parse_json(stream.read(length))
         if not isinstance(header, dict):
             raise ValueError("the header is not a JSON object")
-        return {name: _kind(name, described) for name, described in header.items() if name != "__metadata__"}
+        tensors = {name: described for name, described in header.items() if name != "__metadata__"}
+        for name, described in tensors.items():
+            _kind(name, described)
+        return length, tensors
     except (OSError, ValueError) as error:
         raise ValueError(f"not readable as safetensors ({error})") from error
 
@@ -76,21 +85,16 @@ def load_tensors(path: AnyPath) -> dict[str, Tensor]:
 
     Raises ValueError where there is no such file, or where it is damaged.
     """
-    tensor_kinds(path)
+    length, header = _header(path)
     try:
-        _check_length(path)
+        _check_length(path, 8 + length + max((each["data_offsets"][1] for each in header.values()), default=0))
         return load(path.read_bytes())
     except (ValueError, TypeError, SafetensorError, RuntimeError, LookupError, MemoryError) as error:
         raise ValueError(f"not readable as safetensors ({error})") from error
 
 
-def _check_length(path: AnyPath) -> None:
-    """Raise ValueError where a file is longer or shorter than its header says, before all of it is read."""
-    with path.open("rb") if isinstance(path, Path) else path.open_input() as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        header = parse_json(stream.read(length))
-    ends = [described["data_offsets"][1] for name, described in header.items() if name != "__metadata__"]
-    expected = 8 + length + max(ends, default=0)
+def _check_length(path: AnyPath, expected: int) -> None:
+    """Raise ValueError where a file has not as many bytes as its header says, before all of it is read."""
     if path.stat().st_size != expected:
         raise ValueError(f"has {path.stat().st_size} bytes, its header says {expected}")
 
