@@ -82,8 +82,11 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         fixtures = getattr(item, "fixturenames", ())
-        if "ray_6_cpus_4_gpus" in fixtures:
+        on_ray = "ray_6_cpus_4_gpus" in fixtures
+        if on_ray:
             item.add_marker("ray")
+        # With `-n 2`, one process runs a whole file, and one process everything that shares the one Ray.
+        item.add_marker(pytest.mark.xdist_group("ray" if on_ray else str(item.path)))
         if item.path.parent.name in WHOLE_RUNS or "s3_server" in fixtures:
             item.add_marker("slow")
 

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 REMEDY = (
     "remove this shared model's folder in STORE/latents; stage 2 then encodes, or experiments/prepare.py --latents "
@@ -20,9 +22,10 @@ REMEDY = (
 
 def pack_latents(latents: Tensor) -> bytes:
     """Pack [V, C, h, w] in [−1, 1] → little-endian float16 bytes. Raises ValueError where a number is not finite."""
-    if not torch.isfinite(latents).all():
+    numbers = latents.cpu().numpy()
+    if not np.isfinite(numbers).all():
         raise ValueError("the encoder gives numbers that are not finite")
-    return latents.cpu().numpy().astype("<f2").tobytes()
+    return numbers.astype("<f2").tobytes()
 
 
 def unpack_latents(data: bytes, shape: Sequence[int] | None, num_views: int) -> Tensor:
@@ -40,4 +43,6 @@ def unpack_latents(data: bytes, shape: Sequence[int] | None, num_views: int) -> 
     numbers = np.frombuffer(data, dtype="<f2")
     if not (np.abs(numbers) <= 1).all():
         raise ValueError("they hold numbers that are not in [-1, 1]")
+    import torch  # here, as processes that only read rows do without it
+
     return torch.from_numpy(numbers.astype(np.float16)).reshape(sizes)

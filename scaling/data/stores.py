@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from scaling.config import Data
-from scaling.data.embedded.scenes import embedded_car, embedded_ids
 from scaling.data.latent_cache import LatentCache
 from scaling.data.scene_store import SceneStore
 from scaling.storage.formats import is_sha256
@@ -42,6 +41,8 @@ class EmbeddedCars:
     name: str = "the embedded cars"
 
     def ids(self) -> list[str]:
+        from scaling.data.embedded.scenes import embedded_ids  # imports torch, which reading a store does without
+
         return embedded_ids(EMBEDDED_COUNT)
 
     def categories(self) -> list[str]:
@@ -52,6 +53,8 @@ class EmbeddedCars:
 
     def rows(self, ids: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
         """Yield rows in the form of a store's, one at a time."""
+        from scaling.data.embedded.scenes import embedded_car
+
         for scene_id in self.ids() if ids is None else ids:
             yield embedded_car(scene_id, self.image_size, self.num_views)
 

@@ -22,9 +22,8 @@ from scaling.data.latent_cache import LatentCache
 from scaling.data.latents import pack_latents
 from scaling.data.scene_store import SceneStore
 from scaling.data.scene_views import SceneError, SceneViews, views_from_row
-from scaling.data.stores import SourceSpec
+from scaling.data.stores import SourceSpec, read_rows
 from scaling.distributed.cluster import Resources, actor_class, share_for_actors
-from scaling.distributed.prepare import read_rows
 from scaling.distributed.stage2.dispatcher import Dispatcher
 from scaling.distributed.stage2.messages import FITTED, Fitted, Outcome
 from scaling.library.failures import RETRY

@@ -26,9 +26,9 @@ from scaling.data.latent_cache import SCHEMA, LatentCache
 from scaling.data.latents import pack_latents
 from scaling.data.scene_store import SceneStore, StoreWriter
 from scaling.data.scene_views import SceneError, SceneViews, views_from_row
-from scaling.data.stores import SourceSpec
+from scaling.data.stores import SourceSpec, read_rows
 from scaling.distributed.cache_latents import Encoded, EncodeJob, Encoder, cache_latents
-from scaling.distributed.prepare import holds, read_rows
+from scaling.distributed.prepare import holds
 from scaling.models.shared_files import load_shared
 from scaling.models.shared_model import SharedModel
 from scaling.storage.atomic import replace_file

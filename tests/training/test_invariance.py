@@ -15,8 +15,8 @@ from torch import nn
 
 from scaling.config import make_settings, merge
 from scaling.data.embedded.scenes import embedded_ids
-from scaling.data.scene_views import SceneViews
-from scaling.models.shared_files import save_shared
+from scaling.data.scene_views import SceneViews, views_from_row
+from scaling.models.shared_files import load_shared, save_shared
 from scaling.models.shared_model import SharedModel
 from scaling.training.checkpoints.state import load_scenes, read_progress
 from scaling.training.evaluate import evaluate_scene
@@ -27,19 +27,19 @@ from scaling.training.stage1 import Stage1
 
 pytestmark = pytest.mark.slow
 
-# Epochs of one step, so that reports are of steps: 58 in all, through all five phases. Four buckets, so that two
-# workers have equal shares and three have not.
+# Epochs of one step, so that reports are of steps: 20 in all, through all five phases. Four buckets, so that three
+# workers have unequal shares.
 STEPS = {
     "stage1": {
         "num_buckets": 4,
-        "autoencoder": {"num_epochs": 10, "steps_per_epoch": 1},
-        "warmup": {"num_epochs": 24, "steps_per_epoch": 1},
-        "joint": {"num_epochs": 12, "steps_per_epoch": 1},
-        "adapt": {"num_epochs": 6, "steps_per_epoch": 1},
-        "distil": {"num_epochs": 6, "steps_per_epoch": 1},
+        "autoencoder": {"num_epochs": 4, "steps_per_epoch": 1},
+        "warmup": {"num_epochs": 8, "steps_per_epoch": 1},
+        "joint": {"num_epochs": 4, "steps_per_epoch": 1},
+        "adapt": {"num_epochs": 2, "steps_per_epoch": 1},
+        "distil": {"num_epochs": 2, "steps_per_epoch": 1},
     }
 }
-NUM_STEPS = 58
+NUM_STEPS = 20
 
 
 @dataclasses.dataclass
@@ -117,28 +117,20 @@ def one_worker(values, tiny_scenes, tmp_path_factory) -> Run:
 
 
 @pytest.fixture(scope="module")
-def two_workers(values, tiny_scenes, tmp_path_factory) -> Run:
-    """The same run by two processes, two buckets each."""
-    return together(2, values, tiny_scenes, tmp_path_factory.mktemp("two"))
-
-
-@pytest.fixture(scope="module")
 def three_workers(values, tiny_scenes, tmp_path_factory) -> Run:
     """The same run by three processes, of which the first has two of the four buckets."""
     return together(3, values, tiny_scenes, tmp_path_factory.mktemp("three"))
 
 
-@pytest.mark.parametrize("several", ["two_workers", "three_workers"])
-def test_several_workers_have_the_losses_of_one(one_worker, several, request):
-    several = request.getfixturevalue(several)
+def test_three_workers_have_the_losses_of_one(one_worker, three_workers):
     assert len(one_worker.losses) == NUM_STEPS
-    for one, theirs in zip(one_worker.losses, several.losses, strict=True):
+    for one, theirs in zip(one_worker.losses, three_workers.losses, strict=True):
         assert theirs == pytest.approx(one, rel=1e-3)
     mean = one_worker.stage1.shared.coefs_mean
-    torch.testing.assert_close(several.stage1.shared.coefs_mean, mean, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(three_workers.stage1.shared.coefs_mean, mean, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("epoch", [5, 20, 40, 50])
+@pytest.mark.parametrize("epoch", [2, 7, 14, 17])
 def test_one_worker_goes_on_where_three_stopped(three_workers, values, tiny_scenes, tmp_path, epoch):
     """A kill in each phase; the final losses of both runs are within 1 %."""
     checkpoint = three_workers.folder / f"{epoch:05d}"
@@ -212,29 +204,26 @@ def test_a_fit_depends_on_its_scene_and_seed_alone(whole, tiny_scenes):
 
 
 @pytest.mark.filterwarnings("default")  # Ray's and MLflow's own warnings are theirs to mend
-def test_stage2_does_not_depend_on_actors_or_order(ray_6_cpus_4_gpus, whole, tiny_values, tmp_path):
-    """1 and 3 actors on the same four batches: equal planes. Another order, so other batches: the same PSNR."""
+def test_actors_fit_what_one_process_fits(ray_6_cpus_4_gpus, whole, tiny_values, tmp_path):
+    """Three actors on four batches: planes are equal to those of this process. (Another order, so other batches, has
+    the same PSNR: see the test above.)"""
     from scaling.data.stores import SourceSpec
     from scaling.distributed.stage2.driver import Stage2Job, fit_stage2
     from scaling.library.run_folder import RunFolder
+    from scaling.library.scene_row import pack_scene
 
     settings = make_settings(tiny_values)
     shared = tmp_path / "shared"
     save_shared(whole.stage1.shared, shared, whole.stage1.scene_ids)
-    ids = embedded_ids(12)[4:]
-    shuffled = random.Random(0).sample(ids, len(ids))
-
-    def fit(name: str, scene_ids: list[str], num_actors: int) -> dict[str, dict[str, Any]]:
-        run = RunFolder(tmp_path / "runs" / name)
-        spec = SourceSpec.of(None, settings.data)
-        job = Stage2Job(run, settings, spec, scene_ids, ray_6_cpus_4_gpus, shared_folder=shared, num_actors=num_actors)
-        fit_stage2(job)
-        return {row["scene_id"]: row for row in run.library.scenes()}
-
-    first = fit("one", ids, 1)
-    assert sorted(first) == ids
-    for scene_id, row in fit("three", ids, 3).items():
-        assert row["micro_planes"] == first[scene_id]["micro_planes"], scene_id
-        assert row["coefs"] == first[scene_id]["coefs"]
-    for scene_id, row in fit("shuffled", shuffled, 1).items():
-        assert row["psnr"] == pytest.approx(first[scene_id]["psnr"], abs=0.05)
+    ids = random.Random(0).sample(embedded_ids(12)[4:], 8)
+    run = RunFolder(tmp_path / "runs" / "three")
+    spec = SourceSpec.of(None, settings.data)
+    fit_stage2(Stage2Job(run, settings, spec, ids, ray_6_cpus_4_gpus, shared_folder=shared, num_actors=3))
+    views = [views_from_row(row, settings.data.image_size) for row in spec.open().rows(ids)]
+    batches = [views[start : start + 2] for start in range(0, len(views), 2)]
+    here = fit_in_batches(load_shared(shared)[0], batches)
+    rows = {row["scene_id"]: row for row in run.library.scenes()}
+    assert sorted(rows) == sorted(here) == sorted(ids)
+    for scene_id, row in rows.items():
+        packed = pack_scene(here[scene_id].params, settings.stage2.micro_dtype)
+        assert (row["micro_planes"], row["coefs"]) == (packed.micro_planes, packed.coefs), scene_id

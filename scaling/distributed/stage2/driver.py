@@ -22,7 +22,7 @@ from scaling.config import Settings
 from scaling.data.stores import EMBEDDED, SourceSpec
 from scaling.distributed.cluster import actor_class, gpus_now, share, share_for_actors
 from scaling.distributed.job import Job
-from scaling.distributed.prepare import batches_of, bound_reading, scene_dataset
+from scaling.distributed.scene_rows import batches_of, bound_reading, scene_dataset
 from scaling.distributed.stage2.actors import CohortFitter, FitJob, Fitter, SceneFitter, cohort_checkpoints
 from scaling.distributed.stage2.dispatcher import Dispatcher
 from scaling.distributed.stage2.messages import Counts
@@ -88,7 +88,7 @@ def fit_stage2(job: Stage2Job) -> dict[str, Any]:
     with open_ledger(job.run) as ledger:
         shared_hash = read_hash(job.shared_folder)  # every actor checks that the tensors match it
         ledger.check_shared(shared_hash)
-        settled = _settled(job)
+        settled = settled_scenes(job)
         if ledger.other_settings(settings_hash(job.settings)):
             print(f"warning: {job.run.path} holds scenes fitted with other stage-2 settings; they stay as they are")
         job.run.write_config("stage2", job.settings, job.noted)
@@ -98,7 +98,7 @@ def fit_stage2(job: Stage2Job) -> dict[str, Any]:
         return metrics
 
 
-def _settled(job: Stage2Job) -> set[str]:
+def settled_scenes(job: Stage2Job) -> set[str]:
     """The scenes that need no fit: those in the library, and without retry_failed those that were given up."""
     settled = set(job.run.library.ids())
     if not job.retry_failed:
