@@ -41,6 +41,7 @@ class EmbeddedCars:
     name: str = "the embedded cars"
 
     def ids(self) -> list[str]:
+        """Their ids."""
         from scaling.data.embedded.scenes import embedded_ids  # imports torch, which reading a store does without
 
         return embedded_ids(EMBEDDED_COUNT)
