@@ -65,6 +65,14 @@ TINY: dict[str, Any] = {
 }
 
 
+# Files with the longest tests, so that none of them is begun last (see `pytest_xdist_make_scheduler`).
+LONGEST = (
+    "tests/distributed/test_distributed.py", "tests/benchmarks/test_faults.py", "tests/distributed/test_sweep.py",
+    "tests/training/test_invariance.py", "tests/benchmarks/test_benchmarks.py", "tests/distributed/test_dispatcher.py",
+    "tests/viewer/test_viewer_browser.py", "tests/experiments/test_presets.py",
+    "tests/distributed/test_cache_latents.py", "tests/report/test_report.py",
+)  # fmt: skip
+
 # Folders whose tests run commands, draw, export or damage whole runs: all of them count as slow, so that what is left
 # is the maths. Elsewhere a slow test is marked itself.
 WHOLE_RUNS = {
@@ -79,15 +87,26 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if left_out and collection_path.parent == config.rootpath / "tests" else None
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `-n 2`, each process takes whole files, those that take longest first."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class LongestFirst(LoadFileScheduling):
+        def _assign_work_unit(self, node: Any) -> None:
+            longest = [scope for scope in LONGEST if scope in self.workqueue]
+            for scope in reversed(longest):
+                self.workqueue.move_to_end(scope, last=False)
+            super()._assign_work_unit(node)
+
+    return LongestFirst(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         fixtures = getattr(item, "fixturenames", ())
-        on_ray = "ray_6_cpus_4_gpus" in fixtures
-        if on_ray:
+        if "ray_6_cpus_4_gpus" in fixtures:
             item.add_marker("ray")
-        # With `-n 2`, one process runs a whole file, and one process everything that shares the one Ray.
-        item.add_marker(pytest.mark.xdist_group("ray" if on_ray else str(item.path)))
         if item.path.parent.name in WHOLE_RUNS or "s3_server" in fixtures:
             item.add_marker("slow")
 

@@ -14,9 +14,7 @@ import torch.distributed as dist
 from torch import nn
 
 from scaling.config import make_settings, merge
-from scaling.data.embedded.scenes import embedded_ids
-from scaling.data.scene_views import SceneViews, views_from_row
-from scaling.models.shared_files import load_shared, save_shared
+from scaling.data.scene_views import SceneViews
 from scaling.models.shared_model import SharedModel
 from scaling.training.checkpoints.state import load_scenes, read_progress
 from scaling.training.evaluate import evaluate_scene
@@ -201,29 +199,3 @@ def test_a_fit_depends_on_its_scene_and_seed_alone(whole, tiny_scenes):
             assert psnrs[0] == pytest.approx(psnrs[1], abs=0.05)
     reseeded = fit_in_batches(shared, [[a, b]], seed=1)
     assert not torch.equal(reseeded[a.scene_id].params.micro_planes, first[a.scene_id].params.micro_planes)
-
-
-@pytest.mark.filterwarnings("default")  # Ray's and MLflow's own warnings are theirs to mend
-def test_actors_fit_what_one_process_fits(ray_6_cpus_4_gpus, whole, tiny_values, tmp_path):
-    """Three actors on four batches: planes are equal to those of this process. (Another order, so other batches, has
-    the same PSNR: see the test above.)"""
-    from scaling.data.stores import SourceSpec
-    from scaling.distributed.stage2.driver import Stage2Job, fit_stage2
-    from scaling.library.run_folder import RunFolder
-    from scaling.library.scene_row import pack_scene
-
-    settings = make_settings(tiny_values)
-    shared = tmp_path / "shared"
-    save_shared(whole.stage1.shared, shared, whole.stage1.scene_ids)
-    ids = random.Random(0).sample(embedded_ids(12)[4:], 8)
-    run = RunFolder(tmp_path / "runs" / "three")
-    spec = SourceSpec.of(None, settings.data)
-    fit_stage2(Stage2Job(run, settings, spec, ids, ray_6_cpus_4_gpus, shared_folder=shared, num_actors=3))
-    views = [views_from_row(row, settings.data.image_size) for row in spec.open().rows(ids)]
-    batches = [views[start : start + 2] for start in range(0, len(views), 2)]
-    here = fit_in_batches(load_shared(shared)[0], batches)
-    rows = {row["scene_id"]: row for row in run.library.scenes()}
-    assert sorted(rows) == sorted(here) == sorted(ids)
-    for scene_id, row in rows.items():
-        packed = pack_scene(here[scene_id].params, settings.stage2.micro_dtype)
-        assert (row["micro_planes"], row["coefs"]) == (packed.micro_planes, packed.coefs), scene_id
