@@ -8,9 +8,18 @@ nerfstudio's layout. The same command again continues an export that was stopped
 import argparse
 import sys
 
-from scaling.cli import command_parser, disk_folder, local_file, parse_without_settings, positive_int, run_command
+from scaling.cli import (
+    address,
+    command_parser,
+    disk_folder,
+    local_file,
+    parse_without_settings,
+    positive_int,
+    run_command,
+)
 
-FLAGS = {"num_views": "views", "path": "views", "format": "mesh", "points": "mesh"}  # flag → the export it is for
+# flag → what it is for
+FLAGS = {"num_views": "views", "path": "views", "format": "mesh", "points": "mesh"}
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -32,6 +41,10 @@ def make_parser() -> argparse.ArgumentParser:
         "--points", type=positive_int, metavar="N",
         help="mesh: densities along the longest side of the box; memory and time grow with its cube (default: 128)",
     )  # fmt: skip
+    parser.add_argument(
+        "--store", type=address,
+        help="mesh, views: scene store whose cameras are taken (default: the viewpoints that the run notes)",
+    )  # fmt: skip
     return parser
 
 
@@ -41,6 +54,8 @@ def main() -> int:
     for flag, what in FLAGS.items():
         if getattr(arguments, flag) is not None and arguments.what != what:
             parser.error(f"--{flag.replace('_', '-')} is for --what {what}")
+    if arguments.store and arguments.what == "planes":
+        parser.error("--store is for --what mesh and --what views: planes need no cameras")
 
     from scaling.library.run_folder import RunFolder
 
@@ -56,14 +71,16 @@ def main() -> int:
         from scaling.export.meshes import NUM_POINTS, export_meshes
         from scaling.storage.text import shown
 
-        made, without = export_meshes(run, out, scenes, arguments.format or "glb", arguments.points or NUM_POINTS)
+        form, points = arguments.format or "glb", arguments.points or NUM_POINTS
+        made, without = export_meshes(run, out, scenes, form, points, arguments.store)
         print(f"{out}: {made} meshes")
         for scene_id, reason in without.items():
             print(f"scene {scene_id} has none: {shown(reason)}")
     else:
         from scaling.export.views import NUM_VIEWS, export_views
 
-        made = export_views(run, out, scenes, arguments.path or "sphere", arguments.num_views or NUM_VIEWS)
+        path, num_views = arguments.path or "sphere", arguments.num_views or NUM_VIEWS
+        made = export_views(run, out, scenes, path, num_views, arguments.store)
         print(f"{out}: views of {made} scenes")
     return 0
 

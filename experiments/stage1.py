@@ -19,7 +19,7 @@ def main() -> int:
     from scaling.library.summary import table_text
 
     spec = SourceSpec.of(arguments.store, settings.data)
-    ids = choose_ids(spec.open(), arguments.scenes, count=arguments.num_scenes, balanced=True)
+    ids = choose_ids(spec.open(), arguments.scenes, count=arguments.num_scenes, balanced=True, split=arguments.split)
     if len(ids) < arguments.num_scenes:
         print(f"warning: there are only {len(ids)} scenes; --num-scenes asked for {arguments.num_scenes}")
     run = RunFolder(arguments.run)

@@ -39,7 +39,9 @@ def main() -> int:
     settings = settings_on(shared, with_stage2(settings, arguments.mode, arguments.cohort_size), arguments.given)
     spec = SourceSpec.of(arguments.store, settings.data)
     trained = read_scene_ids(shared)
-    ids = choose_ids(spec.open(), arguments.scenes, trained, arguments.skip_scenes, arguments.num_scenes)
+    ids = choose_ids(
+        spec.open(), arguments.scenes, trained, arguments.skip_scenes, arguments.num_scenes, split=arguments.split
+    )
     if len(ids) < arguments.num_scenes:
         print(f"warning: only {len(ids)} scenes are left to fit; --num-scenes asked for {arguments.num_scenes}")
     cluster = connect(arguments.address, arguments.gpus)

@@ -15,9 +15,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Rays:
-    """Straight lines p(t) = origin + t · direction. t is a distance in world units.
+    """Straight lines p(t) = origin + t · direction.
 
-    origins, directions: [..., R, 3], in world coordinates, where directions have length 1, or in a box's (`Box.into`).
+    origins, directions: [..., R, 3], in world coordinates, where directions have length 1 and t is a distance in world
+    units, or in a box's coordinates (`Box.into`).
     """
 
     origins: Tensor
@@ -63,6 +64,17 @@ def rays_through(cam2world: Tensor, intrinsics: Tensor, pixels: Tensor, height: 
     return Rays(cam2world[..., :3, 3].expand_as(directions), directions)
 
 
+Centre = tuple[float, float, float]
+ORIGIN: Centre = (0.0, 0.0, 0.0)
+
+
+def look_at(azimuth: Tensor, elevation: Tensor, radius: Tensor, centre: Centre) -> Tensor:
+    """As `look_at_origin`, around and at another centre (world coordinates)."""
+    cam2world = look_at_origin(azimuth, elevation, radius)
+    cam2world[:, :3, 3] += torch.tensor(centre, dtype=cam2world.dtype)
+    return cam2world
+
+
 def look_at_origin(azimuth: Tensor, elevation: Tensor, radius: Tensor) -> Tensor:
     """Cameras on a sphere that look at the origin, with the world's z up.
 
@@ -82,19 +94,20 @@ def look_at_origin(azimuth: Tensor, elevation: Tensor, radius: Tensor) -> Tensor
     return cam2world
 
 
-def orbit(num_views: int, radius: float, elevation: float = math.radians(25.0)) -> Tensor:
-    """Cameras [V, 4, 4] at num_views equal steps around the origin, for turntables. radius: world units; elevation:
+def orbit(num_views: int, radius: float, elevation: float = math.radians(25.0), centre: Centre = ORIGIN) -> Tensor:
+    """Cameras [V, 4, 4] at num_views equal steps around a centre, for turntables. radius: world units; elevation:
     radians.
 
     >>> orbit(4, radius=2.0, elevation=0.0)[0, :3, 3]  # the first camera is on the x axis, the second on the y axis
     tensor([2., 0., 0.])
     """
     azimuth = torch.arange(num_views) * (2 * math.pi / num_views)
-    return look_at_origin(azimuth, torch.full_like(azimuth, elevation), torch.full_like(azimuth, radius))
+    return look_at(azimuth, torch.full_like(azimuth, elevation), torch.full_like(azimuth, radius), centre)
 
 
-def zone(num_views: int, radius: float, lowest: float, highest: float) -> Tensor:
-    """Cameras [V, 4, 4] at num_views places spread evenly, by the golden angle, over a sphere between two elevations.
+def zone(num_views: int, radius: float, lowest: float, highest: float, centre: Centre = ORIGIN) -> Tensor:
+    """Cameras [V, 4, 4] at num_views places spread evenly, by the golden angle, over a sphere around a centre, between
+    two elevations.
 
     radius: world units; lowest, highest: elevations in radians.
     """
@@ -102,7 +115,7 @@ def zone(num_views: int, radius: float, lowest: float, highest: float) -> Tensor
     azimuth = steps * (math.pi * (3 - math.sqrt(5)))
     low, high = math.sin(lowest), math.sin(highest)
     elevation = (low + (high - low) * (steps + 0.5) / num_views).asin()
-    return look_at_origin(azimuth, elevation, torch.full_like(elevation, radius))
+    return look_at(azimuth, elevation, torch.full_like(elevation, radius), centre)
 
 
 def normalised_intrinsics(focal: float) -> Tensor:

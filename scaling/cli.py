@@ -135,6 +135,10 @@ def command_parser(description: str | None, *flags: str) -> argparse.ArgumentPar
     if "num-scenes" in flags:
         parser.add_argument("--num-scenes", type=positive_int, required=True, help="number of scenes to take")
         parser.add_argument("--scenes", type=local_file, help="file with one scene id a line, instead of store order")
+        parser.add_argument(
+            "--split", choices=("train", "val", "test", "all"), default="train",
+            help="scenes of which split to take, where the store has splits and without --scenes",
+        )  # fmt: skip
     if "address" in flags:
         parser.add_argument("--address", help="Ray cluster to join (default: RAY_ADDRESS, else a local one)")
     if "gpus" in flags:

@@ -36,7 +36,7 @@ def make_parser() -> argparse.ArgumentParser:
 def main() -> int:
     arguments = make_parser().parse_args()
     from scaling.data.embedded.scenes import embedded_car, embedded_ids
-    from scaling.data.scene_store import StoreWriter
+    from scaling.data.store_writer import StoreWriter
     from scaling.data.stores import SourceSpec
     from scaling.distributed.cluster import connect
     from scaling.distributed.stage2.driver import Stage2Job, fit_stage2

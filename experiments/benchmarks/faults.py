@@ -86,8 +86,8 @@ class Campaign:
         """Make the plan, the store, with rows damaged as planned, and the shared model. The campaign's folder is
         replaced."""
         from scaling.data.embedded.scenes import embedded_car, embedded_ids
-        from scaling.data.scene_store import StoreWriter
         from scaling.data.scene_views import views_from_row
+        from scaling.data.store_writer import StoreWriter
         from scaling.data.stores import SourceSpec
         from scaling.models.shared_files import save_shared
         from scaling.training.stage1 import Stage1

@@ -52,7 +52,7 @@ def fit(num_scenes: int, num_views: int, device: Any) -> int:
 
 def stage1(num_scenes: int, num_views: int, device: Any) -> int:
     """Run stage 1 on the scenes. → bytes of their decoded views."""
-    from shared.workload import preset_settings, random_scenes
+    from shared.workload import everywhere, preset_settings, random_scenes
 
     from scaling.training.process_group import Workers
     from scaling.training.stage1 import PHASES, Stage1
@@ -61,7 +61,8 @@ def stage1(num_scenes: int, num_views: int, device: Any) -> int:
     steps |= {"warmup": STEPS, "num_buckets": 1}
     settings = preset_settings("sd", stage1=steps)
     scenes = random_scenes(num_scenes, settings, num_views)
-    Stage1(settings, [scene.scene_id for scene in scenes], scenes, Workers(device=device)).run(lambda report: None)
+    ids = [scene.scene_id for scene in scenes]
+    Stage1(settings, ids, scenes, Workers(device=device), everywhere()).run(lambda report: None)
     return sum(scene.images.nbytes for scene in scenes)
 
 

@@ -54,7 +54,7 @@ def settings() -> Settings:
 def prepare(out: Path, num_scenes: int) -> None:
     """Make OUT/store and OUT/shared, and an empty OUT/times; what was in OUT is removed."""
     from scaling.data.embedded.scenes import embedded_car, embedded_ids
-    from scaling.data.scene_store import StoreWriter
+    from scaling.data.store_writer import StoreWriter
     from scaling.models.shared_model import SharedModel
 
     empty_folder(out, "benchmark of scale")

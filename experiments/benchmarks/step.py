@@ -112,7 +112,7 @@ def store_rows(settings: Settings, numbers: list[int], repeats: int, device: Any
 def warmup_ms(settings: Settings, num_scenes: int, dense: bool, steps: int, device: Any) -> float:
     """ms of one step of warmup, the mean over all epochs but the first. steps: in an epoch."""
     from shared.stopwatch import now
-    from shared.workload import random_scenes
+    from shared.workload import everywhere, random_scenes
 
     from scaling.training.process_group import Workers
     from scaling.training.stage1 import Stage1
@@ -125,7 +125,7 @@ def warmup_ms(settings: Settings, num_scenes: int, dense: bool, steps: int, devi
     settings = make_settings(merge(settings.model_dump(), over))
     views = random_scenes(num_scenes, settings, num_views=2)
     times: list[float] = []
-    stage1 = Stage1(settings, [view.scene_id for view in views], views, Workers(device=device))
+    stage1 = Stage1(settings, [view.scene_id for view in views], views, Workers(device=device), everywhere())
     stage1.run(lambda report: times.append(now(device)) if report.phase == "warmup" else None)
     return 1000 * (times[-1] - times[0]) / ((EPOCHS - 1) * steps)
 

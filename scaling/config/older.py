@@ -19,6 +19,7 @@ def as_noted(values: dict[str, Any]) -> dict[str, Any]:
     before = {
         "representation": {
             "box_side": 1.05,
+            "length_unit": "world",
             "combine": "sum",
             "field_width": 64,
             "field_layers": 1,

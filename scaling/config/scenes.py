@@ -33,7 +33,10 @@ class Representation(Section):
     """World axes along the width and height of each plane."""
     box_side: AboveZero | None = None
     """Side of the cube around the origin that the planes span, world units; null: the cuboid around all scenes
-    of the store, measured from their views, which need a white background."""
+    of the store, measured from their views, which need a background of one colour."""
+    length_unit: Literal["box", "world"] = "box"
+    """Unit of length that densities are per. box: the box's longest side, so that scenes of any scale are learned
+    alike; world (published): the world's unit."""
     combine: Literal["product", "sum"] = "product"
     """How a point's features f on the planes are combined; product: Π (1 + f) - 1; sum (published)."""
     field_width: Size = 64

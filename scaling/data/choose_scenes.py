@@ -11,6 +11,8 @@ from scaling.data.scene_id import check_scene_id
 from scaling.data.stores import SceneSource
 from scaling.storage.limited import read_limited
 
+ALL = "all"  # value of --split
+
 
 def read_ids(path: Path) -> list[str]:
     """Read the scene ids of a file with one id per line; skip blank lines and # comments.
@@ -58,6 +60,12 @@ def categories_in_turn(source: SceneSource) -> list[str]:
     return [scene_id for in_turn in rounds for scene_id in in_turn if scene_id is not None]
 
 
+def _other_splits(source: SceneSource, split: str) -> str:
+    counts = Counter(name for name in source.splits() if name not in ("", split))
+    told = ", ".join(f"{number} of {name}" for name, number in sorted(counts.items()))
+    return f"; it holds {told}: choose by --split" if told and split != ALL else ""
+
+
 def choose_ids(
     source: SceneSource,
     wanted: Path | None,
@@ -65,16 +73,20 @@ def choose_ids(
     skip: int = 0,
     count: int | None = None,
     balanced: bool = False,
+    split: str = "train",
 ) -> list[str]:
-    """Choose ids: those of the file `wanted`, or all of the source; drop `leave_out`, then the first `skip`.
+    """Choose ids: those of the file `wanted`, or those of a split; drop `leave_out`, then the first `skip`.
 
     count: return at most this many. balanced: without a file, order the ids by `categories_in_turn`; stage 1 uses this,
-    because all categories share its base planes. Raises ValueError where the file is bad (see `read_ids`) or names a
-    scene that the source does not hold, or where no scene is left.
+    because all categories share its base planes. split: train, val, test, or all of them; scenes of no split belong to
+    each. Raises ValueError where the file is bad (see `read_ids`) or names a scene that the source does not hold, or
+    where no scene is left.
     """
     known = source.ids()
     if wanted is None:
+        of_split = dict(zip(known, source.splits()))
         ids = categories_in_turn(source) if balanced else known
+        ids = [scene_id for scene_id in ids if split == ALL or of_split[scene_id] in ("", split)]
     else:
         ids = read_ids(wanted)
         unknown = sorted(set(ids) - set(known))
@@ -83,8 +95,9 @@ def choose_ids(
     out = set(leave_out)
     chosen = [scene_id for scene_id in ids if scene_id not in out][skip:]
     if not chosen:
+        of = f"of {len(ids)} scenes" if wanted or split == ALL else f"of {len(ids)} scenes of split {split}"
         raise ValueError(
-            f"no scene is left of {source.name}: of {len(ids)} scenes the shared model was trained on {len(out)}, and "
-            f"{skip} are skipped"
+            f"no scene is left of {source.name}: {of} the shared model was trained on {len(out)}, and {skip} are "
+            f"skipped{_other_splits(source, split) if wanted is None else ''}"
         )
     return chosen[:count]

@@ -12,15 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 
-def pad_to_square(image: NDArray[np.uint8], value: int = 255) -> NDArray[np.uint8]:
-    """Pad [C, H, W] → [C, S, S], S = max(H, W), with `value` at both ends of the shorter axis.
-
-    The default is white, the colour of the background.
-    """
+def pad_to_square(image: NDArray[np.uint8], colour: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Pad [C, H, W] → [C, S, S], S = max(H, W), with a colour [C] at both ends of the shorter axis."""
     height, width = image.shape[-2:]
     left, top = _margins(width, height)
     right, bottom = max(height - width, 0) - left, max(width - height, 0) - top
-    return np.pad(image, ((0, 0), (top, bottom), (left, right)), constant_values=value)
+    around = (top, bottom), (left, right)
+    return np.stack([np.pad(channel, around, constant_values=value) for channel, value in zip(image, colour)])
 
 
 def pad_intrinsics(intrinsics: Tensor, width: int, height: int) -> Tensor:

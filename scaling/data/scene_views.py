@@ -12,10 +12,12 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from scaling.data.background import WHITE, border_colour
 from scaling.data.latents import REMEDY, unpack_latents
 from scaling.data.png import decode_layers, on_white, png_size, read_image, with_mask
 from scaling.data.resize import pad_intrinsics, pad_to_square, resize_square
 from scaling.data.scene_id import check_scene_id
+from scaling.data.scene_ref import SceneError, SceneRef
 
 _LARGEST_NUMBER = 1e9  # in a pose or in intrinsics: beyond it float32 has no useful precision, and products overflow
 ROUNDED = 0.02  # how far R·Rᵀ of a rotation may be from the identity that is within 1 % of a right one
@@ -23,37 +25,6 @@ MAX_VIEWS = 10_000  # of a scene
 ROUNDED_POSES = "rotations that are off by up to 1 % were made orthonormal (poses printed with few decimals?)"
 MAX_SCENE_PIXELS = 1 << 31  # 2,000 views of 1024² pixels
 MAX_SCENE_BYTES = 1 << 30  # of all views of a scene, as they are stored
-
-
-class SceneError(ValueError):
-    """One scene cannot be used. scene_id, source: which scene; file: where the error is; reason: what is wrong."""
-
-    def __init__(self, scene_id: str, file: str, reason: str, source: str = "") -> None:
-        super().__init__(scene_id, file, reason, source)  # all of them: another process rebuilds the error from these
-        self.scene_id, self.file, self.reason, self.source = map(printable, (scene_id, file, reason, source))
-
-    def __str__(self) -> str:
-        where = f" (source {self.source})" if self.source else ""
-        file = f"{self.file}: " if self.file else ""
-        return f"scene {self.scene_id}{where}: {file}{self.reason}"
-
-
-@dataclass(frozen=True)
-class SceneRef:
-    """Where a scene is, in plain values that travel between processes.
-
-    folder: its path, which may lead through a zip file; "" where the id is bad or the path is not UTF-8. layout: the
-    name of its reader. source: its path relative to --source.
-    """
-
-    scene_id: str
-    category: str
-    folder: str
-    layout: str
-    source: str
-
-    def error(self, file: str, reason: str) -> SceneError:
-        return SceneError(self.scene_id, file, reason, self.source)
 
 
 @dataclass(frozen=True)
@@ -79,11 +50,6 @@ class SceneViews:
         return tuple(sorted(set(range(len(self.images))) - set(self.test_views)))
 
 
-def printable(text: str) -> str:
-    """Replace what UTF-8 cannot encode, as it may occur in file names and in JSON, by escapes."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
 def default_test_views(num_views: int) -> tuple[int, ...]:
     """Indices of the first tenth of the views, at least one."""
     return tuple(range(max(1, num_views // 10)))
@@ -107,8 +73,9 @@ def check_pose(pose: ArrayLike) -> NDArray[np.float64]:
 
 
 def near_pose(pose: ArrayLike) -> tuple[NDArray[np.float64], bool]:
-    """Check a camera-to-world matrix of a source → [4, 4], and whether its rotation was made orthonormal: one that was
-    printed with few decimals is off by up to ROUNDED. Raises ValueError as `check_pose` does."""
+    """Check a matrix of a source that maps between world and camera → [4, 4], and whether its rotation was made
+    orthonormal: one that was printed with few decimals is off by up to ROUNDED. Raises ValueError as `check_pose`
+    does."""
     matrix = _numbers(pose, 4, "the pose")
     rotation = matrix[:3, :3]
     error = np.abs(rotation @ rotation.T - np.eye(3)).max()
@@ -168,6 +135,9 @@ def read_pngs(
     pngs: list[bytes] = []
     common, total = (0, 0), 0
     for path, mask in zip(paths, masks or [None] * len(paths), strict=True):
+        ref.check_link(path)
+        if mask is not None:
+            ref.check_link(mask)
         try:
             data, size = read_image(path)
             if mask is not None:
@@ -227,14 +197,14 @@ def make_row(
 def views_from_row(row: Mapping[str, Any], image_size: int) -> SceneViews:
     """Decode a row of the store → views of image_size × image_size pixels.
 
-    Images are padded with white to squares and resized; intrinsics follow (see resize.py). Transparent images are
-    composited on white; `alpha` keeps their transparency (0 in the padding), and is None where no image has any.
-    Raises SceneError where the columns do not fit together, where images are damaged or not of the row's height and
-    width, or where cached latents do not fit them.
+    Images are padded to squares, with the colour of their borders or white, and resized; intrinsics follow (see
+    resize.py). Transparent images are composited on white; `alpha` keeps their transparency (0 in the padding), and is
+    None where no image has any. Raises SceneError where the columns do not fit together, where images are damaged or
+    not of the row's height and width, or where cached latents do not fit them.
     """
     _check_row(row)
     height, width = int(row["height"]), int(row["width"])
-    images, alphas = [], {}
+    images, alphas, padding = [], {}, WHITE
     for index, data in enumerate(row["views"]):  # one at a time: full-size views of a scene may be gigabytes
         try:
             if png_size(data) != (width, height):
@@ -242,9 +212,12 @@ def views_from_row(row: Mapping[str, Any], image_size: int) -> SceneViews:
             layers = decode_layers(data)
         except ValueError as error:
             raise _row_error(row, f"views[{index}]", str(error)) from error
-        images.append(_resized(on_white(layers), 255, image_size))
+        opaque = on_white(layers)
+        if index == 0 and height != width:
+            padding = border_colour(opaque[None]) or WHITE
+        images.append(_resized(opaque, padding, image_size))
         if layers.shape[2] == 4:
-            alphas[index] = _resized(layers[..., 3:], 0, image_size)[0]
+            alphas[index] = _resized(layers[..., 3:], (0,), image_size)[0]
     # Resizing keeps normalised intrinsics: only the padding changes them.
     intrinsics = torch.tensor(np.asarray(row["intrinsics"], dtype=np.float32)).reshape(-1, 3, 3)
     return SceneViews(
@@ -263,12 +236,12 @@ def _alpha(known: Mapping[int, Tensor], num_views: int, height: int, width: int)
     """Stack alpha → [V, image_size, image_size]. Views that are not in `known` are opaque, except in their padding."""
     if not known:
         return None
-    opaque = _resized(np.full((height, width, 1), 255, np.uint8), 0, len(next(iter(known.values()))))[0]
+    opaque = _resized(np.full((height, width, 1), 255, np.uint8), (0,), len(next(iter(known.values()))))[0]
     return torch.stack([known.get(view, opaque) for view in range(num_views)])
 
 
-def _resized(pixels: NDArray[np.uint8], padding: int, image_size: int) -> Tensor:
-    """Pad and resize pixels [H, W, C] → [C, image_size, image_size] in [0, 1]."""
+def _resized(pixels: NDArray[np.uint8], padding: tuple[int, ...], image_size: int) -> Tensor:
+    """Pad pixels [H, W, C] with a colour, and resize them → [C, image_size, image_size] in [0, 1]."""
     # NumPy divides: torch would wake all its threads for each view, which takes ten times longer where cores are busy.
     image = np.divide(pad_to_square(pixels.transpose(2, 0, 1), padding), 255, dtype=np.float32, order="C")
     return resize_square(torch.from_numpy(image), image_size)

@@ -27,9 +27,13 @@ class SceneSource(Protocol):
 
     def categories(self) -> list[str]: ...
 
+    def splits(self) -> list[str]: ...
+
     def rows(self, ids: Sequence[str] | None = None) -> Iterator[dict[str, Any]]: ...
 
     def bounds(self) -> list[list[float]] | None: ...
+
+    def no_bounds(self) -> dict[str, list[str]]: ...
 
 
 @dataclass(frozen=True)
@@ -49,8 +53,14 @@ class EmbeddedCars:
     def categories(self) -> list[str]:
         return ["car"] * EMBEDDED_COUNT
 
+    def splits(self) -> list[str]:
+        return [""] * EMBEDDED_COUNT
+
     def bounds(self) -> None:
         """None: the bounds are not known before the cars are made."""
+
+    def no_bounds(self) -> dict[str, list[str]]:
+        return {}
 
     def rows(self, ids: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
         """Yield rows in the form of a store's, one at a time."""

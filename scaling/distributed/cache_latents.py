@@ -20,8 +20,9 @@ import torch
 from scaling.config import Settings, SettingsError
 from scaling.data.latent_cache import LatentCache
 from scaling.data.latents import pack_latents
+from scaling.data.scene_ref import SceneError
 from scaling.data.scene_store import SceneStore
-from scaling.data.scene_views import SceneError, SceneViews, views_from_row
+from scaling.data.scene_views import SceneViews, views_from_row
 from scaling.data.stores import SourceSpec, read_rows
 from scaling.distributed.cluster import Resources, actor_class, share_for_actors
 from scaling.distributed.stage2.dispatcher import Dispatcher

@@ -20,9 +20,11 @@ from typing import Any
 
 import ray
 from ray._private import ray_constants
+from ray._private.services import canonicalize_bootstrap_address
 from ray.autoscaler.sdk import request_resources
 
 from scaling.config import SettingsError
+from scaling.storage.progress import waiting_for
 
 MAX_SESSIONS_PATH = 40  # names of sockets may have 107 bytes, of which Ray's own part takes some 60
 OBJECT_STORE_BYTES = 512 << 20  # of a local cluster: holds a few batches of views; results go to disk instead
@@ -57,7 +59,8 @@ def connect(address: str | None = None, gpus: int = 0) -> Resources:
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         if address:
             try:
-                ray.init(address=address, **quiet)
+                with waiting_for(f"the Ray cluster at {address}"):
+                    ray.init(address=address, **quiet)
             except (OSError, ValueError, RuntimeError, ImportError) as error:
                 raise _no_cluster(address, str(error).strip().splitlines()[0]) from error
         else:
@@ -136,14 +139,23 @@ def gpus_now() -> int:
 
 
 def _check_reachable(address: str | None) -> None:
-    """Raise ConnectionError where nothing listens at HOST:PORT: Ray itself would try for minutes."""
-    host, _, port = (address or "").rpartition(":")
+    """Raise ConnectionError where nothing listens at the address: Ray itself would try for minutes.
+
+    "auto" is resolved as Ray does, to the cluster that the last `ray start` on this machine noted; it may be long gone.
+    """
+    if address and address.startswith(("http://", "https://")):
+        raise _no_cluster(address, "that is a dashboard, for `ray job submit`; a driver joins HOST:PORT or auto")
+    resolved = canonicalize_bootstrap_address(address) if address == "auto" else address
+    if address and not resolved:
+        raise _no_cluster(address, "no cluster was started on this machine")
+    host, _, port = (resolved or "").removeprefix("ray://").rpartition(":")
     if not port.isdecimal() or "/" in host:
-        return  # "auto" and the like: Ray itself answers at once
+        return  # "local" and the like: Ray itself answers at once
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
     except (OSError, OverflowError) as error:
-        raise _no_cluster(str(address), str(error)) from error
+        where = f"{resolved}: {error}" if resolved != address else str(error)
+        raise _no_cluster(str(address), where) from error
 
 
 def _no_cluster(address: str, why: str) -> ConnectionError:

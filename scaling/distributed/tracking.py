@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import re
 import shlex
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,20 +15,17 @@ from typing import Any
 
 import numpy as np
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param
-from mlflow.exceptions import MlflowException
-from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME, MLFLOW_RUN_NOTE
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME, MLFLOW_RUN_NOTE
 from sqlalchemy import URL, make_url
-from sqlalchemy.exc import SQLAlchemyError
 
 from scaling.config import Settings, flatten
+from scaling.distributed.outbox import UNUSABLE, Outbox, check_answers, finite, log_file, read_run_id
 from scaling.library.run_folder import RunFolder
 from scaling.storage.addresses import masked
 from scaling.storage.paths import AnyPath
+from scaling.storage.progress import waiting_for
 from scaling.training.stage1 import PHASES
 
-# What MLflow raises where a database or server cannot be used; ImportError: the database's driver is not installed.
-UNUSABLE = (MlflowException, SQLAlchemyError, ImportError)
 LONGEST_PARAM = 500
 UNFIT = re.compile(r"[^\w\-. :/]+")  # characters that MLflow refuses in the key of a param or a metric
 
@@ -53,11 +50,13 @@ def ui_command(run: RunFolder) -> str:
 
 
 class Tracker:
-    """An MLflow run named `name` in the experiment named like the run folder; a restart finds it again.
+    """An MLflow run named `name` in the experiment named like the run folder; a restart of the same folder goes on with
+    it.
 
     uri: the driver's tracking URI, for another process that may not share the driver's environment; parent: the run
     whose child this one is; tags: for the UI's filters and groups, beside `stage`, the name up to its first slash.
-    Raises RuntimeError where the database or server cannot be used.
+    Raises RuntimeError where the database or server cannot be used, unless must_answer is false. Later nothing raises:
+    what cannot be sent is kept (see outbox.py).
     """
 
     def __init__(
@@ -67,72 +66,64 @@ class Tracker:
         uri: str | None = None,
         parent: Tracker | None = None,
         tags: Mapping[str, str] | None = None,
+        must_answer: bool = True,
     ) -> None:
-        self.uri = uri or tracking_uri(run)
+        self.name, self.uri = name, uri or tracking_uri(run)
+        _chatter_to_file(run)
         _home(run).mkdir(parents=True, exist_ok=True)
-        try:
-            self.client = MlflowClient(tracking_uri=self.uri)
-            experiment = self._experiment(run)
-            self.run_id = self._find(experiment, name) or self._create(experiment, name)
-            self.client.update_run(self.run_id, status="RUNNING")
-            relation = {MLFLOW_PARENT_RUN_ID: parent.run_id} if parent else {}
-            for key, value in {"stage": name.split("/")[0], **(tags or {}), **relation}.items():
-                self.client.set_tag(self.run_id, key, value)
-        except UNUSABLE as error:
-            raise RuntimeError(_unusable(self.uri, error)) from error
+        self._box = Outbox(run, name, self.uri, lambda client: _experiment(client, run, self.uri))
+        every, above = {"stage": name.split("/")[0], **(tags or {})}, parent.name if parent else None
+        if must_answer:
+            try:
+                with waiting_for(f"MLflow at {masked(self.uri)}"):
+                    self._box.connect(every, above)
+            except UNUSABLE as error:
+                raise RuntimeError(_unusable(self.uri, error)) from error
+        else:
+            self._box.put("open", tags=every, parent=above)
 
-    def _experiment(self, run: RunFolder) -> str:
-        known = self.client.get_experiment_by_name(run.name)
-        if known is not None:
-            return known.experiment_id
-        local = self.uri.startswith("sqlite")
-        artefacts = (_home(run) / "mlartifacts").as_uri() if local else None
-        return self.client.create_experiment(run.name, artifact_location=artefacts)
+    @property
+    def client(self) -> MlflowClient:
+        return self._box.client
 
-    def _find(self, experiment: str, name: str) -> str | None:
-        return _find_run(self.client, experiment, name)
-
-    def _create(self, experiment: str, name: str) -> str:
-        return self.client.create_run(experiment, run_name=name).info.run_id
+    @property
+    def run_id(self) -> str | None:
+        return self._box.run_id
 
     def log_settings(self, settings: Settings, job: Mapping[str, Any]) -> None:
         """Log the flattened settings and the job's own values as params."""
         self.log_params({**flatten(settings.model_dump()), **job})
 
     def log_params(self, given: Mapping[str, Any]) -> None:
-        """Log params. Characters that MLflow refuses in keys become spaces. MLflow keeps the first value of a param, so
-        a value that a restart changed becomes a tag `changed.KEY`."""
-        known = self.client.get_run(self.run_id).data.params
-        values = {UNFIT.sub(" ", k): str(v)[:LONGEST_PARAM] for k, v in given.items()}
-        new = [Param(key, value) for key, value in values.items() if key not in known]
-        for start in range(0, len(new), 100):
-            self.client.log_batch(self.run_id, params=new[start : start + 100])
-        for key, value in values.items():
-            if known.get(key, value) != value:
-                self.client.set_tag(self.run_id, f"changed.{key}", value)
+        """Log params. Characters that MLflow refuses in keys become spaces."""
+        self._box.put("params", values={UNFIT.sub(" ", k): str(v)[:LONGEST_PARAM] for k, v in given.items()})
 
     def tag(self, key: str, value: str) -> None:
         """Set a tag: the UI filters and groups runs by tags."""
-        self.client.set_tag(self.run_id, key, value)
+        self._box.put("tag", key=key, value=value)
 
     def note(self, text: str) -> None:
         """Set the run's description, in Markdown."""
-        self.client.set_tag(self.run_id, MLFLOW_RUN_NOTE, text)
+        self.tag(MLFLOW_RUN_NOTE, text)
 
     def last_step(self, prefix: str) -> int:
-        """The last step at which a metric with this prefix was logged; -1 where there is none."""
-        keys = [key for key in self.client.get_run(self.run_id).data.metrics if key.startswith(prefix)]
-        return max((m.step for key in keys for m in self.client.get_metric_history(self.run_id, key)), default=-1)
+        """The last step at which a metric with this prefix was logged; -1 where there is none or MLflow does not
+        answer."""
+        if self.run_id is None:
+            return -1
+        try:
+            keys = [key for key in self.client.get_run(self.run_id).data.metrics if key.startswith(prefix)]
+            return max((m.step for key in keys for m in self.client.get_metric_history(self.run_id, key)), default=-1)
+        except UNUSABLE:
+            return -1
 
     def log_metrics(self, values: Mapping[str, float | None], step: int) -> None:
-        """Log numbers at a step; values of None are left out."""
-        now = int(time.time() * 1000)
-        metrics = [Metric(key, float(value), now, step) for key, value in values.items() if value is not None]
-        self.client.log_batch(self.run_id, metrics=metrics)
+        """Log numbers at a step; values that are None or not finite are left out."""
+        self._box.put("metrics", values=finite(values), when=int(time.time() * 1000), step=step)
 
     def log_image(self, key: str, image: np.ndarray, step: int) -> None:
         """Log a picture, uint8 [H, W, 3]. The UI shows the pictures of a key with a step slider."""
-        self.client.log_image(self.run_id, image, key=key, step=step)
+        self._box.put("image", image=image, key=key, step=step)
 
     def log_summary(self, metrics: Mapping[str, Any]) -> None:
         """Log the numbers of metrics.json, with / for dots, and _ for what MLflow refuses in a category's name."""
@@ -141,11 +132,44 @@ class Tracker:
         self.log_metrics(numbers, step=0)
 
     def log_file(self, path: AnyPath) -> None:
-        """Log the file as an artefact under its own name."""
-        _log_file(self.client, self.run_id, path)
+        """Log a file of the run folder as an artefact under its own name."""
+        self._box.put("file", name=str(path).removeprefix(f"{self._box.run.path}/"))
 
     def end(self, status: str = "FINISHED") -> None:
-        self.client.set_terminated(self.run_id, status=status)
+        """End the run with a status, and try once more to send what waits."""
+        self._box.put("end", status=status)
+        self._box.send(at_once=True)
+
+
+def _chatter_to_file(run: RunFolder) -> None:
+    """Send what MLflow and its database say to RUN/libraries.log, away from the progress on the screen; for a run in an
+    object store, only their warnings are kept."""
+    for name in ("mlflow", "alembic"):
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.propagate = False
+        if isinstance(run.path, Path):
+            run.path.mkdir(parents=True, exist_ok=True)
+            logger.addHandler(logging.FileHandler(run.path / "libraries.log", delay=True))
+        else:
+            logger.addHandler(logging.StreamHandler())
+            logger.setLevel(logging.WARNING)
+
+
+def _experiment(client: MlflowClient, run: RunFolder, uri: str) -> str:
+    """The id of the experiment that is named like the run folder. Raises RuntimeError where it was deleted."""
+    known = client.get_experiment_by_name(run.name)
+    if known is None:
+        local = uri.startswith("sqlite")
+        artefacts = (_home(run) / "mlartifacts").as_uri() if local else None
+        return client.create_experiment(run.name, artifact_location=artefacts)
+    if known.lifecycle_stage != "active":
+        command = f"mlflow experiments restore --experiment-id {known.experiment_id}"
+        raise RuntimeError(
+            f"the experiment {run.name!r} was deleted in MLflow: restore it by "
+            f"`MLFLOW_TRACKING_URI={shlex.quote(masked(uri))} {command}`, or give the run folder another name"
+        )
+    return known.experiment_id
 
 
 def read_curves(run: RunFolder) -> dict[str, list[tuple[int, float]]]:
@@ -169,7 +193,7 @@ def log_report(run: RunFolder, path: AnyPath) -> str | None:
         with _usable(run):
             known = _known(run, name)
             if known is not None:
-                _log_file(*known, path)
+                log_file(*known, path)
                 return name
     return None
 
@@ -198,22 +222,16 @@ def _known(run: RunFolder, name: str) -> tuple[MlflowClient, str] | None:
     uri = tracking_uri(run)
     if uri.startswith("sqlite:///") and not Path(make_url(uri).database or "").is_file():
         return None
+    check_answers(uri)
     client = MlflowClient(tracking_uri=uri)
+    noted = read_run_id(run, name, uri)
+    if noted or (run.path / "mlflow").is_dir():
+        return (client, noted) if noted else None
+    # Run folders of older programs note no run: theirs is the one of its name.
     experiment = client.get_experiment_by_name(run.name)
-    found = experiment and _find_run(client, experiment.experiment_id, name)
-    return (client, found) if found else None
-
-
-def _find_run(client: MlflowClient, experiment: str, name: str) -> str | None:
-    found = client.search_runs([experiment], filter_string=f"tags.`{MLFLOW_RUN_NAME}` = '{name}'")
-    return found[0].info.run_id if found else None
-
-
-def _log_file(client: MlflowClient, run_id: str, path: AnyPath) -> None:
-    with tempfile.TemporaryDirectory() as folder:  # MLflow reads from a disk; `path` may be in an object store
-        copy = Path(folder) / path.name
-        copy.write_bytes(path.read_bytes())
-        client.log_artifact(run_id, str(copy))
+    query = f"tags.`{MLFLOW_RUN_NAME}` = '{name}'"
+    found = client.search_runs([experiment.experiment_id], filter_string=query) if experiment else []
+    return (client, found[0].info.run_id) if found else None
 
 
 @contextmanager

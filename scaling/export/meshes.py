@@ -19,10 +19,9 @@ from scaling.data.scene_id import check_scene_id
 from scaling.export.selection import chosen_scenes, read_chosen
 from scaling.export.surface import NEEDS, NoSurface, Surface, density_grid, find_surface, outline_level
 from scaling.export.surface_colours import seen_colours
-from scaling.export.viewpoints import Viewpoints
 from scaling.library.run_folder import RunFolder
 from scaling.library.stored_models import StoredModels, chosen_device
-from scaling.library.true_views import stored_views
+from scaling.library.viewpoints import run_viewpoints
 from scaling.models.shared_model import SharedModel
 from scaling.models.triplanes import fuse_planes
 from scaling.storage.atomic import replace_file
@@ -37,14 +36,15 @@ UNLIT = "KHR_materials_unlit"
 
 
 def export_meshes(
-    run: RunFolder, folder: Path, wanted: Path | None, file_format: str, num_points: int
+    run: RunFolder, folder: Path, wanted: Path | None, file_format: str, num_points: int, store: str | None = None
 ) -> tuple[int, dict[str, str]]:
     """Write folder/<id>.glb and <id>.glb.json (or .ply, .ply.json) of all committed scenes, or of those that the file
     `wanted` names.
 
     file_format: "glb" or "ply"; num_points: of the density grid, along the box's longest side. Files that were made of
-    the same fit in the same way are kept. → the number of scenes with a mesh, and by id why others have none. Raises
-    what `chosen_scenes` and `stored_views` raise; RuntimeError where the packages for meshes are not installed.
+    the same fit in the same way are kept. store: see `run_viewpoints`. → the number of scenes with a mesh, and by id
+    why others have none. Raises what `chosen_scenes` and `run_viewpoints` raise; RuntimeError where the packages for
+    meshes are not installed.
     """
     _check_installed()
     scenes = chosen_scenes(run, wanted)
@@ -52,8 +52,7 @@ def export_meshes(
     todo = [row for row in scenes if not _is_done(folder, row, num_points, file_format)]
     # All scenes are seen by the same cameras, which resemble those of the first scene's own views.
     scene, data = scenes[0], models.of(scenes[0]).settings.data
-    seen = stored_views(run, scene["scene_id"], scene["stage"], data)
-    cameras = Viewpoints.of(seen).cameras("sphere", NUM_VIEWS)
+    cameras = run_viewpoints(run, scene["scene_id"], scene["stage"], data, store).cameras("sphere", NUM_VIEWS)
     with own_folder(folder, "meshes"):
         without = _write(folder, models, todo, file_format, num_points, cameras)
     return len(scenes) - len(without), without

@@ -15,7 +15,8 @@ from scaling.storage.json_yaml import first_fault
 from scaling.storage.limited import read_limited
 
 INDEX = "index.json"
-FORMAT_VERSION = 3  # 1: features summed over planes, one hidden layer, no hulls; 2: softplus in the field
+# Older formats. 1: features summed over planes, one hidden layer, no hulls; 2: softplus in the field; 3: no unit.
+FORMAT_VERSION = 4
 NOTES = [
     "planes[plane, feature, row, column]: micro features first (0 to micro_features - 1), then macro features, which "
     "are the scene's mixture of the base planes.",
@@ -27,9 +28,10 @@ NOTES = [
     "If sampled is hull, a scene is empty outside of its hull, and its planes mean nothing there. Shards hold `hulls` "
     "[scene, cells^3 / 8]: one bit for each cell of the box (the highest bit first; x slowest, z fastest). A ray looks "
     f"its cells up in the middles of {STEPS} equal parts of its way through the box.",
-    "Along a ray: an interval's density, per world unit, is softplus(m - 1), where m is the mean of the raw densities "
-    "at its ends. Composite the colours c over `background` (one for each latent pixel, or one for all); 2 c - 1 are "
-    "the latents, which the shared model decodes to images.",
+    "Along a ray: an interval's density is softplus(m - 1), where m is the mean of the raw densities at its ends. "
+    "Times the interval's length in world units, divided by `unit`, it is the optical depth. Composite colours c over "
+    "`background` (one for each latent pixel, or one for all); 2 c - 1 are the latents, which the shared model decodes "
+    "to images.",
     "Shards hold planes that are not normalised; mean and std [plane][feature] are over scenes and texels.",
 ]
 
@@ -56,6 +58,7 @@ class PlaneModel(BaseModel):
     field_activation: Literal["relu", "softplus"] = "softplus"
     sampled: Literal["hull", "cuboid"] = "cuboid"
     box: list[list[Finite]]
+    unit: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     samples: int
     importance_samples: int
     near: Finite | None

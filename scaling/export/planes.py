@@ -19,7 +19,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
-from tqdm import tqdm
 
 from scaling.export.plane_index import FORMAT_VERSION, INDEX, PlaneIndex, PlaneModel, Shard, shard_name
 from scaling.export.selection import chosen_scenes
@@ -32,6 +31,7 @@ from scaling.storage.atomic import replace_file
 from scaling.storage.limited import read_limited
 from scaling.storage.own_folder import own_folder
 from scaling.storage.paths import uri_of
+from scaling.storage.progress import Progress
 
 SHARD_BYTES = 64 << 20  # of planes: as much is held in memory, and as much is lost by a kill
 ModelKey = tuple[str, str | None]  # hashes of the shared model and of the cohort, None without one
@@ -89,7 +89,7 @@ def _write(
     statistics = Statistics()
     used: dict[ModelKey, PlaneModel] = {}
     shards: list[Shard] = []
-    with tqdm(total=len(scenes), unit="scene", desc=f"planes, {disk}") as progress:
+    with Progress(total=len(scenes), unit="scene", desc=f"planes, {disk}") as progress:
         for start in range(0, len(scenes), per_shard):
             part = scenes[start : start + per_shard]
             statistics.add(_write_shard(folder / shard_name(len(shards)), models, part, shape))
@@ -215,7 +215,7 @@ def _write_model(folder: Path, row: Mapping[str, Any], shared: SharedModel) -> P
         macro_features=representation.macro_features, combine=representation.combine,
         field_layers=representation.field_layers,
         field_activation=representation.field_activation, sampled=shared.settings.rendering.sampled,
-        box=renderer.box.bounds.tolist(), samples=renderer.samples,
+        box=renderer.box.bounds.tolist(), unit=float(renderer.box.unit), samples=renderer.samples,
         importance_samples=renderer.importance_samples, near=renderer.near, far=renderer.far,
         latent_size=shared.latent_size, image_size=shared.settings.data.image_size,
     )  # fmt: skip

@@ -6,13 +6,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from scaling.data.choose_scenes import read_ids
 from scaling.library.run_folder import RunFolder
 from scaling.library.stored_models import StoredModels
 from scaling.models.shared_model import SharedModel
 from scaling.models.triplanes import SceneParams
+from scaling.storage.progress import Progress
 
 # Rows with the same values are the same fit, as a fit is stored once and never changed.
 ORIGIN = ("scene_id", "category", "stage", "shared", "cohort", "settings_hash", "seed")
@@ -43,7 +42,7 @@ def read_chosen(
     """Yield each scene's ORIGIN columns, its model and its parameters (S = 1), a few in memory at a time, with a
     progress bar."""
     origins = {row["scene_id"]: row for row in chosen}
-    with tqdm(total=len(chosen), unit="scene", desc=what) as progress:
+    with Progress(total=len(chosen), unit="scene", desc=what) as progress:
         for row in models.run.library.scenes(origins):
             shared, params = models.scene(row)
             yield origins[row["scene_id"]], shared, params

@@ -33,10 +33,12 @@ class NoSurface(ValueError):
 @dataclass(frozen=True)
 class DensityGrid:
     """raw [X, Y, Z]: raw densities at points from the low to the high corner of the box, both included; bounds [2, 3]:
-    these corners. Where no object can be, no ray was ever sampled: such points have the lowest value."""
+    these corners; unit: length, in world units, that densities are per. Where no object can be, no ray was ever
+    sampled: such points have the lowest value."""
 
     raw: Tensor
     bounds: Tensor
+    unit: float = 1.0
 
     @property
     def spacing(self) -> Tensor:
@@ -77,7 +79,7 @@ def density_grid(shared: SharedModel, planes: Tensor, num_points: int, hull: Ten
     if hull is not None or box.side is None:
         filled = torch.cat([_is_filled(box, part.to(shared.device), hull).cpu() for part in points.split(AT_ONCE)])
         raw = torch.where(filled, raw, raw.min())
-    return DensityGrid(raw.view(*counts), bounds)
+    return DensityGrid(raw.view(*counts), bounds, float(box.unit))
 
 
 def _query(shared: SharedModel, planes: Tensor, points: Tensor) -> Tensor:
@@ -138,7 +140,7 @@ def _opacity_and_highest(
     if hit.any():
         met = rays[hit]
         place = (torch.arange(STEPS) + 0.5) / STEPS
-        depths = near[hit, None] + (far - near)[hit, None] * place
+        depths = (near[hit, None] + (far - near)[hit, None] * place) * float(shared.renderer.box.unit)
         points = met.origins[:, None] + depths[..., None] * met.directions[:, None]
         highest[hit] = grid.at(points).amax(1)
         batch = Rays(met.origins[None], met.directions[None]).to(shared.device)

@@ -82,7 +82,7 @@ def _optical_depth(grid: DensityGrid, points: Tensor, way: Tensor) -> Tensor:
     length = torch.minimum(out, way.norm(dim=1))
     place = (torch.arange(STEPS) + 0.5) / STEPS
     along = points[:, None] + (length[:, None] * place)[..., None] * towards[:, None]
-    return softplus(grid.at(along) - 1).mean(1) * length
+    return softplus(grid.at(along) - 1).mean(1) * length / grid.unit
 
 
 def _bytes(colours: Tensor) -> NDArray[np.uint8]:

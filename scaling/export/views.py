@@ -17,10 +17,9 @@ from torch import Tensor
 from scaling.data.png import encode_png
 from scaling.data.scene_id import check_scene_id
 from scaling.export.selection import chosen_scenes, read_chosen
-from scaling.export.viewpoints import Viewpoints
 from scaling.library.run_folder import RunFolder
 from scaling.library.stored_models import StoredModels, chosen_device
-from scaling.library.true_views import stored_views
+from scaling.library.viewpoints import run_viewpoints
 from scaling.pictures.draw import to_pixels
 from scaling.storage.atomic import replace_file
 from scaling.storage.json_yaml import parse_json
@@ -34,18 +33,20 @@ TRANSFORMS = "transforms.json"
 NUM_VIEWS = 48
 
 
-def export_views(run: RunFolder, folder: Path, wanted: Path | None, path: str, num_views: int) -> int:
+def export_views(
+    run: RunFolder, folder: Path, wanted: Path | None, path: str, num_views: int, store: str | None = None
+) -> int:
     """Write folder/<id>/transforms.json and images/ of all committed scenes, or of those that the file `wanted` names.
 
-    All scenes get the same cameras, from the first scene's own views by `Viewpoints`; path: "ring" or "sphere". Files
+    All scenes get the same cameras, those of `run_viewpoints` (which see for `store`); path: "ring" or "sphere". Files
     that were made of the same fit with the same cameras are kept. → the number of scenes. Raises what `chosen_scenes`
-    and `stored_views` raise.
+    and `run_viewpoints` raise.
     """
     scenes = chosen_scenes(run, wanted)
     models = StoredModels(run, chosen_device())
     first = models.of(scenes[0])
-    seen = stored_views(run, scenes[0]["scene_id"], scenes[0]["stage"], first.settings.data)
-    cam2world, intrinsics = Viewpoints.of(seen).cameras(path, num_views)
+    seen = run_viewpoints(run, scenes[0]["scene_id"], scenes[0]["stage"], first.settings.data, store)
+    cam2world, intrinsics = seen.cameras(path, num_views)
 
     def transforms_of(row: dict[str, Any]) -> bytes:
         # A cohort's model renders the same size as the shared one and need not be read for it.

@@ -8,7 +8,6 @@ from typing import Any
 
 import pyarrow as pa
 import torch
-from tqdm import tqdm
 
 from scaling.library.run_folder import RunFolder
 from scaling.library.stored_models import StoredModels, chosen_device
@@ -16,6 +15,7 @@ from scaling.library.true_views import TrueViews
 from scaling.storage.atomic import replace_file
 from scaling.storage.parquet import TableError, open_table, read_columns, table_bytes
 from scaling.storage.paths import AnyPath, file_of
+from scaling.storage.progress import Progress
 from scaling.training.evaluate import render_views
 from scaling.training.metrics.lpips import read_lpips
 
@@ -80,7 +80,7 @@ def measure_lpips(run: RunFolder, weights: AnyPath, store: str | None = None) ->
     models, truth = StoredModels(run, device), TrueViews(run, store)
     # Measuring takes long: an interrupted call keeps the values that it has, and the next call goes on from them.
     try:
-        for row in tqdm(run.library.scenes(missing), "LPIPS", len(missing), unit=" scenes", disable=None):
+        for row in Progress(run.library.scenes(missing), "LPIPS", len(missing), unit=" scenes", disable=None):
             value = _measured(row, models, truth, network.mean)
             if value is not None:
                 found.values[_fit(row)] = value

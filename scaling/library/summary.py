@@ -21,6 +21,7 @@ from scaling.training.metrics.images import VIEW_METRICS, why_no_lpips
 from scaling.training.metrics.lpips import NETWORK
 
 UNNAMED = "no category"
+ALL_ALIKE = 99.0  # dB of the mean image, which is capped at 100: the test views are the training views' mean
 
 
 def summarise(run: RunFolder) -> dict[str, Any]:
@@ -52,11 +53,15 @@ def gather(run: RunFolder) -> tuple[dict[str, Any], pa.Table]:
 
 
 def _stage(run: RunFolder, rows: pa.Table, measured: LpipsValues, stage: int) -> dict[str, Any]:
-    """The metrics of one stage's rows."""
+    """The metrics of one stage's rows. Scenes whose views are all alike (all white) say nothing: they are counted
+    apart, and left out of means."""
     rows, weights = measured.fill(rows)
+    fitted = len(rows)
+    rows = rows.filter(pc.less(pc.fill_null(rows["mean_image_psnr"], 0.0), ALL_ALIKE))
     lpips = mean(rows, "lpips")
     return {
-        "num_scenes": len(rows),
+        "num_scenes": fitted,
+        "num_left_out": fitted - len(rows),
         "test": {
             **_means(rows),
             "lpips": lpips,
@@ -69,7 +74,7 @@ def _stage(run: RunFolder, rows: pa.Table, measured: LpipsValues, stage: int) ->
         "mean_image": {"psnr": mean(rows, "mean_image_psnr")},
         "latent": {"psnr": mean(rows, "latent_psnr")},
         "seconds_per_scene": mean(rows, "seconds"),
-        "bytes_per_scene": run.library.num_bytes(stage) / len(rows) if rows else None,
+        "bytes_per_scene": run.library.num_bytes(stage) / fitted if fitted else None,
         "categories": _categories(rows),
     }
 
@@ -109,6 +114,7 @@ def mean(rows: pa.Table, key: str) -> float | None:
 # Rows of the table on the terminal: label, path in metrics.json, number format.
 ROWS: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("scenes fitted", ("num_scenes",), ",d"),
+    ("  all of one colour: in no mean", ("num_left_out",), ",d"),
     ("test PSNR, dB", ("test", "psnr"), ".2f"),
     ("test SSIM", ("test", "ssim"), ".3f"),
     ("test MS-SSIM", ("test", "ms_ssim"), ".3f"),

@@ -13,9 +13,7 @@ from torch import Tensor, nn
 
 from scaling.cameras import Rays
 
-# Low and high corner of the largest cuboid that can be measured: what cameras at distance 1.3 see between the depths
-# 0.5 and 2.1, which the paper samples.
-WIDEST = ((-0.8, -0.8, -0.8), (0.8, 0.8, 0.8))
+UNMEASURED = ((-0.8, -0.8, -0.8), (0.8, 0.8, 0.8))  # low and high corner of a box before it is measured
 CELLS = 40  # a side, whatever the cuboid's proportions
 OLD_CELLS, OLD_STEPS = 48, 64  # cells a side of `filled`, parts of `span`; only shared models of formats 1 and 2 have
 # cells that are not filled
@@ -27,8 +25,8 @@ STEPS = 48  # equal parts of a ray's path through the cuboid, each about as long
 class Parts:
     """The paths of rays through the cuboid, each in STEPS equal parts.
 
-    near [..., R]: distance at which a ray enters; length [..., R]: of one part, world units, 0 where the ray misses the
-    cuboid; values [..., R, STEPS]: of the scene's cells, at the middles of the parts.
+    near [..., R]: distance at which a ray enters; length [..., R]: of one part, 0 where the ray misses the cuboid (both
+    in the box's `unit`s); values [..., R, STEPS]: of the scene's cells, at the middles of the parts.
     """
 
     near: Tensor
@@ -50,30 +48,47 @@ class Box(nn.Module):
     """The cuboid that planes span.
 
     side: of a cube around the origin, world units; None: the cuboid is measured (training/measure/box.py) and stored
-    with the shared model; until then it is the WIDEST. filled: the cells that `span` keeps, all of them in new shared
-    models; in those of format 2 and before, the cells that objects of stage 1 fill.
+    with the shared model; until then it is UNMEASURED. length_unit: "box" or "world", see `unit`. filled: the cells
+    that `span` keeps, all of them in new shared models; in those of format 2 and before, the cells that objects of
+    stage 1 fill.
     """
 
     corners: Tensor
     filled: Tensor
 
-    def __init__(self, side: float | None) -> None:
+    def __init__(self, side: float | None, length_unit: str = "world") -> None:
         super().__init__()
         self.side = side
+        self.length_unit = length_unit
         if side is None:
-            self.register_buffer("corners", torch.tensor(WIDEST))
+            self.register_buffer("corners", torch.tensor(UNMEASURED))
             self.register_buffer("filled", torch.ones(OLD_CELLS, OLD_CELLS, OLD_CELLS, dtype=torch.bool))
 
     def __str__(self) -> str:
         if self.side is not None:
             return f"the box of side {self.side:g} around the origin"
-        low, high = ([round(number, 2) for number in corner] for corner in self.corners.tolist())
-        return f"the box from {low} to {high}, where the store's objects are"
+        low, high = (", ".join(f"{number:.3g}" for number in corner) for corner in self.corners.tolist())
+        return f"the box from [{low}] to [{high}], where the store's objects are"
 
     @property
     def bounds(self) -> Tensor:
         """Low and high corner [2, 3], world units; on the CPU."""
         return torch.tensor([[-1.0] * 3, [1.0] * 3]) * (self.side / 2) if self.side is not None else self.corners.cpu()
+
+    @property
+    def unit(self) -> Tensor | float:
+        """Length, in world units, that distances along rays are counted in, and that densities are per: the box's
+        longest side, or 1."""
+        if self.length_unit == "world":
+            return 1.0
+        if self.side is not None:
+            return self.side
+        return (self.corners[1] - self.corners[0]).max()  # a tensor: a number would make a GPU wait
+
+    @property
+    def centre(self) -> Tensor:
+        """Middle of the box [3], world coordinates; on the CPU."""
+        return self.bounds.mean(0)
 
     def centres(self) -> Tensor:
         """Centres of all cells [CELLS³, 3] in the box's coordinates, the last axis fastest; on the CPU."""
@@ -81,12 +96,13 @@ class Box(nn.Module):
         return torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), -1).view(-1, 3)
 
     def into(self, rays: Rays) -> Rays:
-        """The same rays in the box's coordinates, [−1, 1] inside; distances along them remain in world units."""
+        """The same rays in the box's coordinates, [−1, 1] inside; distances along them are in `unit`s."""
+        unit = self.unit
         if self.side is not None:
-            return Rays(rays.origins * (2 / self.side), rays.directions * (2 / self.side))
+            return Rays(rays.origins * (2 / self.side), rays.directions * (2 * unit / self.side))
         low, high = self.corners
         half = (high - low) / 2
-        return Rays((rays.origins - (low + high) / 2) / half, rays.directions / half)
+        return Rays((rays.origins - (low + high) / 2) / half, rays.directions * (unit / half))
 
     def crossed(self, rays: Rays) -> Tensor:
         """Which rays [..., R] go through the box, whatever its cells say → [..., R] (bool)."""
@@ -103,7 +119,8 @@ class Box(nn.Module):
         return Parts(near, length, cells.flatten()[numbers + offset])
 
     def span(self, rays: Rays) -> tuple[Tensor, Tensor, Tensor]:
-        """Distances at which rays [..., R] enter and leave the filled cells → near, far, hit (bool), each [..., R].
+        """Distances, in `unit`s, at which rays [..., R] enter and leave the filled cells → near, far, hit (bool), each
+        [..., R].
 
         A box with a side is filled everywhere. A ray that meets no filled cell has near = far: no length to sample.
         """

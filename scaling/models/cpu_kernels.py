@@ -37,14 +37,15 @@ def compiled(**options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any
 
 
 @compiled()
-def into_box(origin, direction, low, high, start, along):
+def into_box(origin, direction, low, high, unit, start, along):
     """Fill start and along [3]: a ray (origin, direction [3]) in the box's coordinates; see `Box.into`. low, high: the
-    box's corners [3]. → distances at which the ray enters and leaves the box, equal where it misses."""
+    box's corners [3]; unit: of distances. → distances at which the ray enters and leaves the box, equal where it
+    misses."""
     near, far = ZERO, f32(np.inf)
     for axis in range(3):
         half = (high[axis] - low[axis]) / TWO
         start[axis] = (origin[axis] - (low[axis] + high[axis]) / TWO) / half
-        along[axis] = direction[axis] / half
+        along[axis] = direction[axis] * (unit / half)
         safe = along[axis] if abs(along[axis]) >= TINY else TINY
         first, second = (-ONE - start[axis]) / safe, (ONE - start[axis]) / safe
         near, far = max(near, min(first, second)), min(far, max(first, second))
@@ -110,17 +111,20 @@ def surface_depths(start, along, near, far, cells, side, places, blur, evenly, w
 
 
 @compiled()
-def surface_samples(origins, directions, low, high, cells, places, parts, blur, evenly, depths, lengths, far, hit):
+def surface_samples(
+    origins, directions, low, high, unit, cells, places, parts, blur, evenly, depths, lengths, far, hit
+):  # fmt: skip
     """Fill depths [S, R, D], lengths [S, R, D − 1], far [S, R] and hit [S, R]; see `sampling.samples_in`.
 
-    origins, directions [S, R, 3]; low, high: the box's corners [3]; cells [S, side³]; places [S, R, D] in the strata.
+    origins, directions [S, R, 3]; low, high: the box's corners [3]; unit: of distances; cells [S, side³]; places
+    [S, R, D] in the strata.
     """
     start, along = np.empty(3, f32), np.empty(3, f32)
     weights, cdf, before = np.empty(parts, f32), np.empty(parts + 1, f32), np.empty(parts + 1, f32)
     side = round(cells.shape[1] ** (1 / 3))
     for s in range(origins.shape[0]):
         for r in range(origins.shape[1]):
-            near, far[s, r] = into_box(origins[s, r], directions[s, r], low, high, start, along)
+            near, far[s, r] = into_box(origins[s, r], directions[s, r], low, high, unit, start, along)
             hit[s, r] = surface_depths(
                 start, along, near, far[s, r], cells[s], side, places[s, r], blur, evenly,
                 weights, cdf, before, depths[s, r], lengths[s, r],
@@ -144,7 +148,7 @@ def ray_through(cam2world, intrinsics, pixel, size, origin, direction):
 
 @compiled()
 def drawn_samples(
-    uniforms, rows, drawn, counts, cam2world, intrinsics, latents, size, low, high, cells, parts, blur, evenly,
+    uniforms, rows, drawn, counts, cam2world, intrinsics, latents, size, low, high, unit, cells, parts, blur, evenly,
     pixels, targets, points, lengths,
 ):  # fmt: skip
     """Draw random rays and their samples: `RayTable.batch` and `surface_samples` in one loop.
@@ -152,7 +156,7 @@ def drawn_samples(
     uniforms [S, R, 1 + D]: the first number chooses the ray, the others place its samples; cells [S, side³]; rows [S]:
     the scenes' rows in the table. Table: drawn [T, n], counts [T], cam2world [T, V, 4, 4], intrinsics [T, V, 3, 3],
     latents [T, V · size², C]. Fills pixels [S, R], targets [S, R, C], points [S, R, D, 3] in the box's coordinates, and
-    lengths [S, R, D − 1].
+    lengths [S, R, D − 1] in `unit`s.
     """
     start, along, origin, direction = np.empty(3, f32), np.empty(3, f32), np.empty(3, f32), np.empty(3, f32)
     weights, cdf, before = np.empty(parts, f32), np.empty(parts + 1, f32), np.empty(parts + 1, f32)
@@ -167,7 +171,7 @@ def drawn_samples(
             view, pixels[s, r] = chosen // size**2, chosen % size**2
             targets[s, r] = latents[row, chosen]
             ray_through(cam2world[row, view], intrinsics[row, view], pixels[s, r], size, origin, direction)
-            near, far = into_box(origin, direction, low, high, start, along)
+            near, far = into_box(origin, direction, low, high, unit, start, along)
             surface_depths(
                 start, along, near, far, cells[s], side, uniforms[s, r, 1:], blur, evenly,
                 weights, cdf, before, depths, lengths[s, r],

@@ -24,11 +24,12 @@ def as_numpy(tensor: Tensor) -> np.ndarray:
 
 
 def surface_samples(
-    origins: Tensor, directions: Tensor, bounds: Tensor, cells: Tensor, places: Tensor,
+    origins: Tensor, directions: Tensor, bounds: Tensor, unit: float, cells: Tensor, places: Tensor,
     parts: int, blur: int, evenly: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Samples as in `sampling.samples_in`: origins and directions [S, R, 3], bounds [2, 3], cells [S, side³], places
-    [S, R, D] in the strata, in [0, 1) → depths [S, R, D], lengths [S, R, D − 1], far [S, R], hit [S, R] (bool).
+    """Samples as in `sampling.samples_in`: origins and directions [S, R, 3], bounds [2, 3] and `unit` of the box, cells
+    [S, side³], places [S, R, D] in the strata, in [0, 1) → depths [S, R, D], lengths [S, R, D − 1], far [S, R], hit [S,
+    R] (bool).
 
     Raises ValueError where numbers of scenes or rays differ.
     """
@@ -38,7 +39,8 @@ def surface_samples(
     depths, lengths, far = torch.empty(places.shape), torch.empty(*rays, samples - 1), torch.empty(rays)
     hit = torch.empty(rays, dtype=torch.bool)
     cpu_kernels.surface_samples(
-        *map(as_numpy, (origins, directions, bounds[0], bounds[1], cells, places)), parts, blur, np.float32(evenly),
+        *map(as_numpy, (origins, directions, bounds[0], bounds[1])), np.float32(unit), as_numpy(cells),
+        as_numpy(places), parts, blur, np.float32(evenly),
         *(tensor.numpy() for tensor in (depths, lengths, far, hit)),
     )  # fmt: skip
     return depths, lengths, far, hit

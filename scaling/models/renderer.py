@@ -68,8 +68,9 @@ def composite(colours: Tensor, opacity: Tensor, background: Tensor) -> Tensor:
 class Renderer(nn.Module):
     """Renders planes to colours; it has no parameters.
 
-    near, far: fixed distances, world units; None: where a ray enters and leaves the box (unused where samples are
-    `chosen`). samples: strata a ray; importance_samples: drawn from a first pass, 0: one pass only.
+    near, far: fixed distances, world units, while all distances inside the renderer are in `Box.unit`s; None: where a
+    ray enters and leaves the box (unused where samples are `chosen`). samples: strata a ray; importance_samples: drawn
+    from a first pass, 0: one pass only.
     """
 
     def __init__(
@@ -127,15 +128,16 @@ class Renderer(nn.Module):
             colours = torch.cat([colours, fine_colours], -2)
             colours = colours.gather(-2, order[..., None].expand_as(colours))
         out, depth, opacity, _ = quadrature(depths, raw, colours, lengths)
-        return RenderOutput(composite(out, opacity, background), depth, opacity)
+        return RenderOutput(composite(out, opacity, background), depth * self.box.unit, opacity)
 
     def span(self, rays: Rays) -> tuple[Tensor, Tensor, Tensor]:
-        """The part of each ray [..., R] that is sampled → near, far (world units), and whether there is any (bool), all
-        [..., R]: those of `Box.span`, or for every ray the fixed near and far."""
+        """The part of each ray [..., R] that is sampled → near, far (in `Box.unit`s), and whether there is any (bool),
+        all [..., R]: those of `Box.span`, or for every ray the fixed near and far."""
         if self.near is None or self.far is None:
             return self.box.span(rays)
         like = rays.origins[..., 0]
-        return torch.full_like(like, self.near), torch.full_like(like, self.far), torch.ones_like(like).bool()
+        every = torch.ones_like(like) / self.box.unit
+        return every * self.near, every * self.far, every.bool()
 
     def query(self, planes: Tensor, field: Field, inside: Rays, depths: Tensor) -> tuple[Tensor, Tensor]:
         """Query the field at depths [S, R, D] of rays in the box's coordinates → raw densities [S, R, D], colours

@@ -55,7 +55,8 @@ class Samples:
     """Where rays [..., R] are sampled.
 
     depths [..., R, D], ascending; lengths [..., R, D − 1]: how much of the ray between two depths lies in cells above
-    0; far [..., R]: where rays leave the box; hit [..., R] (bool): whether they meet a cell above 0.
+    0; far [..., R]: where rays leave the box; hit [..., R] (bool): whether they meet a cell above 0. Distances are in
+    `Box.unit`s.
     """
 
     depths: Tensor
@@ -76,7 +77,7 @@ def samples_in(box: Box, rays: Rays, cells: Tensor, samples: int, jitter: Tensor
         raise ValueError(f"cells of shape {list(cells.shape)}: expected [S, {CELLS**3}]")
     if cpu_ops.takes(rays.origins, rays.directions):
         places = torch.full((*rays.origins.shape[:2], samples), 0.5) if jitter is None else jitter
-        given = rays.origins, rays.directions, box.bounds, cells, places
+        given = rays.origins, rays.directions, box.bounds, float(box.unit), cells, places
         return Samples(*cpu_ops.surface_samples(*given, STEPS, BLUR, EVENLY))
     parts = box.parts(rays, cells)
     return Samples(*surface_depths(parts, samples, jitter), parts.far, parts.hit)

@@ -24,8 +24,8 @@ from scaling.storage.limited import MAX_FILE_BYTES, read_limited
 from scaling.storage.paths import AnyPath
 
 # Older formats. 1: one background for all pixels, a cube as the box, no student; 2: a point's features are summed over
-# planes, no hulls; 3: softplus in the field.
-FORMAT_VERSION = 4
+# planes, no hulls; 3: softplus in the field; 4: densities are per world unit, the background is white.
+FORMAT_VERSION = 5
 FILES = {  # prefix of a tensor's name → the file that stores it without the prefix; all others: planes.safetensors
     "autoencoder.vae.": f"autoencoder/{WEIGHTS}",
     "autoencoder.decoder.": f"autoencoder/{WEIGHTS}",

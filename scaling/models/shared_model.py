@@ -63,8 +63,8 @@ class SharedModel(nn.Module):
         self.base_planes = nn.Parameter(base * shape.base_std, requires_grad=base.numel() > 0)
         self.field = self.new_field()
         self.renderer = Renderer(
-            tuple(shape.plane_axes), Box(shape.box_side), settings.rendering.near, settings.rendering.far,
-            settings.rendering.samples, settings.rendering.importance_samples, shape.combine,
+            tuple(shape.plane_axes), Box(shape.box_side, shape.length_unit), settings.rendering.near,
+            settings.rendering.far, settings.rendering.samples, settings.rendering.importance_samples, shape.combine,
         )  # fmt: skip
         # A network encodes the same white differently at different pixels, so then each pixel has its own background.
         each_pixel = settings.rendering.background == "views" and autoencoder.has_encoder
@@ -228,7 +228,7 @@ class SharedModel(nn.Module):
         )  # fmt: skip
         return RenderOutput(
             (2 * background - 1).index_put(place, found.colours),
-            far.index_put(place, found.depth),
+            (far * self.renderer.box.unit).index_put(place, found.depth),
             torch.zeros_like(far).index_put(place, found.opacity),
         )
 

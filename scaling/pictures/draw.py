@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import imageio.v3 as iio
@@ -13,10 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from scaling.cameras import normalised_intrinsics, orbit
 from scaling.data.png import encode_png
 from scaling.data.scene_id import check_scene_id
 from scaling.data.scene_views import SceneViews
+from scaling.library.viewpoints import Viewpoints
 from scaling.models.shared_model import SharedModel
 from scaling.models.triplanes import SceneParams
 from scaling.storage.atomic import replace_file
@@ -36,12 +37,11 @@ def turntable(
     shared: SharedModel,
     params: SceneParams,
     num_frames: int = 48,
-    radius: float = 1.3,
+    seen: Viewpoints | None = None,
     elevation: float = ELEVATION,
-    focal: float = 1.02,
 ) -> dict[str, Pixels]:
-    """Render one turn around a scene (params of S = 1). radius: world units; elevation: radians; focal: fraction of the
-    image size.
+    """Render one turn around a scene (params of S = 1). seen: distance, focal length and centre; None: around its box;
+    elevation: radians.
 
     → "rgb", "latents" (small images, or the first three channels, each stretched to its range over the turn) and
     "depth" (near yellow, far blue, empty white), each [num_frames, H, W, 3]. Latents and depth are rendered at the
@@ -49,8 +49,9 @@ def turntable(
     """
     if num_frames < 1:
         raise ValueError(f"a turntable needs at least 1 frame, not {num_frames}")
-    intrinsics = normalised_intrinsics(focal).expand(num_frames, 3, 3)
-    views = render_views(shared, params, orbit(num_frames, radius, elevation), intrinsics)
+    seen = seen or Viewpoints.around(shared.renderer.box)
+    cam2world, intrinsics = replace(seen, middle=elevation).cameras("ring", num_frames)
+    views = render_views(shared, params, cam2world, intrinsics)
     factor = shared.autoencoder.shrink
     return {
         "rgb": to_pixels(views["images"]),
@@ -191,11 +192,7 @@ def render_scene_pictures(
     defaults of `turntable`, and no contact sheet. Raises ValueError where scene_id is no safe name for a folder.
     """
     folder = folder / check_scene_id(scene_id)
-    if views is None:
-        turn = turntable(shared, params, num_frames)
-    else:
-        radius = views.cam2world[:, :3, 3].norm(dim=1).median().item()
-        turn = turntable(shared, params, num_frames, radius, focal=views.intrinsics[:, 0, 0].median().item())
+    turn = turntable(shared, params, num_frames, None if views is None else Viewpoints.of(views))
     paths = [path for kind, frames in turn.items() for path in save_video(folder / f"turntable-{kind}", frames, fps)]
     if views is not None:
         paths.append(save_png(folder / "contact-sheet.png", scene_sheet(shared, params, views)))

@@ -13,6 +13,7 @@ from scaling.data.stores import SceneSource
 from scaling.library.run_folder import RunFolder
 from scaling.library.stored_models import StoredModels
 from scaling.library.true_views import stored_views
+from scaling.library.viewpoints import note_viewpoints
 from scaling.models.shared_model import SharedModel
 from scaling.models.triplanes import SceneParams
 from scaling.pictures.draw import SMALLEST_VIDEO, enlarge, grid, overview, render_scene_pictures, save_png, scene_sheet
@@ -38,6 +39,8 @@ def log_scene_pictures(
         shared, params = models.scene(stored)
         size = shared.settings.data.image_size
         views = views_from_row(row, size)
+        if step == 0:
+            note_viewpoints(run, views)  # for exports, which may find the store gone
         sheet = scene_sheet(shared, params, views, num_views=4)
         sheets.append(sheet)
         log_image(f"{stage}/scenes", sheet, step)
@@ -57,11 +60,14 @@ def first_test_view(shared: SharedModel, params: SceneParams, views: SceneViews)
     return render_views(shared, params, views.cam2world[first], views.intrinsics[first])["images"][0].cpu()
 
 
-def render_stored_scenes(run: RunFolder, ids: Sequence[str], num_frames: int = 48) -> list[AnyPath]:
+def render_stored_scenes(
+    run: RunFolder, ids: Sequence[str], num_frames: int = 48, store: str | None = None
+) -> list[AnyPath]:
     """Write turntables and contact sheets of fitted scenes into RUN/pictures/<id>/. → the files written.
 
-    The true views come from the source that the scene's stage used, as config.yaml names it. Raises LookupError where a
-    scene is not in the library, FileNotFoundError or ValueError where its source or shared model cannot be read.
+    The true views come from `store`; None: from the source that the scene's stage used, as config.yaml names it. Raises
+    LookupError where a scene is not in the library, FileNotFoundError or ValueError where its source or shared model
+    cannot be read.
     """
     rows = [run.library.scene(scene_id) for scene_id in ids]
     refuse_links(run.pictures, *(run.pictures / row["scene_id"] for row in rows))
@@ -69,6 +75,6 @@ def render_stored_scenes(run: RunFolder, ids: Sequence[str], num_frames: int = 4
     models = StoredModels(run)
     for row in rows:
         shared, params = models.scene(row)
-        views = stored_views(run, row["scene_id"], row["stage"], shared.settings.data)
+        views = stored_views(run, row["scene_id"], row["stage"], shared.settings.data, store)
         written += render_scene_pictures(shared, params, views, run.pictures, row["scene_id"], num_frames)
     return written

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from scaling.api.scenes import Scene
-from scaling.cameras import look_at_origin, normalised_intrinsics, orbit
 from scaling.data.png import encode_png
 from scaling.data.scene_views import SceneViews
 from scaling.library.true_views import stored_views
+from scaling.library.viewpoints import Viewpoints
 from scaling.models.shared_model import SharedModel
 from scaling.models.triplanes import SceneParams, hull_between
 from scaling.pictures.draw import ELEVATION, Pixels, error_image, some_test_views, to_pixels
@@ -80,7 +80,8 @@ def _scene_sheet(runs: Sequence[RunFigures], scene_id: str, which: str) -> Sheet
     scenes = [run.library[scene_id] for run in runs]
     views, note = _views(runs[0], scenes[0])
     if views is None:  # the renders are shown without the truth, from around the scene
-        poses, intrinsics, truth = orbit(VIEWS, 1.3), normalised_intrinsics(1.02).expand(VIEWS, 3, 3), None
+        around = Viewpoints.around(scenes[0].shared.renderer.box)
+        (poses, intrinsics), truth = around.cameras("ring", VIEWS), None
     else:
         seen = some_test_views(views, VIEWS)
         poses, intrinsics, truth = views.cam2world[seen], views.intrinsics[seen], views.images[seen]
@@ -197,12 +198,8 @@ def interpolation_sheet(run: RunFigures) -> Sheet | None:
     first, last = (run.library[scene_id] for scene_id in ends)
     # The camera has the distance and the focal length of the true views; without these, those of the turntables.
     views, _ = _views(run, first)
-    radius, focal = 1.3, 1.02
-    if views is not None:
-        radius = views.cam2world[:, :3, 3].norm(dim=1).median().item()
-        focal = views.intrinsics[:, 0, 0].median().item()
-    camera = look_at_origin(torch.tensor([AZIMUTH]), torch.tensor([ELEVATION]), torch.tensor([radius]))
-    intrinsics = normalised_intrinsics(focal)[None]
+    seen = Viewpoints.around(first.shared.renderer.box) if views is None else Viewpoints.of(views)
+    camera, intrinsics = (matrix.float()[None] for matrix in seen.camera(AZIMUTH, ELEVATION))
     places = torch.linspace(0, 1, STEPS).tolist()
     path = [_between(first.params, last.params, place) for place in places]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from scaling.data.scene_views import printable
+from scaling.data.scene_ref import printable
 from scaling.library.run_folder import RunFolder
 from scaling.report.charts import colour
 from scaling.report.figures import Curves, read_figures

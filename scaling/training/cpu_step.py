@@ -32,6 +32,7 @@ class CpuStep:
         self.columns = np.array(axis_columns(renderer.plane_axes))
         self.product = renderer.combine == "product"
         self.low, self.high = map(as_numpy, renderer.box.bounds)
+        self.unit = np.float32(float(renderer.box.unit))
         self.backgrounds = as_numpy(shared.background.view(-1, shared.background.shape[-1]))
         field = shared.field
         self.layers = [
@@ -119,7 +120,7 @@ class CpuStep:
         points = self._new("points", scenes, rays, numbers - 1, 3)
         lengths = torch.empty(scenes, rays, numbers - 2)
         cpu_kernels.drawn_samples(
-            as_numpy(uniforms), as_numpy(rows), *map(as_numpy, of_all), table.size, self.low, self.high,
+            as_numpy(uniforms), as_numpy(rows), *map(as_numpy, of_all), table.size, self.low, self.high, self.unit,
             as_numpy(cells), STEPS, BLUR, np.float32(EVENLY),
             *(tensor.numpy() for tensor in (pixels, targets, points, lengths)),
         )  # fmt: skip

@@ -22,7 +22,7 @@ from scaling.models.shared_model import SharedModel
 from scaling.training.checkpoints.state import load_checkpoint, load_optimisers, save_checkpoint
 from scaling.training.evaluate import evaluate_scene
 from scaling.training.fit_frozen import hulls_of
-from scaling.training.measure.background import measure_background
+from scaling.training.measure.background import common_colour, measure_background
 from scaling.training.measure.box import set_box
 from scaling.training.phase_loop import EpochReport, Phases, PhaseStep
 from scaling.training.process_group import Workers
@@ -59,6 +59,10 @@ class Stage1(Phases):
         shared = SharedModel(settings).to(workers.device)
         self.scene_ids = list(scene_ids)
         self.views = list(scenes)
+        shown = settings.rendering.background == "views"
+        self.background_colour = common_colour(self.views, workers) if shown else torch.ones(3)
+        if shared.background.dim() == 1:
+            shared.background.copy_(self._plain_background(shared))
         set_box(shared.renderer.box, bounds, self.views, shared.latent_size, workers)
         ready = [prepare_scene(shared, views) for views in scenes]
         table = shared.random_params([stream(settings.seed, "start", views.scene_id) for views in scenes])
@@ -126,10 +130,14 @@ class Stage1(Phases):
         """Derive the background again, from the autoencoder as it stands now."""
         shared = self.shared
         if shared.background.dim() == 1:
-            background = shared.autoencoder.background(self.settings.data.image_size, shared.device)
+            background = self._plain_background(shared)
         else:
-            background = measure_background(shared, self.scenes, self.workers)
+            background = measure_background(shared, self.scenes, self.background_colour, self.workers)
         shared.background.copy_(background)
+
+    def _plain_background(self, shared: SharedModel) -> Tensor:
+        """The latent [C] of an image of the background's colour."""
+        return shared.autoencoder.background(shared.settings.data.image_size, shared.device, self.background_colour)
 
     def _finish(self) -> None:
         """Derive the background for stage 2, and gather the statistics that its scenes start from."""

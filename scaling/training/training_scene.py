@@ -11,10 +11,12 @@ from torch.nn.functional import avg_pool2d
 
 from scaling.cameras import rays_through
 from scaling.data.latents import REMEDY
-from scaling.data.scene_views import SceneError, SceneViews
+from scaling.data.scene_ref import SceneError
+from scaling.data.scene_views import SceneViews
 from scaling.models.box import CELLS
 from scaling.models.shared_model import SharedModel
-from scaling.training.measure.visual_hull import dilated, pooled, silhouettes, visual_hull
+from scaling.training.measure.box import MOST_COVERED, NO_BACKGROUND, NO_OBJECT
+from scaling.training.measure.visual_hull import background_of, dilated, pooled, silhouettes, visual_hull
 
 # Views encoded at once: as many as fit into a core's cache, or as keep a GPU busy. With channels last, convolutions of
 # growing width read memory in order: 12.5 ms a view on a CPU, against 22 ms (32 views at once, channels first).
@@ -25,7 +27,7 @@ ENCODE_CHUNK_ELSEWHERE = 64
 EDGE = 64  # of 255: a larger brightness difference between neighbours, in one channel, is an edge
 BESIDE = 2  # latent pixels around silhouettes that also get rays: the hull is a little larger than the scene
 EDGE_DRAWS = 3  # rays at an edge are drawn so many times as often as others: they teach most
-MOST_COVERED = 0.95  # fraction of the images: silhouettes that cover more leave no background to carve with
+OTHER_BACKGROUND = 0.04  # difference of two backgrounds in a latent channel, 0 to 1, that is worth a warning
 LOOKED_AT = 4  # one in so many of the silhouettes' pixels is tested against the box
 LEAST_OUTSIDE = 0.01  # fraction outside that is worth a warning: a pixel also shows what lies beside its centre
 MARGIN = 1.0  # latent pixels around silhouettes that belong to the hull, for the same reason
@@ -105,14 +107,31 @@ def where_it_is_not(shared: SharedModel, views: SceneViews, shown: Tensor) -> st
     its views carve nothing. "" for all other scenes."""
     covered = shown.float().mean().item()
     if covered > MOST_COVERED or not covered:
-        what = "show no uniform white background" if covered else "show nothing but white"
-        return f"scene {views.scene_id}: its views {what}, so nothing could be carved: all of the box is sampled"
+        what = NO_BACKGROUND if covered else NO_OBJECT
+        return f"scene {views.scene_id}: {what}, so nothing could be carved: all of the box is sampled"
+    if other := _other_background(shared, views):
+        return other
     outside = outside_box(shared, views, shown)
     if outside <= LEAST_OUTSIDE:
         return ""
     return (
         f"scene {views.scene_id}: {outside:.0%} of what its views show lies outside of {shared.renderer.box}: prepare "
         "the store with this scene in it, or train the shared model on a store that holds this scene"
+    )
+
+
+def _other_background(shared: SharedModel, views: SceneViews) -> str:
+    """The warning for a scene whose background has another colour than the shared model's; "" for all other scenes."""
+    colour = background_of(views)
+    if colour is None or shared.settings.rendering.background == "white":
+        return ""
+    latent = shared.autoencoder.background(shared.settings.data.image_size, shared.device, colour)
+    if (latent - shared.background.view(-1, len(latent)).mean(0)).abs().max() <= OTHER_BACKGROUND:
+        return ""
+    found = ", ".join(f"{255 * value:.0f}" for value in colour.tolist())
+    return (
+        f"scene {views.scene_id}: its background is rgb({found}), that of the shared model has another colour: learn "
+        "scenes of one background together"
     )
 
 

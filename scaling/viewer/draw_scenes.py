@@ -20,6 +20,7 @@ from scaling.library.lpips_values import read_lpips_values
 from scaling.library.run_folder import RunFolder
 from scaling.library.stored_models import StoredModels
 from scaling.library.true_views import TrueViews
+from scaling.library.viewpoints import Viewpoints
 from scaling.models.shared_model import SharedModel
 from scaling.models.student import Student
 from scaling.models.triplanes import SceneParams, hull_between
@@ -163,9 +164,9 @@ class ViewedRun:
         self._opened: LRUCache[str, OpenScene] = LRUCache(OPENED)
         self._ranges: LRUCache[str, tuple[Tensor, Tensor]] = LRUCache(OPENED)
         self._gallery: tuple[list[str], Gallery] | None = None
-        self.start = start_camera()
         first = self.open(run.library.ids()[0])
         self.shared = first.shared
+        self.start = start_camera(Viewpoints.around(first.shared.renderer.box))
         self.no_truth = self._try_truth(first)
 
     def gallery(self) -> Gallery:
@@ -248,11 +249,12 @@ class ViewedRun:
         → None, or why there are no true views. Raises OSError or ValueError where the user named their store.
         """
         try:
-            self.start = start_camera(self.truth.views(scene.scene_id, scene.stage, scene.shared.settings.data))
+            views = self.truth.views(scene.scene_id, scene.stage, scene.shared.settings.data)
+            self.start = start_camera(Viewpoints.of(views))
         except (OSError, ValueError) as error:
             if self.truth.store is not None:
                 raise
-            return f"{error}; name the scene store with --store"
+            return str(error) if "--store" in str(error) else f"{error}; name the scene store with --store"
         return None
 
 

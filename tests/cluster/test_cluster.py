@@ -7,6 +7,7 @@ import json
 import os
 import re
 import subprocess
+import time
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from helpers.commands import commands, parse_as_script
 from packaging.requirements import Requirement
 from ray.autoscaler._private.util import prepare_config, validate_config
 
+from scaling.distributed import cluster
 from scaling.distributed.cluster import usable_cpus
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -280,3 +282,21 @@ def test_a_jobs_cpus_are_not_the_machines(tmp_path, monkeypatch, files, cpus):
     for name, text in files.items():
         (tmp_path / name).write_text(text + "\n")
     assert usable_cpus(tmp_path) == cpus
+
+
+@pytest.mark.parametrize(
+    ("address", "noted", "told"),
+    [
+        ("http://127.0.0.1:8265", None, "that is a dashboard, for `ray job submit`"),
+        ("auto", None, "no cluster was started on this machine"),
+        ("auto", "127.0.0.1:9", r"answers at auto \(127.0.0.1:9: .*refused"),
+        ("ray://127.0.0.1:9", None, "refused"),
+    ],
+)
+def test_an_address_where_no_cluster_answers_is_told_at_once(monkeypatch, address, noted, told):
+    """127.0.0.1:9 stands for a cluster of yesterday, whose address Ray still notes."""
+    monkeypatch.setattr(cluster, "canonicalize_bootstrap_address", lambda _: noted)
+    start = time.monotonic()
+    with pytest.raises(ConnectionError, match=f"no Ray cluster .*{told}"):
+        cluster.connect(address)
+    assert time.monotonic() - start < 6

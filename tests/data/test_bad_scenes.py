@@ -28,8 +28,9 @@ from helpers.small_sources import (
 )
 
 from scaling.data.readers import registry, zip_paths
-from scaling.data.scene_store import SceneStore, StoreWriter
+from scaling.data.scene_store import SceneStore
 from scaling.data.scene_views import check_pose
+from scaling.data.store_writer import StoreWriter
 from scaling.distributed.prepare import read_refs, write_rows
 
 pytestmark = pytest.mark.slow
@@ -194,8 +195,8 @@ def transforms(**keys: Any) -> Damage:
         (transforms(test_filenames=["images/0.png"]), "transforms.json", '"train_filenames" is missing or empty'),
         (transforms(train_filenames=["images/9.png"]), "transforms.json", "names 'images/9.png', which is no frame's"),
         (transforms(train_filenames="images"), "transforms.json", "must be a list of file names"),
-        (link_out, "transforms.json", "leads out of the scene's folder"),
-        (link_to_itself, "transforms.json", "cannot be followed"),
+        (link_out, "images/1.png", "is a link that leads out of the source"),
+        (link_to_itself, "images/1.png", "is a link that cannot be followed"),
         (lambda scene: (scene / "images/2.png").unlink(), "images/2.png", "cannot be read (No such file"),
         (lambda scene: replace_by_folder(scene / "images/2.png"), "images/2.png", "is no plain file"),
         (lambda scene: cut_short(scene / "images/2.png"), "images/2.png", "cut short"),

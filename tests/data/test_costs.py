@@ -15,7 +15,7 @@ from helpers.small_sources import nerfstudio_scene, picture, srn_scene, zip_fold
 from scaling.data.png import decode_png, encode_png, picture_of, read_image
 from scaling.data.readers import zip_paths
 from scaling.data.readers.registry import list_scenes, read_scene
-from scaling.data.scene_views import SceneError
+from scaling.data.scene_ref import SceneError
 
 pytestmark = pytest.mark.slow
 

@@ -17,8 +17,10 @@ from PIL import Image
 
 from scaling.data.choose_scenes import choose_ids
 from scaling.data.png import decode_png, encode_png, read_image
-from scaling.data.scene_store import SCHEMA, SceneStore, StoreWriter
-from scaling.data.scene_views import SceneError, check_scene_id, default_test_views, make_row, views_from_row
+from scaling.data.scene_ref import SceneError
+from scaling.data.scene_store import SCHEMA, SceneStore
+from scaling.data.scene_views import check_scene_id, default_test_views, make_row, views_from_row
+from scaling.data.store_writer import StoreWriter
 
 # Scenes
 
@@ -89,14 +91,18 @@ def test_intrinsics_follow_images_of_any_size(width: int, height: int, image_siz
     assert (found - expected).abs().max() * image_size < 0.05  # pixels
 
 
-def test_images_that_are_not_square_are_padded_with_white() -> None:
+def test_images_that_are_not_square_are_padded_with_their_borders_colour() -> None:
+    """Black ones with black; with white where borders have many colours."""
     wide = make_row("a", "", [picture(0, 8, 4)] * 2, [POSE] * 2, [INTRINSICS] * 2, [1], 4, 8, "a")
     views = views_from_row(wide, 8)
-    assert views.images[0, 0, :, 0].tolist() == [1, 1, 0, 0, 0, 0, 1, 1]
+    assert views.images[0, 0, :, 0].tolist() == [0] * 8
+    many = encode_png(np.random.default_rng(0).integers(0, 200, (4, 8, 3)).astype(np.uint8))
+    padded = views_from_row({**wide, "views": [many] * 2}, 8).images[0]
+    assert (padded[:, [0, 1, 6, 7]] == 1).all() and (padded[:, 2:6] < 1).all()
     torch.testing.assert_close(views.intrinsics[0], torch.tensor([[1, 0, 0.5], [0, 0.5, 0.5], [0, 0, 1]]))
     tall = make_row("a", "", [picture(0, 5, 8)] * 2, [POSE] * 2, [INTRINSICS] * 2, [1], 8, 5, "a")
     views = views_from_row(tall, 8)
-    assert views.images[0, 0, 0].tolist() == [1, 0, 0, 0, 0, 0, 1, 1]
+    assert views.images[0, 0, 0].tolist() == [0] * 8
     torch.testing.assert_close(views.intrinsics[0], torch.tensor([[0.625, 0, 3.5 / 8], [0, 1, 0.5], [0, 0, 1]]))
 
 
@@ -213,8 +219,8 @@ def test_only_a_complete_store_opens(tmp_path: Path) -> None:
 def test_stores_that_are_damaged_or_newer(tmp_path: Path) -> None:
     make_store(tmp_path, 2)
     described = json.loads((tmp_path / "store.json").read_text())
-    (tmp_path / "store.json").write_text(json.dumps({**described, "format_version": 2}))
-    with pytest.raises(ValueError, match=r"store\.json: format version 2, this program reads up to 1"):
+    (tmp_path / "store.json").write_text(json.dumps({**described, "format_version": 3}))
+    with pytest.raises(ValueError, match=r"store\.json: format version 3, this program reads up to 2"):
         SceneStore(tmp_path)
     (tmp_path / "store.json").write_text(json.dumps({**described, "num_scenes": 3}))
     with pytest.raises(ValueError, match=r"holds 2 scenes, its store.json says 3"):
@@ -242,6 +248,9 @@ def test_stage_1_takes_categories_in_turn():
 
         def categories(self) -> list[str]:
             return ["car", "car", "car", "plane", "ship", "ship"]
+
+        def splits(self) -> list[str]:
+            return [""] * 6
 
     assert choose_ids(Mixed(), None, balanced=True) == ["c1", "p1", "s1", "c2", "s2", "c3"]
     assert choose_ids(Mixed(), None, balanced=True, count=4) == ["c1", "p1", "s1", "c2"]

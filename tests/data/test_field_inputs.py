@@ -7,13 +7,19 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from helpers.small_sources import POSE, edit_frame, edit_json, nerfstudio_scene, picture, srn_scene
 from PIL import Image
 
+from scaling.data.choose_scenes import choose_ids
 from scaling.data.png import decode_layers, decode_png, encode_png
+from scaling.data.readers.conventions import Convention
 from scaling.data.readers.registry import list_scenes, read_scene
-from scaling.data.scene_views import SceneError, views_from_row
+from scaling.data.scene_ref import SceneError
+from scaling.data.scene_views import views_from_row
+from scaling.data.store_writer import StoreWriter
+from scaling.data.stores import StoreSource
 
 
 def read_one(source: Path) -> dict:
@@ -121,3 +127,97 @@ def test_keys_that_are_ignored_are_named(tmp_path):
     edit_json(scene / "transforms.json", scale=0.33, offset=[0.5, 0.5, 0.5])
     assert read_one(scene.parent)["notes"] == ['key "scale" is ignored', 'key "offset" is ignored']
     assert json.loads((scene / "transforms.json").read_text())["scale"] == 0.33
+
+
+# ---------------------------------------------------------------------- splits, links, hints
+
+
+def test_folders_of_splits_are_one_category(tmp_path):
+    for folder, name in [
+        ("cars_train", "a"),
+        ("cars_val", "b"),
+        ("cars_test", "c"),
+        ("vans/test", "d"),
+        ("other", "e"),
+    ]:
+        srn_scene(tmp_path / folder / name)
+    found = {ref.scene_id: (ref.category, ref.split) for ref in list_scenes(tmp_path)}
+    assert found == {
+        "a": ("cars", "train"), "b": ("cars", "val"), "c": ("cars", "test"), "d": ("vans", "test"), "e": ("other", ""),
+    }  # fmt: skip
+    assert {ref.category for ref in list_scenes(tmp_path, category="cars")} == {"cars"}
+
+
+def test_a_test_scene_is_taken_only_where_it_is_asked_for(tmp_path):
+    with StoreWriter(tmp_path / "store", "made") as writer:
+        for name, split in [("a", "test"), ("b", "train"), ("c", ""), ("d", "val")]:
+            srn_scene(tmp_path / split / name)
+            [ref] = [ref for ref in list_scenes(tmp_path / split) if ref.scene_id == name]
+            writer.add({**read_scene(ref), "split": split})
+    source = StoreSource(tmp_path / "store")
+    assert source.splits() == ["test", "train", "", "val"]
+    assert [row["split"] for row in source.rows()] == source.splits()
+    assert choose_ids(source, None) == ["b", "c"] and choose_ids(source, None, split="test") == ["a", "c"]
+    assert choose_ids(source, None, split="all") == ["a", "b", "c", "d"]
+    with pytest.raises(
+        ValueError, match=r"of 2 scenes of split val .* it holds 1 of test, 1 of train: choose by --split"
+    ):
+        choose_ids(source, None, split="val", leave_out=["c", "d"])
+
+
+def test_a_store_without_splits_is_read(tmp_path):
+    srn_scene(tmp_path / "source" / "a")
+    with StoreWriter(tmp_path / "store", "made") as writer:
+        writer.add(read_one(tmp_path / "source"))
+    part = tmp_path / "store" / "scenes-00000.parquet"
+    pq.write_table(pq.read_table(part).drop_columns(["split"]), part)
+    source = StoreSource(tmp_path / "store")
+    assert source.splits() == [""] and next(source.rows())["split"] == "" and choose_ids(source, None) == ["a"]
+
+
+@pytest.mark.parametrize("layout", ["srn", "transforms"])
+def test_links_are_followed_inside_the_source_alone(tmp_path, layout):
+    """As hub caches, DVC and git-annex make them: blobs inside the source, or elsewhere on the disk."""
+    source = tmp_path / "source"
+    scene = (srn_scene if layout == "srn" else nerfstudio_scene)(source / "scenes" / "one")
+    image = scene / ("rgb/000001.png" if layout == "srn" else "images/1.png")
+    for blob, inside in [(source / "blobs" / "b1", True), (tmp_path / "cache" / "b2", False)]:
+        blob.parent.mkdir()
+        blob.write_bytes(image.read_bytes())
+        image.unlink()
+        image.symlink_to(blob)
+        [ref] = list_scenes(source)
+        if inside:
+            assert len(read_scene(ref)["views"]) == 3
+        else:
+            with pytest.raises(
+                SceneError, match=rf"{image.name}: is a link that leads out of the source, to .*b2: give"
+            ):
+                read_scene(ref)
+            [ref] = list_scenes(source, follow_links=True)
+            assert len(read_scene(ref)["views"]) == 3
+    image.unlink()
+    image.symlink_to(image.name)
+    with pytest.raises(SceneError, match=r"is a link that cannot be followed|cannot be read"):
+        read_scene(list_scenes(source)[0])
+
+
+def test_a_folder_too_high_says_where_scenes_are(tmp_path):
+    srn_scene(tmp_path / "download" / "data" / "cars" / "one")
+    with pytest.raises(ValueError, match=r"found no scenes; .*; there are scenes in .*download/data: give that folder"):
+        list_scenes(tmp_path)
+
+
+def test_masks_that_are_not_there_are_named(tmp_path):
+    scene = nerfstudio_scene(tmp_path / "source" / "one")
+    edit_frame(scene / "transforms.json", 1, mask_path="masks/1.png")
+    row = read_one(scene.parent)
+    assert row["notes"] == ['key "mask_path" is ignored, as none of its files is there'] and len(row["views"]) == 3
+
+
+def test_poses_are_read_by_the_convention_that_flags_name(srn):
+    [ref] = list_scenes(srn.parent, poses="world2cam", axes="opengl")
+    row = read_scene(ref)
+    expected = np.linalg.inv(POSE) @ np.diag([1.0, -1, -1, 1])
+    np.testing.assert_allclose(row["cam2world"][:16].reshape(4, 4), expected, atol=1e-6)
+    assert row["convention"] == Convention("world2cam", "opengl")

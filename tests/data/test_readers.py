@@ -26,7 +26,7 @@ from helpers.small_sources import (
 
 from scaling.data.png import decode_png
 from scaling.data.readers import registry
-from scaling.data.scene_views import SceneRef
+from scaling.data.scene_ref import SceneRef
 
 
 def read_only_scene(source: Path) -> dict[str, Any]:
@@ -200,8 +200,9 @@ def test_zips_of_a_folder_are_categories(tmp_path: Path) -> None:
         folder = srn_scene(tmp_path / name / scene_id).parent
         zip_folder(folder, tmp_path / "source" / f"{name}.zip", name)
     refs = registry.list_scenes(tmp_path / "source")
-    assert [(ref.scene_id, ref.category) for ref in refs] == [("c", "cars_test"), ("d", "cars_train"), ("p", "planes")]
-    [ref] = registry.list_scenes(tmp_path / "source", category="cars_test")
+    found = [(ref.scene_id, ref.category, ref.split) for ref in refs]
+    assert found == [("c", "cars", "test"), ("d", "cars", "train"), ("p", "planes", "")]
+    [ref, _] = registry.list_scenes(tmp_path / "source", category="cars")
     assert registry.read_scene(ref)["source"] == "cars_test.zip/cars_test/c"
 
 

@@ -68,7 +68,7 @@ def test_what_lies_outside_of_the_box_reaches_the_user(job, capsys):
     done = fitter.fit(batch(job).slice(0, 2), attempt=1)
     assert [outcome.kind for outcome in done.outcomes] == [FITTED] * 2
     assert all(f"scene {outcome.scene_id}: " in outcome.message for outcome in done.outcomes)
-    assert all("lies outside of the box from [0.0, 0.0, 0.0]" in outcome.message for outcome in done.outcomes)
+    assert all("lies outside of the box from [0, 0, 0]" in outcome.message for outcome in done.outcomes)
 
     driver = Dispatcher(lambda: None, lambda: 1, max_attempts=1, deadline=1.0, accounts=None)
     rest = [Outcome(f"car-{n}", FITTED, "told") for n in range(2 * MOST_TOLD)]

@@ -19,8 +19,9 @@ from mlflow import MlflowClient
 from scaling.config import SettingsError, make_settings, merge
 from scaling.data.choose_scenes import choose_ids
 from scaling.data.embedded.scenes import embedded_car, embedded_ids, embedded_scene
-from scaling.data.scene_store import SceneStore, StoreWriter
+from scaling.data.scene_store import SceneStore
 from scaling.data.scene_views import views_from_row
+from scaling.data.store_writer import StoreWriter
 from scaling.data.stores import SourceSpec
 from scaling.distributed.cluster import Resources, share
 from scaling.distributed.job import Job

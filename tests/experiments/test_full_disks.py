@@ -14,7 +14,8 @@ from helpers.actors import Books, FullDiskActor
 from scaling.cli import run_command
 from scaling.data.choose_scenes import choose_ids
 from scaling.data.embedded.scenes import embedded_car
-from scaling.data.scene_store import SceneStore, StoreWriter
+from scaling.data.scene_store import SceneStore
+from scaling.data.store_writer import StoreWriter
 from scaling.data.stores import EmbeddedCars
 from scaling.distributed.stage2 import actors
 from scaling.distributed.stage2.dispatcher import Dispatcher

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from helpers.small_sources import row
 
-from scaling.data.scene_store import SceneStore, StoreWriter
+from scaling.data.scene_store import SceneStore
+from scaling.data.store_writer import StoreWriter
 from scaling.export.planes import export_planes
 from scaling.export.views import export_views
 from scaling.library.ledger import open_ledger

@@ -35,7 +35,7 @@ def ball() -> tuple[SharedModel, torch.Tensor]:
         "data": {"image_size": 64},
         "representation": {
             "micro_features": 4, "macro_features": 0, "num_base_planes": 0, "resolution": 64,
-            "combine": "sum", "field_width": 4, "field_layers": 1, "box_side": 2.0,
+            "combine": "sum", "field_width": 4, "field_layers": 1, "box_side": 2.0, "length_unit": "world",
         },
         "rendering": {"samples": 64},
         "autoencoder": {"kind": "super_resolution", "shrink": 1, "decoder_blocks": 0},

@@ -94,7 +94,8 @@ def test_what_the_index_says_is_enough_to_render(fitted_run, tmp_path):
     assert model["field_activation"] == "relu"
     low, high = torch.tensor(model["box"])
     rays = pixel_rays(pose[0], camera[0], model["latent_size"], model["latent_size"])
-    near, far, _ = scene.shared.renderer.span(rays)
+    unit = model["unit"]
+    near, far = (unit * distance for distance in scene.shared.renderer.span(rays)[:2])
     depths = near[:, None] + (far - near)[:, None] * (torch.arange(100 * STEPS) + 0.5) / (100 * STEPS)
     points = (rays.origins[:, None] + depths[..., None] * rays.directions[:, None] - low) / (high - low) * 2 - 1
     features = 1
@@ -110,7 +111,7 @@ def test_what_the_index_says_is_enough_to_render(fitted_run, tmp_path):
     x, y, z = ((middles + 1) / 2 * CELLS).long().clamp(0, CELLS - 1).unbind(-1)
     cells = torch.from_numpy(np.unpackbits(hulls[0]).astype(bool)[: CELLS**3])
     there = cells[(x * CELLS + y) * CELLS + z].repeat_interleave(100, dim=1)
-    thick = F.softplus(head[..., 0] - 1) * (far - near)[:, None] / (100 * STEPS) * there
+    thick = F.softplus(head[..., 0] - 1) * (far - near)[:, None] / unit / (100 * STEPS) * there
     through = torch.exp(-thick.cumsum(1))
     weight = torch.cat([torch.ones_like(through[:, :1]), through[:, :-1]], 1) - through
     latents = 2 * ((weight[..., None] * colours).sum(1) + through[:, -1:] * weights["background"]) - 1

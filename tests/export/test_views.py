@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +20,10 @@ from scaling.data.embedded.scenes import embedded_scene
 from scaling.data.png import decode_png
 from scaling.data.readers import nerfstudio
 from scaling.export import views as module
-from scaling.export.viewpoints import Viewpoints
 from scaling.export.views import transforms
+from scaling.library.run_folder import RunFolder
 from scaling.library.true_views import stored_views
+from scaling.library.viewpoints import NOTED, Viewpoints, note_viewpoints, run_viewpoints
 from scaling.pictures.draw import to_pixels
 
 
@@ -94,6 +97,32 @@ def test_cameras_stay_where_the_scene_was_seen_from():
         assert intrinsics.shape == (40, 3, 3) and intrinsics[0, 0, 0] == views.intrinsics[0, 0, 0]
     whole = zone(2000, 1.0, -math.pi / 2, math.pi / 2)[:, :3, 3]
     assert whole.mean(0).abs().max() < 0.01 and torch.allclose((whole**2).mean(0), torch.tensor(1 / 3), atol=0.01)
+
+
+def test_a_run_notes_its_viewpoints_as_its_store_may_be_gone(fitted_run, tiny_settings, tmp_path):
+    run = RunFolder(tmp_path / "run")
+    shutil.copytree(fitted_run.path, run.path)
+    run.write_config("stage2", tiny_settings, {"store": str(tmp_path / "gone")})
+    row = run.library.scene(run.library.ids()[0])
+    where = row["scene_id"], row["stage"], tiny_settings.data
+    with pytest.raises(FileNotFoundError, match=r"gone holds no complete scene store .* or give --store STORE"):
+        run_viewpoints(run, *where, None)
+    note_viewpoints(run, embedded_scene("car-00000", 16, 5))
+    assert run_viewpoints(run, *where, None) == Viewpoints.of(embedded_scene("car-00000", 16, 5))
+    assert run_viewpoints(run, *where, "embedded") == Viewpoints.of(embedded_scene(row["scene_id"], 16, 5))
+    (run.path / NOTED).write_text('{"radius": 1e999, "focal": 1, "lowest": 0, "middle": 0, "highest": 0}')
+    with pytest.raises(ValueError, match=r"viewpoints\.json: .*; give --store STORE"):
+        run_viewpoints(run, *where, None)
+
+
+def test_scenes_off_the_origin_are_seen_around_their_centre():
+    views = embedded_scene("car-00000", 16, 30)
+    cam2world = views.cam2world.clone()
+    cam2world[:, :3, 3] = 10 * cam2world[:, :3, 3] + torch.tensor([7.0, 0.0, -3.0])
+    seen = Viewpoints.of(replace(views, cam2world=cam2world))
+    assert seen.radius == pytest.approx(13, abs=1e-3) and seen.centre == pytest.approx((7.0, 0.0, -3.0), abs=1e-3)
+    poses, _ = seen.cameras("ring", 4)
+    assert (poses[:, :3, 3] - torch.tensor(seen.centre)).norm(dim=1).tolist() == pytest.approx([13.0] * 4, abs=1e-3)
 
 
 def test_what_is_whole_is_kept_and_the_rest_made_again(fitted_run, exported, monkeypatch):

@@ -248,6 +248,20 @@ def test_metrics_json_has_every_key(tmp_path):
     assert pq.read_table(run.path / "scenes.parquet")["scene_id"].to_pylist() == ["a", "b", "c"]
 
 
+def test_scenes_that_say_nothing_are_in_no_mean(tmp_path):
+    """All views of c are white: its mean image has the highest PSNR there is."""
+    run = RunFolder(tmp_path / "run")
+    run.shared.mkdir(parents=True)
+    (run.shared / "hash.txt").write_text("abc")
+    commit_part(
+        run.library.folder,
+        [row("a", psnr=20.0), row("b", psnr=22.0), row("c", psnr=100.0) | {"mean_image_psnr": 100.0}],
+    )
+    metrics = summarise(run)
+    assert (metrics["num_scenes"], metrics["num_left_out"], metrics["test"]["psnr"]) == (3, 1, 21.0)
+    assert metrics["mean_image"]["psnr"] < 99 and "in no mean" in table_text(metrics)
+
+
 def test_metrics_by_category(tmp_path):
     run = RunFolder(tmp_path / "run")
     run.shared.mkdir(parents=True)

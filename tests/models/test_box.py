@@ -81,9 +81,18 @@ def test_cells_and_coordinates_of_the_box():
     assert cell_numbers(diagonal, torch.tensor([[1.99, 2.5]]), CELLS).tolist() == [[CELLS**3 - 1] * 2]
 
 
+def test_distances_may_be_counted_in_longest_sides():
+    """The box is 4 long; along z a ray that starts 6 from its middle enters after 4 and leaves after 8."""
+    box = Box(None, "box")
+    box.corners.copy_(torch.tensor([[-1.0, -1.0, -2.0], [1.0, 1.0, 2.0]]))
+    near, far, hit = box.span(Rays(torch.tensor([[0.0, 0.0, -6.0]]), torch.tensor([[0.0, 0.0, 1.0]])))
+    assert (near.item(), far.item(), hit.item(), float(box.unit)) == (1.0, 2.0, True, 4.0)
+    assert float(Box(3.0, "box").unit) == 3.0 and float(Box(3.0).unit) == 1.0
+
+
 def test_a_box_says_where_it_is():
     assert not Box(1.5).state_dict() and str(Box(1.5)) == "the box of side 1.5 around the origin"
     close(Box(1.5).bounds, torch.tensor([[-0.75] * 3, [0.75] * 3]))
     assert str(box_between([-1.0, 0.0, 0.0], [1.0, 0.5, 4.0])) == (
-        "the box from [-1.0, 0.0, 0.0] to [1.0, 0.5, 4.0], where the store's objects are"
+        "the box from [-1, 0, 0] to [1, 0.5, 4], where the store's objects are"
     )

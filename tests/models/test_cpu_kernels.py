@@ -57,7 +57,7 @@ def test_rays_are_sampled_where_the_reference_samples_them(jittered):
     """Two scenes of random densities, one of them empty but for a ball; rays from around, some of which miss the
     box."""
     generator = torch.Generator().manual_seed(0)
-    box = Box(None)
+    box = Box(None, "box")
     box.corners.copy_(torch.tensor([[-0.5, -0.4, -0.3], [0.5, 0.6, 0.2]]))
     centres = box.centres()
     cells = torch.randint(0, 256, (2, CELLS**3), generator=generator, dtype=torch.uint8)

@@ -135,7 +135,7 @@ def test_a_newer_format_is_refused(shared, tmp_path):
     save_shared(shared, tmp_path, [])
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "format_version": 99}))
-    with pytest.raises(SharedModelError, match=r"config\.json: format version 99, this program reads up to 4"):
+    with pytest.raises(SharedModelError, match=r"config\.json: format version 99, this program reads up to 5"):
         load_shared(tmp_path)
 
 

@@ -20,8 +20,10 @@ from helpers.small_sources import picture, row
 
 from scaling.data.choose_scenes import read_ids
 from scaling.data.scene_id import is_scene_id
-from scaling.data.scene_store import SceneStore, StoreWriter
-from scaling.data.scene_views import SceneError, make_row, views_from_row
+from scaling.data.scene_ref import SceneError
+from scaling.data.scene_store import SceneStore
+from scaling.data.scene_views import make_row, views_from_row
+from scaling.data.store_writer import StoreWriter
 from scaling.library.parts import commit_part, encode_rows, read_part
 from scaling.library.reader import Library
 from scaling.pictures.draw import render_scene_pictures

@@ -18,8 +18,9 @@ from scaling.cli import read_yaml
 from scaling.config import SettingsError
 from scaling.data.png import decode_png, png_size
 from scaling.data.readers import registry
-from scaling.data.scene_store import SceneStore, StoreWriter
-from scaling.data.scene_views import SceneError
+from scaling.data.scene_ref import SceneError
+from scaling.data.scene_store import SceneStore
+from scaling.data.store_writer import StoreWriter
 from scaling.storage.json_yaml import parse_json, parse_yaml
 
 # ---------------------------------------------------------------------- images and archives

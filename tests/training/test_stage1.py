@@ -73,7 +73,7 @@ def test_the_scale_and_the_background_follow_the_autoencoder(finished, tiny_scen
         images = torch.cat([scene.images[list(scene.train_views)] for scene in tiny_scenes])
         std = warmup.autoencoder.encode_raw(images)[0].std(correction=0)
     assert measured["autoencoder.latent_scale"].item() == pytest.approx(0.11 / std.item(), rel=1e-4)
-    background = measure_background(warmup, finished.run.scenes, Workers())
+    background = measure_background(warmup, finished.run.scenes, torch.ones(3), Workers())
     torch.testing.assert_close(background, measured["background"])
     assert torch.equal(finished.tensors[4]["background"], measured["background"]), "kept through 1b"
     assert not torch.equal(finished.tensors[6]["background"], measured["background"]), "derived again for stage 2"

@@ -11,7 +11,7 @@ from helpers.cuboids import cuboid_views
 from torch import Tensor
 
 from scaling.data.scene_views import SceneViews
-from scaling.training.measure.visual_hull import WHITE, dilated, pooled, silhouettes, visual_hull
+from scaling.training.measure.visual_hull import dilated, pooled, silhouettes, visual_hull
 
 SIDES = torch.tensor([0.5, 0.2, 0.3])  # of the cuboid, half of them
 CELLS = 40
@@ -65,7 +65,7 @@ def test_a_margin_is_in_pixels(views):
 def test_a_white_roof_is_not_carved(views, inside):
     """By white alone, all that lies below the roof would be gone."""
     roofed = cuboid_views([(-SIDES, SIDES)], white_roof=0.3)
-    by_white_alone = roofed.images[list(roofed.train_views)].amin(1) < WHITE / 255
+    by_white_alone = roofed.images[list(roofed.train_views)].amin(1) < 254 / 255
     assert not hull_of(roofed, by_white_alone)[inside].all() and hull_of(roofed)[inside].all()
 
 
@@ -116,11 +116,14 @@ def brute_force(views: SceneViews, cells: int, margin: float, half: float) -> Te
             world2cam = np.linalg.inv(views.cam2world[view].double().numpy())
             x, y, depth = views.intrinsics[view].double().numpy() @ (world2cam[:3, :3] @ point + world2cam[:3, 3])
             column, row = int(np.floor(x / depth * size)), int(np.floor(y / depth * size))
-            if not (0 <= column < size and 0 <= row < size):
-                continue
-            seen += 1
             reach = side * 3**0.5 / 2
             around = views.intrinsics[view][0, 0].item() * size * reach / max(depth - reach, reach) + margin
+            if not (0 <= column < size and 0 <= row < size):  # none of these views cuts the scene off
+                x, y = x / depth * size, y / depth * size
+                beside = max(-x, x - size, -y, y - size)
+                stays = stays and not (depth > reach and beside > around)
+                continue
+            seen += 1
             rows, columns = np.nonzero(mask)
             nearest = np.maximum(abs(rows - row), abs(columns - column)).min()
             stays = stays and nearest <= around

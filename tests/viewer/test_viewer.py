@@ -8,6 +8,7 @@ import runpy
 import socket
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from scaling.library.cohorts import commit_cohort
 from scaling.library.parts import commit_part
 from scaling.library.run_folder import RunFolder
 from scaling.library.scene_row import METRICS
+from scaling.library.viewpoints import Viewpoints
+from scaling.models.box import Box
 from scaling.models.shared_files import load_shared
 from scaling.pictures.draw import to_pixels
 from scaling.training.evaluate import render_views
@@ -119,8 +122,16 @@ def test_a_camera_turns_on_its_sphere_and_stops_below_the_pole():
     torch.testing.assert_close(many.cam2world, looking(0.0, 0.0).cam2world)
 
 
+def test_a_camera_turns_around_the_scenes_centre():
+    """A quarter turn around (2, 0, 0), from one unit in front of it along x to one unit beside it along y."""
+    around = replace(Viewpoints.around(Box(None)), radius=1.0, centre=(2.0, 0.0, 0.0))
+    camera = Camera.of(*around.camera(0.0, 0.0), around.centre)
+    assert camera.cam2world[:3, 3].tolist() == pytest.approx([3.0, 0.0, 0.0])
+    assert camera.turned(math.pi / 2, 0.0).cam2world[:3, 3].tolist() == pytest.approx([2.0, 1.0, 0.0])
+
+
 def test_a_zoom_changes_the_focal_length_alone():
-    camera = start_camera()
+    camera = start_camera(Viewpoints.around(Box(None)))
     near = camera.zoomed(2.0)
     assert near.intrinsics.diagonal().tolist() == pytest.approx([2.04, 2.04, 1.0])
     assert near.intrinsics[:2, 2].tolist() == [0.5, 0.5] and torch.equal(near.cam2world, camera.cam2world)
@@ -131,7 +142,7 @@ def test_the_nearest_view_and_where_a_scene_is_first_seen_from(tiny_scenes):
     index, degrees = looking(1.2, 0.0, radius=9.0).nearest(poses)
     assert index == 1 and degrees == pytest.approx(math.degrees(0.2), abs=1e-4)
     views = tiny_scenes[0]
-    start = start_camera(views)
+    start = start_camera(Viewpoints.of(views))
     assert start.cam2world[:3, 3].norm() == pytest.approx(1.3, abs=1e-6)
     assert start.intrinsics[0, 0] == pytest.approx(views.intrinsics[0, 0, 0].item())
     assert view_camera(views, 3).nearest(views.cam2world)[0] == 3

@@ -114,7 +114,8 @@ def render_as(shared: SharedModel, rendering: Rendering, scenes: Sequence[SceneV
         old.combine,
     )  # fmt: skip
     shared.background = shared.background.expand(shared.latent_size**2, -1).clone()
-    shared.background.copy_(measure_background(shared, [prepare_scene(shared, views) for views in scenes], Workers()))
+    ready = [prepare_scene(shared, views) for views in scenes]
+    shared.background.copy_(measure_background(shared, ready, torch.ones(3), Workers()))
     return shared
 
 

@@ -17,6 +17,7 @@ from scaling.config import Settings, make_settings, merge
 from scaling.data.embedded.scenes import FOCAL, embedded_cameras, embedded_ids, embedded_scene
 from scaling.data.scene_views import SceneViews, default_test_views
 from scaling.models.autoencoders.base import ImageAutoencoder
+from scaling.models.box import UNMEASURED
 from scaling.models.shared_model import SharedModel
 from scaling.training.measure.box import set_box
 from scaling.training.process_group import Workers
@@ -51,6 +52,11 @@ def random_scene(scene_id: str, image_size: int, num_views: int) -> SceneViews:
     intrinsics = normalised_intrinsics(FOCAL).repeat(num_views, 1, 1)
     cam2world = embedded_cameras(scene_id, num_views)
     return SceneViews(scene_id, "noise", images, cam2world, intrinsics, default_test_views(num_views))
+
+
+def everywhere() -> torch.Tensor:
+    """Bounds [2, 3] of scenes of noise, whose views do not tell where they are."""
+    return torch.tensor(UNMEASURED)
 
 
 def random_scenes(count: int, settings: Settings, num_views: int | None = None) -> list[SceneViews]:

@@ -1,7 +1,7 @@
 """The layout of nerfstudio and of Blender's NeRF scenes: ID/transforms.json, or ID/transforms_{train,val,test}.json.
 
-Poses are camera-to-world in OpenGL axes (x right, y up, z backward). Positions and scale are kept: nothing is centred
-or scaled to fit the scene's box.
+Poses are camera-to-world in OpenGL axes (x right, y up, z backward), unless --poses or --axes say otherwise. Positions
+and scale are kept: nothing is centred or scaled to fit the scene's box.
 """
 
 from __future__ import annotations
@@ -10,12 +10,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from scaling.data.readers.conventions import Convention
 from scaling.data.readers.scene_folders import holds_scenes, list_scene_folders
-from scaling.data.readers.transforms_json import OPENGL_AXES, Frame, image_path, read_frames, row_from_frames
+from scaling.data.readers.transforms_json import Frame, image_path, read_frames, row_from_frames
 from scaling.data.readers.zip_paths import is_file
-from scaling.data.scene_views import MAX_VIEWS, SceneRef, default_test_views
+from scaling.data.scene_ref import SceneRef
+from scaling.data.scene_views import MAX_VIEWS, default_test_views
 
 NAME = "nerfstudio"
+CONVENTION = Convention("cam2world", "opengl")
 LOOKED_FOR = "ID/transforms.json or ID/transforms_train.json, or CATEGORY/ID/…"
 _WHOLE = "transforms.json"
 _SPLITS = {split: f"transforms_{split}.json" for split in ("train", "val", "test")}
@@ -51,7 +54,7 @@ def read_scene(ref: SceneRef) -> dict[str, Any]:
     training = [frame for frame in others if frame.image not in seen]
     frames = [*training, *tests]
     test_views = range(len(training), len(frames)) if tests else default_test_views(len(frames))
-    return row_from_frames(ref, frames, test_views)
+    return row_from_frames(ref, frames, test_views, CONVENTION)
 
 
 def _read_splits(ref: SceneRef) -> dict[str, list[Frame]]:
@@ -67,9 +70,9 @@ def _read_splits(ref: SceneRef) -> dict[str, list[Frame]]:
             str(folder), f"holds {', '.join(path.name for path in files.values())}, but no {_SPLITS['train']}"
         )
     if files:
-        return {split: read_frames(ref, path, OPENGL_AXES)[1] for split, path in files.items()}
+        return {split: read_frames(ref, path, CONVENTION)[1] for split, path in files.items()}
     path = folder / _WHOLE
-    shared, frames = read_frames(ref, path, OPENGL_AXES)
+    shared, frames = read_frames(ref, path, CONVENTION)
     try:
         return _named_splits(folder, shared, frames) or {"train": frames}
     except ValueError as error:

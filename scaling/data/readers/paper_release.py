@@ -5,13 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from scaling.data.readers.conventions import Convention
 from scaling.data.readers.scene_folders import MAX_SCENES
-from scaling.data.readers.transforms_json import OPENCV_AXES, load_json, read_frames, row_from_frames
+from scaling.data.readers.transforms_json import load_json, read_frames, row_from_frames
 from scaling.data.readers.zip_paths import is_file, is_folder
 from scaling.data.scene_id import is_scene_id
-from scaling.data.scene_views import SceneRef, default_test_views, printable
+from scaling.data.scene_ref import SceneRef, printable
+from scaling.data.scene_views import default_test_views
 
 NAME = "released"
+CONVENTION = Convention("cam2world", "opencv")
 MAP_FILE = "dataset_map.json"
 SCENES_FOLDER = "square128_above"
 TRANSFORMS_FILE = "transforms_opencv.json"
@@ -49,8 +52,8 @@ def read_scene(ref: SceneRef) -> dict[str, Any]:
 
     Raises SceneError naming the file and the key that is missing, malformed or damaged.
     """
-    _, frames = read_frames(ref, Path(ref.folder) / TRANSFORMS_FILE, OPENCV_AXES)
-    return row_from_frames(ref, frames, default_test_views(len(frames)))
+    _, frames = read_frames(ref, Path(ref.folder) / TRANSFORMS_FILE, CONVENTION)
+    return row_from_frames(ref, frames, default_test_views(len(frames)), CONVENTION)
 
 
 def _ref(source: Path, category: str, scene_id: str) -> SceneRef:

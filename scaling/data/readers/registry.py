@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -9,7 +11,7 @@ from scaling.data.readers import nerfstudio, paper_release, srn
 from scaling.data.readers.scene_folders import MAX_SCENES
 from scaling.data.readers.zip_paths import is_folder, is_zip, list_folder
 from scaling.data.scene_id import check_scene_id
-from scaling.data.scene_views import SceneRef
+from scaling.data.scene_ref import SceneRef
 
 
 class Reader(Protocol):
@@ -33,13 +35,22 @@ class Reader(Protocol):
 
 # Value of --layout (experiments/prepare.py lists them, too) → its readers; those of one value are tried in this order.
 LAYOUTS: dict[str, tuple[Reader, ...]] = {"transforms": (paper_release, nerfstudio), "srn": (srn,)}
+SEARCHED_DEPTH, SEARCHED_FOLDERS = 3, 500  # where scenes are looked for if a source has none
 _READERS = {reader.NAME: reader for readers in LAYOUTS.values() for reader in readers}
 
 
-def list_scenes(source: str | Path, layout: str = "auto", category: str | None = None) -> list[SceneRef]:
+def list_scenes(
+    source: str | Path,
+    layout: str = "auto",
+    category: str | None = None,
+    poses: str | None = None,
+    axes: str | None = None,
+    follow_links: bool = False,
+) -> list[SceneRef]:
     """List the scenes of a folder or a .zip file, in the order of its map where it has one, else sorted by id.
 
-    layout: auto, or a key of LAYOUTS; category: list only its scenes. Raises ValueError where the source does not exist
+    layout: auto, or a key of LAYOUTS; category: list only its scenes; poses, axes: in place of the layout's convention
+    (see conventions.py); follow_links: also out of the source. Raises ValueError where the source does not exist
     or holds no scenes, where no layout fits or several do, or where there is no such category.
     """
     root = Path(source).expanduser().absolute()  # scenes are read by workers, which run in other folders
@@ -58,7 +69,7 @@ def list_scenes(source: str | Path, layout: str = "auto", category: str | None =
         raise ValueError(f"source {source}: no scenes in it")
     if len(refs) > MAX_SCENES:
         raise ValueError(f"source {source}: lists {len(refs):,} scenes; at most {MAX_SCENES:,} are read: divide it")
-    return refs
+    return [replace(ref, poses=poses, axes=axes, follow_links=follow_links) for ref in refs]
 
 
 def read_scene(ref: SceneRef) -> dict[str, Any]:
@@ -101,4 +112,23 @@ def _hint(source: Path) -> str:
         return "; it is empty"
     if is_folder(source / "rgb") or nerfstudio.is_scene(source):
         return f"; this is a single scene: give the folder above it, {source.parent}"
-    return ""
+    deeper = _first_with_scenes(source)
+    return f"; there are scenes in {deeper}: give that folder" if deeper else ""
+
+
+def _first_with_scenes(source: Path) -> Path | None:
+    """The first folder, at most SEARCHED_DEPTH below a source, that is one itself; None after SEARCHED_FOLDERS."""
+    level, looked = [source], 0
+    for _ in range(SEARCHED_DEPTH):
+        inner: list[Path] = []
+        for folder in level:
+            with suppress(ValueError):
+                inner += list_folder(folder)[0]
+        for folder in inner:
+            looked += 1
+            if looked > SEARCHED_FOLDERS:
+                return None
+            if any(reader.fits(folder) for readers in LAYOUTS.values() for reader in readers):
+                return folder
+        level = inner
+    return None

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from scaling.data.readers.conventions import Convention, as_read
 from scaling.data.readers.scene_folders import holds_scenes, list_scene_folders
 from scaling.data.readers.zip_paths import MAX_NUMBERS_BYTES, is_folder, list_folder, read_file
+from scaling.data.scene_ref import SceneRef
 from scaling.data.scene_views import (
     ROUNDED_POSES,
-    SceneRef,
     default_test_views,
     intrinsics_from_pixels,
     make_row,
@@ -23,6 +24,7 @@ from scaling.data.scene_views import (
 
 IMAGES = (".png", ".jpg", ".jpeg")
 NAME = "srn"
+CONVENTION = Convention("cam2world", "opencv")
 LOOKED_FOR = "ID/rgb/*.png (or .jpg), ID/pose/*.txt and ID/intrinsics.txt, or CATEGORY/ID/…"
 
 
@@ -49,11 +51,16 @@ def read_scene(ref: SceneRef) -> dict[str, Any]:
             raise ref.error(str(path), f"has no {partner} of the same name")
     pngs, size = read_pngs(ref, list(images.values()))
     one, world2cam = _read_intrinsics(ref, folder / "intrinsics.txt", size)
-    cam2world, rounded = zip(*(_read_pose(ref, poses[name], world2cam) for name in images))
-    notes = [ROUNDED_POSES] * any(rounded) + ["poses are inverted, as intrinsics.txt ends with 1"] * world2cam
+    own = Convention("world2cam", "opencv") if world2cam else CONVENTION
+    convention = own.overridden(ref.poses, ref.axes)
+    cam2world, rounded = zip(*(_read_pose(ref, poses[name], convention) for name in images))
+    notes = [ROUNDED_POSES] * any(rounded)
+    if convention.poses == "world2cam" and not ref.poses:
+        notes.append("poses are inverted, as intrinsics.txt ends with 1")
     intrinsics = np.repeat(one[None], len(pngs), axis=0)
     tests = default_test_views(len(pngs))
-    return make_row(ref.scene_id, ref.category, pngs, cam2world, intrinsics, tests, size[1], size[0], ref.source, notes)
+    row = make_row(ref.scene_id, ref.category, pngs, cam2world, intrinsics, tests, size[1], size[0], ref.source, notes)
+    return {**row, "split": ref.split, "convention": convention}
 
 
 def _is_scene(folder: Path) -> bool:
@@ -83,6 +90,7 @@ def _files(ref: SceneRef, folder: Path, suffixes: Sequence[str]) -> dict[str, Pa
 
 def _read_numbers(ref: SceneRef, path: Path) -> list[list[float]]:
     """Read the numbers of a text file, line by line, without empty lines. Raises SceneError naming the file."""
+    ref.check_link(path)
     try:
         data = read_file(path, MAX_NUMBERS_BYTES)
     except ValueError as error:
@@ -95,12 +103,12 @@ def _read_numbers(ref: SceneRef, path: Path) -> list[list[float]]:
         raise ref.error(str(path), f"expected numbers ({error})") from error
 
 
-def _read_pose(ref: SceneRef, path: Path, world2cam: bool) -> tuple[NDArray[np.float64], bool]:
+def _read_pose(ref: SceneRef, path: Path, convention: Convention) -> tuple[NDArray[np.float64], bool]:
     """Read a pose → camera-to-world [4, 4], and whether it was rounded. Raises SceneError naming the file."""
     numbers = [number for line in _read_numbers(ref, path) for number in line]
     try:
         pose, rounded = near_pose(numbers)
-        return np.asarray(np.linalg.inv(pose), np.float64) if world2cam else pose, rounded
+        return as_read(pose, convention), rounded
     except ValueError as error:
         raise ref.error(str(path), str(error)) from error
 

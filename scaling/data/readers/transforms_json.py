@@ -12,21 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scaling.data.readers.zip_paths import MAX_JSON_BYTES, read_file
-from scaling.data.scene_views import (
-    MAX_VIEWS,
-    ROUNDED_POSES,
-    SceneRef,
-    intrinsics_from_pixels,
-    make_row,
-    near_pose,
-    read_pngs,
-)
+from scaling.data.readers.conventions import Convention, as_read
+from scaling.data.readers.zip_paths import MAX_JSON_BYTES, is_file, read_file
+from scaling.data.scene_ref import SceneRef
+from scaling.data.scene_views import MAX_VIEWS, ROUNDED_POSES, intrinsics_from_pixels, make_row, near_pose, read_pngs
 from scaling.storage.json_yaml import parse_json
-
-# Camera-to-world matrices of these axes, times this matrix, are camera-to-world matrices of OpenCV axes.
-OPENCV_AXES = np.eye(4)
-OPENGL_AXES = np.diag([1.0, -1.0, -1.0, 1.0])  # x right, y up, z backward
 
 _PINHOLES = ("OPENCV", "PINHOLE", "SIMPLE_PINHOLE")
 _IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".exr", ".tif", ".tiff", ".bmp")  # any other suffix is part of the name
@@ -61,12 +51,14 @@ def load_json(path: Path) -> Any:
     return parse_json(read_file(path, MAX_JSON_BYTES), constant=float)
 
 
-def read_frames(ref: SceneRef, path: Path, axes: NDArray[np.float64]) -> tuple[dict[str, Any], list[Frame]]:
+def read_frames(ref: SceneRef, path: Path, convention: Convention) -> tuple[dict[str, Any], list[Frame]]:
     """Read a transforms file → its keys other than "frames", and its frames.
 
-    axes: the camera axes of its poses, OPENCV_AXES or OPENGL_AXES. Images are not opened. Raises SceneError naming the
+    convention: of its poses, where `ref` names no other. Images are not opened. Raises SceneError naming the
     file and the key that is missing or wrong.
     """
+    ref.check_link(path)
+    convention = convention.overridden(ref.poses, ref.axes)
     try:
         transforms = load_json(path)
         frames = transforms.pop("frames", None) if isinstance(transforms, dict) else None
@@ -75,7 +67,7 @@ def read_frames(ref: SceneRef, path: Path, axes: NDArray[np.float64]) -> tuple[d
         if len(frames) > MAX_VIEWS:
             raise ValueError(f'key "frames" has {len(frames)} entries; at most {MAX_VIEWS} are read')
         return transforms, [
-            _frame(path, transforms, frame, f"frames[{index}]", axes) for index, frame in enumerate(frames)
+            _frame(path, transforms, frame, f"frames[{index}]", convention) for index, frame in enumerate(frames)
         ]
     except ValueError as error:
         raise ref.error(str(path), str(error)) from error
@@ -84,26 +76,29 @@ def read_frames(ref: SceneRef, path: Path, axes: NDArray[np.float64]) -> tuple[d
 def image_path(folder: Path, name: Any, key: str = "file_path") -> Path:
     """The image file that a frame's key names. Without an image suffix, as in Blender scenes, it is a PNG.
 
-    Raises ValueError where the key is not a name, cannot be followed or leads out of the scene's folder.
+    Raises ValueError where the key is not a name or leads out of the scene's folder.
     """
     if not isinstance(name, str) or not name or "\0" in name:
         raise ValueError(f'key "{key}" must be the name of a file')
     path = Path(os.path.normpath(folder / (name if PurePosixPath(name).suffix.lower() in _IMAGES else f"{name}.png")))
-    try:
-        inside = path.resolve().is_relative_to(folder.resolve())
-    except (RuntimeError, OSError) as error:  # a loop of links
-        raise ValueError(f'"{key}" {name!r:.200} cannot be followed ({error})') from error
-    if not inside:
+    os.fsencode(path)  # raises UnicodeEncodeError, a ValueError, for a name that no file can have
+    if not path.is_relative_to(folder):
         raise ValueError(f'"{key}" {name!r:.200} leads out of the scene\'s folder')
     return path
 
 
-def row_from_frames(ref: SceneRef, frames: Sequence[Frame], test_views: Sequence[int]) -> dict[str, Any]:
+def row_from_frames(
+    ref: SceneRef, frames: Sequence[Frame], test_views: Sequence[int], convention: Convention
+) -> dict[str, Any]:
     """Read the images → a row of the scene store, with its views in the order of the frames.
+
+    convention: of the frames' poses, where `ref` names no other.
 
     Raises SceneError naming the bad image or frame.
     """
-    pngs, size = read_pngs(ref, [frame.image for frame in frames], [frame.mask for frame in frames])
+    masks = [frame.mask for frame in frames]
+    no_masks = any(masks) and not any(is_file(mask) for mask in masks if mask)
+    pngs, size = read_pngs(ref, [frame.image for frame in frames], None if no_masks else masks)
     intrinsics = []
     for frame in frames:
         try:
@@ -112,10 +107,10 @@ def row_from_frames(ref: SceneRef, frames: Sequence[Frame], test_views: Sequence
             raise ref.error(str(frame.file), f"{frame.name}: {error}") from error
     poses = [frame.cam2world for frame in frames]
     notes = [ROUNDED_POSES] * any(frame.rounded for frame in frames)
+    notes += ['key "mask_path" is ignored, as none of its files is there'] * no_masks
     notes += [f'key "{key}" is ignored' for key in _IGNORED if any(key in frame.camera for frame in frames)]
-    return make_row(
-        ref.scene_id, ref.category, pngs, poses, intrinsics, test_views, size[1], size[0], ref.source, notes
-    )  # fmt: skip
+    row = make_row(ref.scene_id, ref.category, pngs, poses, intrinsics, test_views, size[1], size[0], ref.source, notes)
+    return {**row, "split": ref.split, "convention": convention.overridden(ref.poses, ref.axes)}
 
 
 def camera_intrinsics(camera: Mapping[str, Any], image_size: tuple[int, int]) -> NDArray[np.float64]:
@@ -139,9 +134,7 @@ def camera_intrinsics(camera: Mapping[str, Any], image_size: tuple[int, int]) ->
     return intrinsics_from_pixels(focal, centre, width, height, image_size)
 
 
-def _frame(
-    path: Path, shared: Mapping[str, Any], frame: Mapping[str, Any], name: str, axes: NDArray[np.float64]
-) -> Frame:
+def _frame(path: Path, shared: Mapping[str, Any], frame: Mapping[str, Any], name: str, convention: Convention) -> Frame:
     """Check a frame. Its own keys override those of the file; its own angle overrides the file's focal lengths, too.
 
     Raises ValueError naming the frame and the key.
@@ -159,7 +152,7 @@ def _frame(
         raise ValueError(f"{name}: {error}") from error
     hidden = ("fl_x", "fl_y") if "camera_angle_x" in frame else ()
     camera = {**{key: value for key, value in shared.items() if key not in hidden}, **frame}
-    return Frame(path, name, image, pose @ axes, camera, mask, rounded)
+    return Frame(path, name, image, as_read(pose, convention), camera, mask, rounded)
 
 
 def _focal_of_angle(camera: Mapping[str, Any], width: float) -> float:

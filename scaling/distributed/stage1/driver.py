@@ -42,6 +42,7 @@ from scaling.storage.atomic import replace_file
 from scaling.storage.paths import AnyPath
 from scaling.storage.text import shown
 from scaling.training.checkpoints.checksums import clear, fault
+from scaling.training.measure.box import check_bounds
 from scaling.training.sampler import bucket_of
 from scaling.training.stage1 import check_workers
 
@@ -69,6 +70,7 @@ def train_stage1(job: Job, num_workers: int | None = None) -> dict[str, Any]:
             each = share(job.resources, num_workers or _default_workers(settings, job.resources), reserve_cpu=False)
             check_workers(settings, each.workers)
             bucket_of(ids, settings.stage1.num_buckets)
+            check_bounds(job.spec.open(), settings)
             SharedModel(settings)  # an autoencoder that cannot be loaded fails here, once, not in every worker
             run.write_config("stage1", settings, noted)
         tracker = Tracker(run, "stage1", tags={"preset": job.preset})

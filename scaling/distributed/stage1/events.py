@@ -56,7 +56,7 @@ class Reports(UserCallback):
         values = metrics[0]
         self.queue.put({"event": "report", **values})
         if "step" in values:
-            self.tracker = self.tracker or Tracker(RunFolder(self.run_path), "stage1", self.uri)
+            self.tracker = self.tracker or Tracker(RunFolder(self.run_path), "stage1", self.uri, must_answer=False)
             curves = {key: value for key, value in values.items() if key.startswith("stage1/")}
             self.tracker.log_metrics(curves, values["step"])
             with checkpoint.as_directory() as folder:

@@ -15,7 +15,8 @@ import pyarrow as pa
 import torch
 
 from scaling.config import Settings, make_settings
-from scaling.data.scene_views import SceneError, SceneViews, views_from_row
+from scaling.data.scene_ref import SceneError
+from scaling.data.scene_views import SceneViews, views_from_row
 from scaling.data.stores import SceneSource, SourceSpec
 from scaling.distributed.stage2.messages import FITTED, Fitted, Outcome
 from scaling.library.cohorts import commit_cohort

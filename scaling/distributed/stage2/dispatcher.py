@@ -27,12 +27,12 @@ from typing import Any
 import pyarrow as pa
 import ray
 from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
-from tqdm import tqdm
 
 from scaling.distributed.stage2.interrupts import Interrupts
 from scaling.distributed.stage2.messages import FITTED, Accounts, Cohorts, Counts, Fitted, Flight, Outcome, Piece
 from scaling.library.failures import RETRY, event
 from scaling.storage.atomic import ADVICE
+from scaling.storage.progress import Progress
 from scaling.storage.text import shown
 
 START_ATTEMPTS = 2  # failed starts in a row, per actor, before a job without actors gives up
@@ -91,7 +91,7 @@ class Dispatcher:
         if not total:
             return
         counts = Counts(total)
-        progress = tqdm(total=total, unit="scene", desc=self.title)
+        progress = Progress(total=total, unit="scene", desc=self.title)
         try:
             with Interrupts() as interrupts:
                 stop_at = float("inf")
@@ -321,7 +321,7 @@ class Dispatcher:
         """Print a warning about a fitted scene above the progress bar. Only the first MOST_TOLD are printed."""
         if message and self.told < MOST_TOLD:
             self.told += 1
-            tqdm.write(
+            Progress.write(
                 f"warning: {shown(message)}" + (" (further warnings are not shown)" if self.told == MOST_TOLD else "")
             )
 

@@ -77,7 +77,7 @@ class Follower:
             heading = self.plan.heading(name, config)
             shown = ", ".join(f"{key} = {value}" for key, value in short(heading["values"]).items())
             tags = {"stage": "trial", "trial": name.partition("_")[0], "preset": heading["preset"], "values": shown}
-            tracker = Tracker(self.run, f"sweep/{name}", parent=self.parent, tags=tags)
+            tracker = Tracker(self.run, f"sweep/{name}", parent=self.parent, tags=tags, must_answer=False)
             tracker.log_params({**self._settings(config), **self._job(heading)})
             tracker.note(shown)
             self.trackers[name] = tracker

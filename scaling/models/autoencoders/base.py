@@ -70,7 +70,10 @@ class ImageAutoencoder(nn.Module, ABC):
         """Text of the config.json beside the weights: `_class_name`, which tells a reader the kind, and the sizes."""
 
     @torch.no_grad()
-    def background(self, image_size: int, device: torch.device | str) -> Tensor:
-        """Colour [C] in [0, 1] of a ray that meets nothing: the latent of a white image, averaged over pixels."""
-        white = self.encode(torch.ones(1, 3, image_size, image_size, device=device))
-        return ((white + 1) / 2).mean(dim=(0, 2, 3))
+    def background(self, image_size: int, device: torch.device | str, colour: Tensor | None = None) -> Tensor:
+        """Colour [C] in [0, 1] of a ray that meets nothing: the latent of an image of one colour [3] in [0, 1], None:
+        white, averaged over pixels."""
+        images = torch.ones(1, 3, image_size, image_size, device=device)
+        if colour is not None:
+            images *= colour.to(device)[:, None, None]
+        return ((self.encode(images) + 1) / 2).mean(dim=(0, 2, 3))

@@ -14,9 +14,9 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn.functional import pad
 
+from scaling.data.background import TOLERANCE, border_colour
 from scaling.data.scene_views import SceneViews
 
-WHITE = 254  # of 255: the least value of white in files that were compressed or resized
 STRIDES = (4, 2, 1)  # cells a side that are tested together, coarse to fine
 MOST_VIEWS = 24  # of a scene's training views, evenly spread; more views carve hardly more
 FINEST = 128  # silhouettes are pooled to this many pixels a side, or up to twice as many
@@ -31,19 +31,33 @@ IN_ONE_VIEW = ndimage.generate_binary_structure(3, 1) & np.array([0, 1, 0], bool
 def silhouettes(views: SceneViews) -> Tensor:
     """Pixels [V, H, W] (bool) of the training views that show an object.
 
-    Background is what is transparent, where the source has alpha; else what is white and connected to the image's
-    border through white. So a white roof, which other colours surround, belongs to the object.
+    Background is what is transparent, where the source has alpha; else what has the background's colour (see
+    `border_colour`) and is connected to the image's border through it. So a white roof before white, which other
+    colours surround, belongs to the object.
     """
     train = list(views.train_views)
     if views.alpha is not None:
         return views.alpha[train] > 0
-    white = (views.images[train].amin(1) >= WHITE / 255).numpy()
-    labels, _ = ndimage.label(white, structure=IN_ONE_VIEW)
+    labels, _ = ndimage.label(of_background(views.images[train], background_of(views)).numpy(), structure=IN_ONE_VIEW)
     border = np.concatenate([labels[:, 0], labels[:, -1], labels[:, :, 0], labels[:, :, -1]], axis=None)
     background = np.zeros(labels.max() + 1, bool)
     background[border] = True
-    background[0] = False  # the label of pixels that are not white
+    background[0] = False  # the label of pixels that have another colour
     return torch.from_numpy(~background[labels])
+
+
+def background_of(views: SceneViews) -> Tensor | None:
+    """The colour [3] in [0, 1] of a scene's background, as its training views show it. None where they show none."""
+    pixels = (views.images[list(views.train_views)] * 255).round().to(torch.uint8)
+    colour = border_colour(pixels.permute(0, 2, 3, 1).numpy())
+    return None if colour is None else torch.tensor(colour) / 255
+
+
+def of_background(images: Tensor, colour: Tensor | None) -> Tensor:
+    """Which pixels of images [V, 3, H, W] in [0, 1] have the background's colour [3]: none without one. → [V, H, W]."""
+    if colour is None:
+        return torch.zeros_like(images[:, 0], dtype=torch.bool)
+    return ((images - colour.to(images.device)[:, None, None]).abs() <= (TOLERANCE + 0.01) / 255).all(1)
 
 
 @torch.no_grad()
@@ -60,8 +74,9 @@ def visual_hull(
 
     shown: their `silhouettes`, on the device to work on; margin: pixels around silhouettes that count as object too. A
     cell stays where at least half of the views see its middle, and none of them shows background all over the cell
-    (`whole`) or at its middle (not `whole`). All cells stay where no view shows an object. At most `most_views` views
-    are used, evenly spread; a view that contradicts the others is not used.
+    (`whole`) or at its middle (not `whole`); beside a view that shows the whole object all counts as background. All
+    cells stay where no view shows an object. At most `most_views` views are used, evenly spread; a view that
+    contradicts the others is not used.
     """
     everywhere = torch.ones(cells**3, dtype=torch.bool)
     if not shown.any():
@@ -128,12 +143,14 @@ class _Looks:
 
     cameras [V, 3, 4]: world → homogeneous fractions of the image; focal [V]: focal lengths in pixels; distance
     [V, h, w]: pixels from here to the nearest pixel that shows an object, along the farther axis (chessboard distance);
-    size: an image's height and width; margin: pixels around silhouettes that count as object too.
+    whole [V]: whether a view shows the whole object, as none of it touches the border: then all beside the view is
+    empty; size: an image's height and width; margin: pixels around silhouettes that count as object too.
     """
 
     cameras: Tensor
     focal: Tensor
     distance: Tensor
+    whole: Tensor
     size: tuple[int, ...]
     margin: float
 
@@ -149,11 +166,12 @@ class _Looks:
         # From a pixel to the square that is n squares away there are at least (n - 1) · pool + 1 pixels.
         distance = torch.from_numpy(np.where(squares, (squares - 1) * pool + 1, 0).astype(np.float32))
         cameras = intrinsics @ torch.linalg.inv(cam2world)[:, :3]
-        return cls(cameras.to(device), focal.to(device), distance.to(device), size, margin)
+        cut = shown[:, [0, -1]].any((1, 2)) | shown[:, :, [0, -1]].any((1, 2)) | ~shown.any((1, 2))
+        return cls(cameras.to(device), focal.to(device), distance.to(device), ~cut, size, margin)
 
     def __getitem__(self, chosen: Tensor) -> _Looks:
         cameras, focal, distance = self.cameras[chosen], self.focal[chosen], self.distance[chosen]
-        return replace(self, cameras=cameras, focal=focal, distance=distance)
+        return replace(self, cameras=cameras, focal=focal, distance=distance, whole=self.whole[chosen])
 
     def leave(self, points: Tensor, reach: Tensor) -> Tensor:
         """Which points [N, 3] stay: at least half of the views see them, and none shows only background within `reach`
@@ -181,9 +199,8 @@ class _Looks:
         return ~wrong if wrong.sum() < len(wrong) / 4 else torch.ones_like(wrong)
 
     def look(self, points: Tensor, reach: Tensor) -> tuple[Tensor, Tensor]:
-        """Whether views see each of the points [N, 3], and whether they show only background within `reach` of it.
-
-        → both [V, N] (bool); the second is false where the first is.
+        """Whether views see each of the points [N, 3], and whether they show only background within `reach` of it, or
+        show the whole object and nothing within `reach` of it. → both [V, N] (bool).
         """
         _, height, width = self.distance.shape
         projected = torch.einsum("vij,nj->vin", self.cameras[..., :3], points) + self.cameras[..., 3:]
@@ -195,4 +212,7 @@ class _Looks:
         view = torch.arange(len(self.cameras), device=points.device)[:, None]
         # Pixels that the cell takes around its middle; its nearest corner is nearer to the camera than its middle.
         around = self.focal[:, None] * reach / (depth - reach).clamp(min=reach) + self.margin
-        return inside, inside & (self.distance.flatten()[(view * height + y) * width + x] > around)
+        empty = inside & (self.distance.flatten()[(view * height + y) * width + x] > around)
+        # Pixels from the image to a point in front of the camera that falls beside it.
+        beside = torch.maximum((column - column.clamp(0, 1)).abs() * width, (row - row.clamp(0, 1)).abs() * height)
+        return inside, empty | (self.whole[:, None] & (depth > reach) & (beside > around))

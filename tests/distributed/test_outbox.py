@@ -1,0 +1,141 @@
+"""MLflow that does not answer: the job goes on, and what it was to be told is kept and sent later."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+from scaling.distributed.outbox import RETRY_SECONDS, check_answers
+from scaling.distributed.tracking import Tracker, read_curves, tracking_uri
+from scaling.library.run_folder import RunFolder
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]  # MLflow's warnings are its own to mend
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory) -> Path:
+    """An empty tracking database: making one takes seconds."""
+    folder = tmp_path_factory.mktemp("database")
+    MlflowClient(f"sqlite:///{folder}/mlflow.db").search_experiments()
+    return folder / "mlflow.db"
+
+
+@pytest.fixture
+def run(database, tmp_path, monkeypatch) -> RunFolder:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    shutil.copy(database, tmp_path / "mlflow.db")
+    (tmp_path / "cars").mkdir()
+    return RunFolder(tmp_path / "cars")
+
+
+@pytest.fixture
+def server(monkeypatch) -> Any:
+    """A switch: while it is off, no batch and no end reaches the database."""
+
+    class Switch:
+        on = True
+
+    def switched(real: Any) -> Any:
+        def call(*arguments: Any, **options: Any) -> Any:
+            if not Switch.on:
+                raise MlflowException("API request failed: connection refused")
+            return real(*arguments, **options)
+
+        return call
+
+    for name in ("log_batch", "set_terminated", "create_run", "update_run", "set_tag"):
+        monkeypatch.setattr(MlflowClient, name, switched(getattr(MlflowClient, name)))
+    return Switch
+
+
+def status_of(run: RunFolder, tracker: Tracker) -> str:
+    return MlflowClient(tracking_uri(run)).get_run(tracker.run_id).info.status
+
+
+def test_a_job_outlives_the_server_and_the_next_command_sends(run, server, capfd):
+    tracker = Tracker(run, "stage2")
+    tracker.log_metrics({"stage2/psnr": 20.0}, 1)
+    server.on = False
+    for step in (2, 3):
+        tracker.log_metrics({"stage2/psnr": 20.0 + step, "stage2/failed": float("nan")}, step)
+    tracker.log_image("stage2/scenes", np.zeros((2, 2, 3), np.uint8), 0)
+    (run.path / "metrics.json").write_text("{}")
+    tracker.log_file(run.path / "metrics.json")
+    tracker.end()
+    told = capfd.readouterr().err
+    assert told.count("does not answer") == 1 and f"kept in {run.path}/mlflow" in told
+    assert status_of(run, tracker) == "RUNNING" and read_curves(run) == {"stage2/psnr": [(1, 20.0)]}
+    server.on = True
+    again = Tracker(run, "stage2")
+    assert again.run_id == tracker.run_id
+    assert read_curves(run) == {"stage2/psnr": [(1, 20.0), (2, 22.0), (3, 23.0)]}
+    assert [path.path for path in again.client.list_artifacts(again.run_id)] == ["metrics.json"]
+    assert len(list((run.path / "mlflow").iterdir())) == 1, "only the note of the run is left"
+
+
+def test_what_waits_is_sent_when_the_server_is_back(run, server, capfd, monkeypatch):
+    clock = [1000.0]
+    monkeypatch.setattr("scaling.distributed.outbox.time.monotonic", lambda: clock[0])
+    tracker = Tracker(run, "stage1")
+    server.on = False
+    tracker.log_metrics({"stage1/warmup/latent": 0.5}, 1)
+    server.on = True
+    tracker.log_metrics({"stage1/warmup/latent": 0.4}, 2)
+    assert read_curves(run) == {}, "it is not asked again at once"
+    clock[0] += RETRY_SECONDS
+    tracker.log_metrics({"stage1/warmup/latent": 0.3}, 3)
+    assert read_curves(run) == {"stage1/warmup/latent": [(1, 0.5), (2, 0.4), (3, 0.3)]}
+    assert "answers again" in capfd.readouterr().err and len(list((run.path / "mlflow").iterdir())) == 1
+
+
+def test_a_trial_may_begin_while_the_server_is_away(run, server):
+    parent = Tracker(run, "sweep")
+    server.on = False
+    trial = Tracker(run, "sweep/one", parent=parent, must_answer=False)
+    trial.log_metrics({"psnr": 1.0}, 1)
+    assert trial.run_id is None and trial.last_step("stage1/") == -1
+    server.on = True
+    trial.end()
+    found = MlflowClient(tracking_uri(run)).get_run(trial.run_id)
+    assert found.data.metrics == {"psnr": 1.0} and found.data.tags["mlflow.parentRunId"] == parent.run_id
+
+
+def test_what_the_server_refuses_is_told_and_left_out(run, capfd):
+    tracker = Tracker(run, "stage2")
+    tracker.tag("x" * 5000, "a key of too many letters")
+    tracker.log_metrics({"stage2/psnr": 20.0}, 1)
+    assert "MLflow refuses tag of stage2" in capfd.readouterr().err
+    assert read_curves(run) == {"stage2/psnr": [(1, 20.0)]}
+
+
+def test_a_folder_that_is_begun_anew_has_a_run_of_its_own(run):
+    first = Tracker(run, "stage1")
+    first.log_metrics({"stage1/warmup/latent": 9.0}, 1)
+    shutil.rmtree(run.path)
+    second = Tracker(run, "stage1")
+    assert second.run_id != first.run_id and read_curves(run) == {}
+    assert Tracker(run, "stage1").run_id == second.run_id, "its restarts go on with it"
+    other = RunFolder(run.path.parent / "elsewhere" / "cars")  # another folder of the same name, the same database
+    assert Tracker(other, "stage1", uri=tracking_uri(run)).run_id not in (first.run_id, second.run_id)
+
+
+def test_a_deleted_experiment_is_told_with_the_remedy(run):
+    tracker = Tracker(run, "stage1")
+    experiment = tracker.client.get_run(tracker.run_id).info.experiment_id
+    tracker.client.delete_experiment(experiment)
+    shutil.rmtree(run.path)
+    with pytest.raises(RuntimeError, match=rf"mlflow experiments restore --experiment-id {experiment}`"):
+        Tracker(run, "stage1")
+
+
+def test_a_server_that_is_not_there_is_told_at_once(run, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    with pytest.raises(RuntimeError, match=r"MLflow at http://127\.0\.0\.1:9 cannot be used"):
+        Tracker(run, "stage1")
+    check_answers("sqlite:///anything.db")
