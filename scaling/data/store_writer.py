@@ -48,6 +48,7 @@ class StoreWriter:
         self.rejects: list[dict[str, str]] = []
         self.notes: dict[str, list[str]] = {}  # note → scenes
         self.no_bounds: dict[str, list[str]] = {}  # why a scene's views do not tell where it is → scenes
+        self.backgrounds: dict[str, list[str]] = {}  # colour, for people → scenes
         self._ids: set[str] = set()
         self._has_splits = False
         self._bounds: list[NDArray[np.float64]] = []

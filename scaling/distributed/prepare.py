@@ -18,16 +18,19 @@ from scaling.distributed.scene_rows import batches_of, bound_reading
 from scaling.storage.progress import Progress
 from scaling.storage.text import shown
 from scaling.training.measure.box import MOST_VIEWS, NoBounds, few_views, scene_bounds
-from scaling.training.measure.doctor import examine, scene_fault, verdict
+from scaling.training.measure.doctor import colour_name, examine, scene_fault, verdict
 from scaling.training.measure.visual_hull import silhouettes
 
 EXAMINED, EXAMINED_VIEWS = 4, 32  # scenes whose cameras are looked at before the rest is read, and views of each
+MOST_TOLD = 5  # reasons of rejects that are printed
+
 READ = pa.schema(
     [
         *SCHEMA,
         ("bounds", pa.list_(pa.list_(pa.float64()))),
         ("reject", pa.struct(REJECTS_SCHEMA)),
         ("no_bounds", pa.string()),
+        ("background", pa.string()),
         ("notes", pa.list_(pa.string())),
     ]
 )
@@ -42,6 +45,7 @@ def read_refs(block: pa.Table, force: bool = False) -> Iterator[pa.Table]:
             read = read_scene(ref)
             row: dict[str, Any] = {**read, "bounds": None, "no_bounds": None, "reject": None}
             views = few_views(read, MOST_VIEWS)
+            row["background"] = colour_name(views)
             shown_pixels = silhouettes(views)
             if not force and (fault := scene_fault(views, shown_pixels, read["convention"])):
                 raise ref.error(ref.source, f"{fault} (for these scenes alone, or --force)")
@@ -59,9 +63,11 @@ def write_rows(writer: StoreWriter, rows: pa.Table) -> None:
     """Store the rows that `read_refs` made: scenes and rejects."""
     for row in rows.to_pylist():
         rejected, bounds, why, notes = (row.pop(key) for key in ("reject", "bounds", "no_bounds", "notes"))
+        background = row.pop("background")
         if rejected is None:
             if writer.add(row, bounds or why):
                 writer.note(row["scene_id"], notes)
+                writer.backgrounds.setdefault(background, []).append(row["scene_id"])
         else:
             writer.reject(**rejected)
 
@@ -113,8 +119,28 @@ def prepare(source: str, store: str, force: bool = False, **how: Any) -> tuple[i
                 write_rows(writer, batch)
                 progress.update(len(batch))
                 progress.set_postfix(rejected=len(writer.rejects))
-        unknown = {f"{why}: where it is cannot be told": ids for why, ids in writer.no_bounds.items()}
-        for note, scene_ids in {**writer.notes, **unknown}.items():
-            also = f" and {len(scene_ids) - 1} more" if len(scene_ids) > 1 else ""
-            Progress.write(f"note: scene {scene_ids[0]}{also}: {shown(note)}")
+        _print_notes(writer)
     return writer.num_scenes, len(writer.rejects)
+
+
+def _print_notes(writer: StoreWriter) -> None:
+    """Say what is remarkable about the scenes, and why some are left out: a line for each kind."""
+    unknown = {f"{why}: where it is cannot be told": ids for why, ids in writer.no_bounds.items()}
+    mixed = writer.backgrounds if len(writer.backgrounds) > 1 else {}
+    most = max((len(ids) for ids in mixed.values()), default=0)
+    others = {
+        f"the background is {colour}, that of most scenes is another: learn scenes of one background together": ids
+        for colour, ids in mixed.items()
+        if len(ids) < most or ids[0] != next(ids[0] for ids in mixed.values() if len(ids) == most)
+    }
+    for note, scene_ids in {**writer.notes, **unknown, **others}.items():
+        Progress.write(f"note: scene {_first_and_more(scene_ids)}: {shown(note)}")
+    rejected: dict[str, list[str]] = {}
+    for reject in writer.rejects:
+        rejected.setdefault(reject["reason"], []).append(reject["scene_id"])
+    for reason, scene_ids in list(rejected.items())[:MOST_TOLD]:
+        Progress.write(f"rejected: scene {shown(_first_and_more(scene_ids))}: {shown(reason)}")
+
+
+def _first_and_more(scene_ids: Sequence[str]) -> str:
+    return scene_ids[0] + (f" and {len(scene_ids) - 1} more" if len(scene_ids) > 1 else "")

@@ -32,8 +32,8 @@ class Finding:
 def examine(views: SceneViews, convention: Convention) -> Finding:
     """Look at one scene, whose poses were read by a convention."""
     shown = silhouettes(views)
-    covered, colour = shown.float().mean().item(), background_of(views)
-    said = [_distance(views), f"background {_colour(views, colour)}"]
+    covered = shown.float().mean().item()
+    said = [_distance(views), f"background {colour_name(views)}"]
     agrees = None
     if 0 < covered <= MOST_COVERED:
         agrees = _of_all(views, shown, convention)
@@ -107,7 +107,9 @@ def _object(views: SceneViews) -> str:
     return f"object {sides} around {_point((low + high) / 2, (high - low).max())}"
 
 
-def _colour(views: SceneViews, colour: Tensor | None) -> str:
+def colour_name(views: SceneViews) -> str:
+    """The colour of a scene's background, for people."""
+    colour = background_of(views)
     if views.alpha is not None:
         return "transparent"
     if colour is None:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 WIDER = 1.25  # than what a view shows at the middle's distance: behind the middle a view shows more
+TOO_NEAR = 1e-5  # of the cameras' distance from the origin
 LEAST_ANGLE = 0.01  # radians, about: cameras whose axes differ by less do not tell where they meet
 
 
@@ -23,7 +24,8 @@ def looked_at(cam2world: Tensor, intrinsics: Tensor) -> Tensor | None:
         return None
     middle = torch.linalg.solve(normal, right)
     depths = ((middle - origins) * axes).sum(1)
-    if (depths > 0).double().mean() < 0.5:
+    # Poses that map the wrong way put all cameras where their axes meet.
+    if (depths > TOO_NEAR * origins.norm(dim=1).max()).double().mean() < 0.5:
         return None
     # The farther edge of an image counts, where its middle is not the principal point.
     focal = intrinsics[:, [0, 1], [0, 1]].double()
