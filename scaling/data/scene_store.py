@@ -27,6 +27,8 @@ FORMAT_VERSION = 2  # 1: no splits; stores without splits still have this versio
 SCENES_PER_ROW_GROUP = 16
 SCENES_PER_PART = 256
 MAX_INFO_BYTES = 1 << 20
+MAX_SCENES = 100_000_000
+LARGEST, SMALLEST = 1e9, 1e-9  # world units, of the bounds: beyond them float32 fails
 _PART = re.compile(r"scenes-[0-9]{5}(-[0-9]{6})?\.parquet")
 SCHEMA = pa.schema(
     [
@@ -79,6 +81,10 @@ class SceneStore:
             listed = self.info.get("parts")
             if listed is not None and not all(_PART.fullmatch(name) for name in listed):
                 raise ValueError("parts must be names of parts")
+            if listed is not None and len(set(listed)) < len(listed):
+                raise ValueError("parts must be different")
+            if not 0 <= self.num_scenes <= MAX_SCENES:
+                raise ValueError(f"num_scenes must be between 0 and {MAX_SCENES}")
         except (ValueError, TypeError, KeyError, ArithmeticError) as error:
             raise ValueError(f"{self.uri}/store.json is damaged ({error!r}): prepare the store again") from error
         check_format(f"{self.uri}/store.json", version, FORMAT_VERSION)
@@ -106,7 +112,8 @@ class SceneStore:
             corners = np.asarray(found, dtype=np.float64)
         except (TypeError, ValueError):
             corners = np.zeros(0)
-        if corners.shape != (2, 3) or not np.isfinite(corners).all() or not (corners[0] < corners[1]).all():
+        sound = corners.shape == (2, 3) and bool((np.abs(corners) < LARGEST).all())
+        if not sound or not (corners[1] - corners[0] > SMALLEST).all():
             raise ValueError(f"{self.uri}/store.json: bounds must be a low and a high corner: prepare the store again")
         return [[float(number) for number in corner] for corner in corners]
 
@@ -182,6 +189,8 @@ class SceneStore:
             in_part = [(number, group, row) for group, size in enumerate(sizes) for row in range(size)]
             index.places.update(zip(columns["scene_id"].to_pylist(), in_part, strict=True))
             index.categories.extend(columns["category"].to_pylist())
+            if len(index.categories) > self.num_scenes:
+                break
             index.splits.extend(split or "" for split in columns["split"].to_pylist())
         # A repeated id leaves fewer places than categories.
         if not len(index.places) == len(index.categories) == self.num_scenes:

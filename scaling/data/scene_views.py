@@ -134,15 +134,20 @@ def read_pngs(
         raise ref.error(str(ref.folder), f"found {len(paths)} views; at most {MAX_VIEWS} are read")
     pngs: list[bytes] = []
     common, total = (0, 0), 0
+    read: dict[tuple[Path, Path | None], tuple[bytes, tuple[int, int]]] = {}  # frames may share images and masks
     for path, mask in zip(paths, masks or [None] * len(paths), strict=True):
         ref.check_link(path)
         if mask is not None:
             ref.check_link(mask)
+        named = (path, mask)
         try:
-            data, size = read_image(path)
-            if mask is not None:
-                path = mask  # for the error
-                data = with_mask(data, read_image(mask)[0])
+            if named not in read:
+                data, size = read_image(path)
+                if mask is not None:
+                    path = mask  # for the error
+                    data = with_mask(data, read_image(mask)[0])
+                read[named] = data, size
+            data, size = read[named]
         except ValueError as error:
             raise ref.error(str(path), str(error)) from error
         common = common if pngs else size

@@ -28,9 +28,13 @@ from scaling.data.scene_store import (
 )
 from scaling.storage.atomic import replace_file, sync_file
 from scaling.storage.lease import Lease
+from scaling.storage.links import refuse_links
 from scaling.storage.own_folder import claim_folder
 from scaling.storage.parquet import table_bytes
 from scaling.storage.paths import open_uri
+
+FARTHEST = 10.0  # usual sizes: larger scenes, or scenes farther away, do not count for the box of all
+OUTLIER = f"it is more than {FARTHEST:g} times as large as most scenes, or as far away"
 
 
 class StoreWriter:
@@ -51,7 +55,7 @@ class StoreWriter:
         self.backgrounds: dict[str, list[str]] = {}  # colour, for people → scenes
         self._ids: set[str] = set()
         self._has_splits = False
-        self._bounds: list[NDArray[np.float64]] = []
+        self._bounds: dict[str, NDArray[np.float64]] = {}
         self._rows: list[Mapping[str, Any]] = []
         self._parts: list[str] = []
         self._part: pq.ParquetWriter | None = None
@@ -71,6 +75,8 @@ class StoreWriter:
             self._check_new()  # the writer that was waited for may have finished
             for path in part_paths(self.filesystem, self.path):
                 self.filesystem.delete_file(path)
+            if isinstance(self.root, Path):  # pyarrow does not list links to nothing, but would write through them
+                refuse_links(*self.root.glob("scenes-*"))
         except BaseException:
             self._lease.release()
             raise
@@ -100,7 +106,7 @@ class StoreWriter:
         if isinstance(bounds, str):
             self.no_bounds.setdefault(bounds, []).append(scene_id)
         elif bounds is not None:
-            self._bounds.append(np.asarray(bounds, dtype=np.float64))
+            self._bounds[scene_id] = np.asarray(bounds, dtype=np.float64)
         self._rows.append(row)
         if len(self._rows) == SCENES_PER_ROW_GROUP:
             self._flush()
@@ -132,9 +138,24 @@ class StoreWriter:
                 if self._lease:
                     self._lease.release()
 
+    def set_outliers_apart(self) -> None:
+        """Leave the bounds of scenes out that are far larger than most, or far away: one wrong camera would make the
+        box of all scenes useless. They move to `no_bounds`."""
+        if not self._bounds:
+            return
+        every = np.stack(list(self._bounds.values()))
+        sides, middles = (every[:, 1] - every[:, 0]).max(1), every.mean(1)
+        usual = np.median(sides)
+        away = np.abs(middles - np.median(middles, axis=0)).max(1)
+        for scene_id, side, distance in zip(list(self._bounds), sides, away):
+            if max(side, distance) > FARTHEST * usual:
+                del self._bounds[scene_id]
+                self.no_bounds.setdefault(OUTLIER, []).append(scene_id)
+
     def _finish(self) -> None:
         """Write the rejects and store.json."""
         assert self._lease is not None
+        self.set_outliers_apart()
         self._lease.check_now()
         # The rejects are written even where no scene is left: they tell why.
         rejects = pa.Table.from_pylist(self.rejects, schema=REJECTS_SCHEMA)
@@ -149,8 +170,8 @@ class StoreWriter:
             "format_version": FORMAT_VERSION if self._has_splits else 1,
             "num_scenes": self.num_scenes,
             "source": self.source,
-            "bounds": _union(self._bounds),
-            "no_bounds": self.no_bounds if not self._bounds else {},
+            "bounds": _union(list(self._bounds.values())),
+            "no_bounds": {} if self._bounds else {why: ids[:100] for why, ids in self.no_bounds.items()},
             "parts": self._parts,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
         }

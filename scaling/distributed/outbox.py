@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import secrets
 import socket
 import sys
@@ -19,7 +20,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -27,6 +28,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from sqlalchemy.exc import SQLAlchemyError
 
 from scaling.library.run_folder import RunFolder
@@ -34,7 +36,8 @@ from scaling.storage.addresses import masked
 from scaling.storage.atomic import replace_file
 from scaling.storage.json_yaml import parse_json
 from scaling.storage.limited import read_limited
-from scaling.storage.paths import AnyPath
+from scaling.storage.links import refuse_links
+from scaling.storage.paths import AnyPath, uri_of
 from scaling.storage.text import shown
 
 # What MLflow raises where a database or server cannot be used; ImportError: the database's driver is not installed.
@@ -42,6 +45,13 @@ UNUSABLE = (MlflowException, SQLAlchemyError, ImportError, OSError)
 RETRY_SECONDS = 30.0  # between tries while MLflow does not answer
 ANSWER_SECONDS = 5.0  # in which a server must take a connection
 MAX_KEPT_BYTES = 64 << 20
+MAX_LOGGED_BYTES = 1 << 30
+MOST_WAITING, MOST_IMAGES = 20_000, 32  # messages that wait: some megabytes
+KEEP_SECONDS = 5.0  # between writes of what waits
+# The files of a run folder that are logged: names from a file must not lead to others.
+LOGGED = re.compile(
+    r"(?:metrics\.json|scenes\.parquet|sweep\.json|pictures/pareto\.png|trials/\w[\w.=,+-]*/metrics\.json)"
+)
 # MLflow's own defaults are 7 tries with growing pauses, and 120 s each: minutes in which a job would stand still.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
@@ -49,9 +59,12 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 
 def check_answers(uri: str) -> None:
     """Raise ConnectionError where no server takes a connection at an http address: MLflow itself would try for long."""
-    parts = urlsplit(uri)
-    if parts.scheme in ("http", "https") and parts.hostname:
+    try:
+        parts = urlsplit(uri)
         port = parts.port or (443 if parts.scheme == "https" else 80)
+    except ValueError:  # its message may show a part of a password
+        raise ConnectionError("that is no address; write what is special in a password as %XX") from None
+    if parts.scheme in ("http", "https") and parts.hostname:
         socket.create_connection((parts.hostname, port), timeout=ANSWER_SECONDS).close()
 
 
@@ -70,6 +83,7 @@ class Outbox:
         self._client: MlflowClient | None = None
         self._waiting: list[dict[str, Any]] = []
         self._kept = self.folder / f"{_slug(name)}-{secrets.token_hex(4)}.json"
+        self._kept_at = -KEEP_SECONDS
         self._silent_until: float | None = None  # None: MLflow answers
 
     @property
@@ -81,15 +95,24 @@ class Outbox:
 
     def connect(self, tags: Mapping[str, str], parent: str | None) -> None:
         """Open the run, and send what earlier commands have kept. Raises UNUSABLE where MLflow does not answer."""
+        refuse_links(self.folder)
         self._open(dict(tags), parent)
-        for path, messages in kept_messages(self.run, self.name):
-            self._waiting += [message for message in messages if message["do"] != "open"]
+        earlier = kept_messages(self.run, self.name)
+        for _, messages in earlier:
+            self._waiting += messages
+        self.send(at_once=True)
+        # Only now: what could not be sent is in this command's own file.
+        for path, _ in earlier:
             path.unlink(missing_ok=True)
-        self.send()
 
     def put(self, do: str, **values: Any) -> None:
         """Send a message, or keep it. do: the name of a method below, without its underscore; values: its arguments."""
         self._waiting.append({"do": do, **values})
+        if len(self._waiting) > MOST_WAITING:  # the oldest curves go, but not the message that opens the run
+            self._waiting[1:2] = []
+        images = [place for place, message in enumerate(self._waiting) if message["do"] == "image"]
+        if len(images) > MOST_IMAGES:
+            self._waiting.pop(images[0])
         self.send()
 
     def send(self, at_once: bool = False) -> None:
@@ -105,7 +128,9 @@ class Outbox:
             else:
                 self._answers_again()
                 return
-        self._keep()
+        if at_once or time.monotonic() - self._kept_at >= KEEP_SECONDS:
+            self._kept_at = time.monotonic()
+            self._keep()
 
     def _carry_out(self, message: Mapping[str, Any]) -> None:
         values = {key: value for key, value in message.items() if key != "do"}
@@ -135,7 +160,7 @@ class Outbox:
 
     def _keep(self) -> None:
         """Write what waits to the run folder; pictures are left out, as they lie in RUN/pictures."""
-        messages = [message for message in self._waiting if message["do"] != "image"]
+        messages = [message for message in self._waiting if message["do"] in _MESSAGES]
         with suppress(OSError):  # a full disk has its own warning elsewhere
             data = json.dumps({"name": self.name, "messages": messages}, allow_nan=False).encode()
             replace_file(self._kept, data)
@@ -144,11 +169,12 @@ class Outbox:
 
     def _open(self, tags: dict[str, str], parent: str | None) -> None:
         """Find the run that the run folder notes, else make one, and note it."""
-        noted = read_run_id(self.run, self.name, self.uri)
-        self.run_id = noted if noted and _lives(self.client, noted) else None
+        noted = read_run_id(self.run, self.name, self.uri, here=True)
+        self.run_id = noted if noted and _is_of(self.client, noted, self.run.name, self.name) else None
         if self.run_id is None:
             self.run_id = self.client.create_run(self.experiment(self.client), run_name=self.name).info.run_id
-            note = {"name": self.name, "address": _address(self.uri), "run_id": self.run_id}
+            note = {"name": self.name, "address": _hash(masked(self.uri)), "place": _place(self.run)}
+            note["run_id"] = self.run_id
             replace_file(self.folder / f"{_slug(self.name)}.json", json.dumps(note).encode())
         self.client.update_run(self.run_id, status="RUNNING")
         above = read_run_id(self.run, parent, self.uri) if parent else None
@@ -183,7 +209,10 @@ class Outbox:
 
     def _file(self, name: str) -> None:
         """Log a file of the run folder, which may have changed or gone since."""
+        if not LOGGED.fullmatch(name):
+            raise ValueError(f"{name!r:.200} is no file that is logged")
         path = self.run.path / name
+        refuse_links(path, path.parent)
         with suppress(FileNotFoundError):
             log_file(self.client, self._id, path)
 
@@ -195,29 +224,58 @@ def log_file(client: MlflowClient, run_id: str, path: AnyPath) -> None:
     """Log a file as an artefact under its own name. Raises FileNotFoundError."""
     with tempfile.TemporaryDirectory() as folder:  # MLflow reads from a disk; `path` may be in an object store
         copy = Path(folder) / path.name
-        copy.write_bytes(path.read_bytes())
+        copy.write_bytes(read_limited(path, MAX_LOGGED_BYTES))
         client.log_artifact(run_id, str(copy))
 
 
-def read_run_id(run: RunFolder, name: str, uri: str) -> str | None:
-    """The id of the run `name` of a run folder in MLflow at `uri`; None where the folder notes none."""
+def read_run_id(run: RunFolder, name: str, uri: str, here: bool = False) -> str | None:
+    """The id of the run `name` of a run folder in MLflow at `uri`; None where the folder notes none.
+
+    here: only if it was noted at this place: a copy of the folder has runs of its own.
+    """
     noted = _read(run.path / "mlflow" / f"{_slug(name)}.json")
     run_id = noted.get("run_id")
-    return run_id if noted.get("address") == _address(uri) and isinstance(run_id, str) else None
+    if noted.get("address") != _hash(masked(uri)) or (here and noted.get("place") != _place(run)):
+        return None
+    return run_id if isinstance(run_id, str) else None
 
 
 def kept_messages(run: RunFolder, name: str) -> list[tuple[AnyPath, list[dict[str, Any]]]]:
-    """The files of messages that earlier commands have kept for one run, oldest first."""
+    """The files of messages that earlier commands have kept for one run, oldest first. Messages that this program would
+    not write are left out."""
     found: list[tuple[AnyPath, list[dict[str, Any]]]] = []
     paths: list[AnyPath] = list((run.path / "mlflow").glob(f"{_slug(name)}-*.json"))
     for path in sorted(paths, key=str):
         messages = _read(path).get("messages")
-        if isinstance(messages, list) and all(isinstance(m, dict) and m.get("do") in _MESSAGES for m in messages):
-            found.append((path, messages))
+        known = messages if isinstance(messages, list) else []
+        found.append((path, [message for message in known if _is_sound(message)]))
     return found
 
 
-_MESSAGES = ("open", "params", "tag", "metrics", "file", "end")
+_MESSAGES = ("params", "tag", "metrics", "file", "end")  # that are kept
+_EXACT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+_NAME = Annotated[str, Field(pattern=f"^{LOGGED.pattern}$")]
+_STATUS = Literal["FINISHED", "FAILED", "KILLED"]
+_ARGUMENTS: dict[str, type[BaseModel]] = {
+    "params": create_model("Params", __config__=_EXACT, values=(dict[str, str], ...)),
+    "tag": create_model("Tag", __config__=_EXACT, key=(str, ...), value=(str, ...)),
+    "metrics": create_model(
+        "Metrics", __config__=_EXACT, values=(dict[str, float], ...), when=(int, ...), step=(int, ...)
+    ),
+    "file": create_model("File", __config__=_EXACT, name=(_NAME, ...)),
+    "end": create_model("End", __config__=_EXACT, status=(_STATUS, ...)),
+}
+
+
+def _is_sound(message: Any) -> bool:
+    """Whether a message from a file is one of ours, with arguments of the right types."""
+    if not isinstance(message, dict) or message.get("do") not in _ARGUMENTS:
+        return False
+    try:
+        _ARGUMENTS[message["do"]].model_validate({key: value for key, value in message.items() if key != "do"})
+    except ValidationError:
+        return False
+    return True
 
 
 def finite(values: Mapping[str, float | None]) -> dict[str, float]:
@@ -233,21 +291,28 @@ def _read(path: AnyPath) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _lives(client: MlflowClient, run_id: str) -> bool:
+def _is_of(client: MlflowClient, run_id: str, experiment: str, name: str) -> bool:
+    """Whether a run is there, and has this name in the experiment of this name."""
     try:
-        return client.get_run(run_id).info.lifecycle_stage == "active"
+        run = client.get_run(run_id)
+        found = client.get_experiment(run.info.experiment_id).name
     except MlflowException as error:
         if 400 <= error.get_http_status_code() < 500:  # it was deleted for good, or the database is another one
             return False
         raise
+    return run.info.lifecycle_stage == "active" and (found, run.info.run_name) == (experiment, name)
 
 
 def _slug(name: str) -> str:
-    return hashlib.sha256(name.encode()).hexdigest()[:16]
+    return _hash(name)[:16]
 
 
-def _address(uri: str) -> str:
-    return hashlib.sha256(uri.encode()).hexdigest()  # an address may hold a password
+def _place(run: RunFolder) -> str:
+    return _hash(uri_of(run.path))
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _line(error: Exception) -> str:

@@ -47,12 +47,12 @@ def read_refs(block: pa.Table, force: bool = False) -> Iterator[pa.Table]:
             views = few_views(read, MOST_VIEWS)
             row["background"] = colour_name(views)
             shown_pixels = silhouettes(views)
-            if not force and (fault := scene_fault(views, shown_pixels, read["convention"])):
-                raise ref.error(ref.source, f"{fault} (for these scenes alone, or --force)")
             try:
                 row["bounds"] = scene_bounds(views, shown_pixels).tolist()
             except NoBounds as error:
                 row["no_bounds"] = str(error)
+                if not force and (fault := scene_fault(views, shown_pixels, read["convention"])):
+                    raise ref.error(ref.source, f"{fault} (for these scenes alone, or --force)") from None
         except SceneError as error:
             why = {"source": error.source, "file": error.file, "reason": error.reason}
             row = {"reject": {"scene_id": ref.scene_id, **why}}
@@ -125,6 +125,7 @@ def prepare(source: str, store: str, force: bool = False, **how: Any) -> tuple[i
 
 def _print_notes(writer: StoreWriter) -> None:
     """Say what is remarkable about the scenes, and why some are left out: a line for each kind."""
+    writer.set_outliers_apart()
     unknown = {f"{why}: where it is cannot be told": ids for why, ids in writer.no_bounds.items()}
     mixed = writer.backgrounds if len(writer.backgrounds) > 1 else {}
     most = max((len(ids) for ids in mixed.values()), default=0)

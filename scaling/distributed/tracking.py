@@ -142,15 +142,16 @@ class Tracker:
 
 
 def _chatter_to_file(run: RunFolder) -> None:
-    """Send what MLflow and its database say to RUN/libraries.log, away from the progress on the screen; for a run in an
-    object store, only their warnings are kept."""
+    """Send what MLflow and its database say to RUN/libraries.log, away from the progress on the screen. Where there is
+    no such file (in an object store, or something else has its name) their warnings alone are shown."""
     for name in ("mlflow", "alembic"):
         logger = logging.getLogger(name)
         logger.handlers.clear()
         logger.propagate = False
-        if isinstance(run.path, Path):
-            run.path.mkdir(parents=True, exist_ok=True)
-            logger.addHandler(logging.FileHandler(run.path / "libraries.log", delay=True))
+        log = run.path / "libraries.log"
+        if isinstance(log, Path) and not log.is_symlink() and (log.is_file() or not log.exists()):
+            log.parent.mkdir(parents=True, exist_ok=True)
+            logger.addHandler(logging.FileHandler(log, delay=True))
         else:
             logger.addHandler(logging.StreamHandler())
             logger.setLevel(logging.WARNING)

@@ -35,7 +35,7 @@ WRITTEN = (
 FOLDERS = (
     "library", "failures", "checkpoints", "shared", "leases", "library/parts", "library/manifests",
     "library/leases", "library/cohorts", "checkpoints/stage1",
-    "checkpoints/cohorts", "pictures", "pictures/scenes", "pictures/epochs", "stage1", "trials", "tune",
+    "checkpoints/cohorts", "mlflow", "pictures", "pictures/scenes", "pictures/epochs", "stage1", "trials", "tune",
 )  # fmt: skip
 PACKAGES = ("scaling", "torch", "diffusers", "ray", "mlflow", "numpy", "numba", "pyarrow")
 

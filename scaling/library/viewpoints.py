@@ -26,6 +26,7 @@ STEEPEST = math.radians(89.0)  # for a camera that looks straight down, the imag
 OFF_CENTRE = 0.02  # of the distance: nearer to the origin than that, cameras look at the origin
 RADIUS, FOCAL = 1.3, 1.02  # of views that nothing is known of: distance in lengths of the box, focal length
 NOTED = "viewpoints.json"
+LARGEST = 1e9  # world units
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,15 @@ class Viewpoints:
 
 
 def note_viewpoints(run: RunFolder, views: SceneViews) -> None:
-    """Write RUN/viewpoints.json, from one scene's own views."""
-    replace_file(run.path / NOTED, json.dumps(asdict(Viewpoints.of(views)), indent=1).encode() + b"\n")
+    """Write RUN/viewpoints.json, from one scene's own views; not where they make no sense."""
+    seen = Viewpoints.of(views)
+    if _make_sense(seen):
+        replace_file(run.path / NOTED, json.dumps(asdict(seen), indent=1).encode() + b"\n")
+
+
+def _make_sense(seen: Viewpoints) -> bool:
+    sizes = 0 < seen.radius < LARGEST and 0 < seen.focal < LARGEST
+    return sizes and all(abs(x) < LARGEST for x in seen.centre) and -1.6 < seen.lowest <= seen.highest < 1.6
 
 
 def run_viewpoints(run: RunFolder, scene_id: str, stage: int, data: Data, store: str | None) -> Viewpoints:
@@ -95,8 +103,8 @@ def run_viewpoints(run: RunFolder, scene_id: str, stage: int, data: Data, store:
         return Viewpoints.of(stored_views(run, scene_id, stage, data, store))
     try:
         found = TypeAdapter(Viewpoints).validate_json(read_limited(path))
-        if not all(map(math.isfinite, (found.radius, found.focal, found.lowest, found.highest, *found.centre))):
-            raise ValueError("it holds numbers that are not finite")
+        if not _make_sense(found) or not found.lowest <= found.middle <= found.highest:
+            raise ValueError("it holds numbers that no camera has")
     except ValueError as error:
         raise ValueError(f"{path}: {first_fault(error)}; give --store STORE, or restore the file") from None
     return found

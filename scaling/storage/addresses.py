@@ -8,7 +8,7 @@ from collections import Counter
 from urllib.parse import parse_qsl
 
 _SECRET = r"key|secret|token|passw|credential|signature|\bsas\b|\bsig\b"
-_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^\s?#]*)")
+_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^\s?#]*(?:[^\s]*@)?[^\s?#]*)")
 _OPTION = re.compile(rf"([?&][^=&\s]*(?:{_SECRET})[^=&\s]*=)[^&\s'\"]+", re.IGNORECASE)
 # Of these the text before an @ is a container or a user's name, not a secret, unless a : stands in it.
 _NAMED_USERS = ("abfs", "abfss", "gs", "gcs", "hdfs")
@@ -46,6 +46,10 @@ def check_no_secret(uri: str) -> None:
 def masked(text: str) -> str:
     """A text with *** for user names and passwords in its addresses (scheme://user:password@…) and for secrets among
     their options (?…token=…)."""
+    # The user's own server, whatever its password holds, and whatever part of it an error repeats.
+    user = os.environ.get("MLFLOW_TRACKING_URI", "").partition("://")[2].rpartition("@")[0]
+    for secret in (user, user.partition(":")[2]):
+        text = text.replace(secret, "***") if len(secret) > 3 else text
     return _OPTION.sub(r"\1***", _ADDRESS.sub(_without_user, text))
 
 

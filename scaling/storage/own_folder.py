@@ -36,7 +36,9 @@ def claim_folder(folder: AnyPath, holds: str) -> None:
     except ValueError:
         found = "?"
     if found is None and not any(True for path in folder.glob("*") if not is_chaff(path.name)):
-        commit_file(folder / MARK, json.dumps({"written_by": "scaling", "holds": holds}).encode() + b"\n")
+        mark = json.dumps({"written_by": "scaling", "holds": holds}).encode() + b"\n"
+        if not commit_file(folder / MARK, mark):  # another process was faster
+            return claim_folder(folder, holds)
         found = holds
     if found != holds:
         what = f"files and no {MARK}, this program's mark" if found is None else f"what its {MARK} calls {found!r:.80}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,9 @@ from scaling.data.choose_scenes import choose_ids
 from scaling.data.png import decode_layers, decode_png, encode_png
 from scaling.data.readers.conventions import Convention
 from scaling.data.readers.registry import list_scenes, read_scene
+from scaling.data.readers.transforms_json import read_frames
 from scaling.data.scene_ref import SceneError
+from scaling.data.scene_store import SceneStore
 from scaling.data.scene_views import views_from_row
 from scaling.data.store_writer import StoreWriter
 from scaling.data.stores import StoreSource
@@ -221,3 +224,64 @@ def test_poses_are_read_by_the_convention_that_flags_name(srn):
     expected = np.linalg.inv(POSE) @ np.diag([1.0, -1, -1, 1])
     np.testing.assert_allclose(row["cam2world"][:16].reshape(4, 4), expected, atol=1e-6)
     assert row["convention"] == Convention("world2cam", "opengl")
+
+
+# ---------------------------------------------------------------------- what a stranger's source may cost
+
+
+def test_other_keys_of_a_file_are_not_there_once_for_each_frame(tmp_path):
+    scene = nerfstudio_scene(tmp_path / "source" / "one")
+    edit_json(scene / "transforms.json", **{f"key{number}": number for number in range(1000)})
+    _, frames = read_frames(list_scenes(scene.parent)[0], scene / "transforms.json", Convention("cam2world", "opengl"))
+    assert all(len(frame.camera) < 20 for frame in frames)
+
+
+def test_a_link_in_place_of_the_map_is_not_followed(tmp_path):
+    source = tmp_path / "source"
+    (source / "square128_above").mkdir(parents=True)
+    (tmp_path / "other.json").write_text('{"cars": ["secret"]}')
+    (source / "dataset_map.json").symlink_to(tmp_path / "other.json")
+    with pytest.raises(ValueError, match="is a link that leads out of the source"):
+        list_scenes(source)
+    assert [ref.scene_id for ref in list_scenes(source, follow_links=True)] == ["secret"]
+
+
+def test_the_search_for_a_folder_too_high_follows_no_links(tmp_path):
+    srn_scene(tmp_path / "elsewhere" / "cars" / "one")
+    (tmp_path / "source" / "empty").mkdir(parents=True)
+    (tmp_path / "source" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "source" / "empty" / "torn.zip").write_bytes(b"PK")
+    with pytest.raises(ValueError, match=r"found no scenes; looked for (?!.*there are scenes in)"):
+        list_scenes(tmp_path / "source")
+
+
+def test_a_listed_part_counts_once_and_no_link_is_written_through(tmp_path):
+    srn_scene(tmp_path / "source" / "one")
+    with StoreWriter(tmp_path / "store", "made") as writer:
+        writer.add(read_one(tmp_path / "source"))
+    path = tmp_path / "store" / "store.json"
+    for change in ({"parts": ["scenes-00000.parquet"] * 2}, {"num_scenes": -1}, {"num_scenes": 1e300}):
+        told = json.loads(path.read_text())
+        (tmp_path / "other").mkdir(exist_ok=True)
+        shutil.copytree(tmp_path / "store", tmp_path / "other", dirs_exist_ok=True)
+        (tmp_path / "other" / "store.json").write_text(json.dumps({**told, **change}))
+        with pytest.raises(ValueError, match=r"store\.json is damaged"):
+            SceneStore(tmp_path / "other")
+    path.unlink()
+    (tmp_path / "store" / "scenes-00000.parquet").unlink()
+    (tmp_path / "store" / "scenes-00000.parquet").symlink_to(tmp_path / "outside.bin")
+    with pytest.raises(ValueError, match="is a link"), StoreWriter(tmp_path / "store", "made") as writer:
+        writer.add(read_one(tmp_path / "source"))
+    assert not (tmp_path / "outside.bin").exists()
+
+
+def test_one_scene_of_another_size_does_not_spoil_the_box_of_all(tmp_path):
+    row = read_one(srn_scene(tmp_path / "source" / "one").parent)
+    with StoreWriter(tmp_path / "store", "made") as writer:
+        for number in range(5):
+            writer.add({**row, "scene_id": f"s{number}"}, [[-0.5] * 3, [0.5, 0.4, 0.3]])
+        writer.add({**row, "scene_id": "large"}, [[-125.0] * 3, [125.0] * 3])
+        writer.add({**row, "scene_id": "away"}, [[20.0] * 3, [20.5] * 3])
+        writer.set_outliers_apart()
+        assert list(writer.no_bounds.values()) == [["large", "away"]]
+    assert SceneStore(tmp_path / "store").bounds() == [[-0.5] * 3, [0.5, 0.4, 0.3]]

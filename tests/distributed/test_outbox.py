@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import logging
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,8 +16,9 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from scaling.distributed.outbox import RETRY_SECONDS, check_answers
-from scaling.distributed.tracking import Tracker, read_curves, tracking_uri
+from scaling.distributed.tracking import Tracker, read_curves, tracking_uri, ui_command
 from scaling.library.run_folder import RunFolder
+from scaling.storage.addresses import masked
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]  # MLflow's warnings are its own to mend
 
@@ -139,3 +144,95 @@ def test_a_server_that_is_not_there_is_told_at_once(run, monkeypatch):
     with pytest.raises(RuntimeError, match=r"MLflow at http://127\.0\.0\.1:9 cannot be used"):
         Tracker(run, "stage1")
     check_answers("sqlite:///anything.db")
+
+
+# ---------------------------------------------------------------------- a run folder from a stranger
+
+
+def keep(run: RunFolder, name: str, *messages: Any) -> Path:
+    """A file of messages as an earlier command would have kept it."""
+    path = run.path / "mlflow" / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}-deadbeef.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps({"name": name, "messages": messages}))
+    return path
+
+
+METRICS = {"do": "metrics", "values": {"stage2/psnr": 20.0}, "when": 1, "step": 1}
+
+
+def test_kept_messages_name_no_other_files(run, tmp_path):
+    (tmp_path / "id_rsa").write_text("secret")
+    names = [str(tmp_path / "id_rsa"), "../id_rsa", "mlflow/../../id_rsa", "config.yaml", "trials/../metrics.json"]
+    path = keep(run, "stage2", *[{"do": "file", "name": name} for name in names], METRICS)
+    tracker = Tracker(run, "stage2")
+    assert tracker.client.list_artifacts(tracker.run_id) == [] and not path.exists()
+    assert read_curves(run) == {"stage2/psnr": [(1, 20.0)]}
+
+
+def test_what_is_no_file_is_not_logged_and_nothing_hangs(run, tmp_path):
+    os.mkfifo(run.path / "metrics.json")
+    (tmp_path / "secret").write_text("secret")
+    (run.path / "scenes.parquet").symlink_to(tmp_path / "secret")
+    tracker = Tracker(run, "stage2")
+    for name in ("metrics.json", "scenes.parquet"):
+        tracker.log_file(run.path / name)
+    assert tracker.client.list_artifacts(tracker.run_id) == []
+
+
+@pytest.mark.parametrize("name", ["libraries.log", "mlflow"])
+def test_links_in_the_run_folder_are_not_followed(run, tmp_path, name):
+    victim = tmp_path / "victim"
+    victim.mkdir() if name == "mlflow" else victim.write_text("mine")
+    (run.path / name).symlink_to(victim)
+    if name == "mlflow":
+        with pytest.raises(ValueError, match="is a link"):
+            Tracker(run, "stage1")
+        assert not list(victim.iterdir())
+    else:
+        Tracker(run, "stage1")
+        logging.getLogger("mlflow").warning("said")
+        assert victim.read_text() == "mine"
+
+
+def test_a_copied_run_folder_has_runs_of_its_own(run, tmp_path):
+    first = Tracker(run, "stage1")
+    first.log_metrics({"stage1/warmup/latent": 1.0}, 1)
+    (tmp_path / "other").mkdir()
+    copy = RunFolder(tmp_path / "copy")
+    shutil.copytree(run.path, copy.path)
+    assert Tracker(copy, "stage1").run_id != first.run_id
+    assert read_curves(run) == {"stage1/warmup/latent": [(1, 1.0)]}
+
+
+@pytest.mark.parametrize(
+    "poison",
+    [{"do": "tag", "key": "x"}, {"do": "_open"}, 7, {"do": "metrics", "values": {"a": "b"}, "when": 1, "step": 1}],
+)
+def test_messages_that_nobody_would_write_silence_nothing(run, poison, capfd):
+    keep(run, "stage2", poison, METRICS)
+    Tracker(run, "stage2")
+    assert read_curves(run) == {"stage2/psnr": [(1, 20.0)]} and "does not answer" not in capfd.readouterr().err
+
+
+def test_kept_curves_survive_ctrl_c(run, monkeypatch):
+    path = keep(run, "stage2", METRICS, {**METRICS, "step": 2})
+
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("scaling.distributed.outbox.Outbox._metrics", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            Tracker(run, "stage2")
+    assert path.exists()
+    Tracker(run, "stage2")
+    assert read_curves(run) == {"stage2/psnr": [(1, 20.0), (2, 20.0)]} and not path.exists()
+
+
+@pytest.mark.parametrize("password", ["hunter2/pw", "hunter2#x", "hunter2?x", "hunter2%20x"])
+def test_no_part_of_a_password_is_shown(run, monkeypatch, password):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://user:{password}@127.0.0.1:9")
+    with pytest.raises(RuntimeError) as error:
+        Tracker(run, "stage1")
+    assert "hunter2" not in masked(str(error.value)) and "MLFLOW_TRACKING_URI" in str(error.value)
+    assert "hunter2" not in ui_command(run)

@@ -110,9 +110,11 @@ def test_a_run_notes_its_viewpoints_as_its_store_may_be_gone(fitted_run, tiny_se
     note_viewpoints(run, embedded_scene("car-00000", 16, 5))
     assert run_viewpoints(run, *where, None) == Viewpoints.of(embedded_scene("car-00000", 16, 5))
     assert run_viewpoints(run, *where, "embedded") == Viewpoints.of(embedded_scene(row["scene_id"], 16, 5))
-    (run.path / NOTED).write_text('{"radius": 1e999, "focal": 1, "lowest": 0, "middle": 0, "highest": 0}')
-    with pytest.raises(ValueError, match=r"viewpoints\.json: .*; give --store STORE"):
-        run_viewpoints(run, *where, None)
+    for radius, focal in (("1e999", 1), ("0", 1), ("-1", 1), ("1", 0), ("1e300", 1)):
+        numbers = f'{{"radius": {radius}, "focal": {focal}, "lowest": 0, "middle": 0, "highest": 0}}'
+        (run.path / NOTED).write_text(numbers)
+        with pytest.raises(ValueError, match=r"viewpoints\.json: .*; give --store STORE"):
+            run_viewpoints(run, *where, None)
 
 
 def test_scenes_off_the_origin_are_seen_around_their_centre():

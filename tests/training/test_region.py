@@ -75,6 +75,9 @@ def test_views_that_do_not_tell_say_why(views):
     for images, why in [(torch.ones_like(noise), measure_box.NO_OBJECT), (noise, measure_box.NO_BACKGROUND)]:
         with pytest.raises(NoBounds, match=why):
             scene_bounds(replace(views, images=images))
+    mixed = replace(views, intrinsics=views.intrinsics * torch.tensor([0.01, 1, 1])[:, None])
+    with pytest.raises(NoBounds, match=f"{measure_box.DISAGREE}|{measure_box.NO_HULL}"):
+        scene_bounds(mixed)
     with pytest.raises(NoBounds, match=f"{measure_box.NO_MIDDLE}|{measure_box.NO_HULL}"):
         scene_bounds(inverted)
 

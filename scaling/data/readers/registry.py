@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -35,7 +36,7 @@ class Reader(Protocol):
 
 # Value of --layout (experiments/prepare.py lists them, too) → its readers; those of one value are tried in this order.
 LAYOUTS: dict[str, tuple[Reader, ...]] = {"transforms": (paper_release, nerfstudio), "srn": (srn,)}
-SEARCHED_DEPTH, SEARCHED_FOLDERS = 3, 500  # where scenes are looked for if a source has none
+SEARCHED_DEPTH, SEARCHED_FOLDERS, SEARCHED_SECONDS = 3, 500, 5.0  # where scenes are looked for if a source has none
 _READERS = {reader.NAME: reader for readers in LAYOUTS.values() for reader in readers}
 
 
@@ -58,7 +59,11 @@ def list_scenes(
         raise ValueError(
             f"source {source}: {'is neither a folder nor a .zip file' if root.exists() else 'no such folder'}"
         )
-    refs = _READERS[find_layout(root, layout)].list_scenes(root)
+    reader = _READERS[find_layout(root, layout)]
+    told = root / paper_release.MAP_FILE
+    if reader is paper_release and not follow_links and not told.resolve().is_relative_to(root.resolve()):
+        raise ValueError(f"{told}: is a link that leads out of the source, to {told.resolve()}: give --follow-links")
+    refs = reader.list_scenes(root)
     if category is not None:
         known = sorted({ref.category for ref in refs} - {""})
         if category not in known:
@@ -118,17 +123,18 @@ def _hint(source: Path) -> str:
 
 def _first_with_scenes(source: Path) -> Path | None:
     """The first folder, at most SEARCHED_DEPTH below a source, that is one itself; None after SEARCHED_FOLDERS."""
-    level, looked = [source], 0
+    level, looked, until = [source], 0, time.monotonic() + SEARCHED_SECONDS
     for _ in range(SEARCHED_DEPTH):
         inner: list[Path] = []
         for folder in level:
             with suppress(ValueError):
-                inner += list_folder(folder)[0]
+                inner += [found for found in list_folder(folder)[0] if not found.is_symlink()]
         for folder in inner:
             looked += 1
-            if looked > SEARCHED_FOLDERS:
+            if looked > SEARCHED_FOLDERS or time.monotonic() > until:
                 return None
-            if any(reader.fits(folder) for readers in LAYOUTS.values() for reader in readers):
-                return folder
+            with suppress(ValueError):  # what cannot be read is not what the user means
+                if any(reader.fits(folder) for readers in LAYOUTS.values() for reader in readers):
+                    return folder
         level = inner
     return None

@@ -23,6 +23,9 @@ _IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".exr", ".tif", ".tiff", ".bmp")  #
 # Keys of instant-ngp that place a scene in its own unit cube; here the cameras say where it is.
 _IGNORED = ("scale", "offset", "aabb_scale", "aabb", "n_extra_learnable_dims")
 _DISTORTION = ("k1", "k2", "k3", "k4", "k5", "k6", "p1", "p2")
+_CAMERA = (
+    "camera_model", "is_fisheye", "w", "h", "fl_x", "fl_y", "cx", "cy", "camera_angle_x", *_DISTORTION, *_IGNORED,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -151,7 +154,9 @@ def _frame(path: Path, shared: Mapping[str, Any], frame: Mapping[str, Any], name
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
     hidden = ("fl_x", "fl_y") if "camera_angle_x" in frame else ()
-    camera = {**{key: value for key, value in shared.items() if key not in hidden}, **frame}
+    # Only what says something of a camera: other keys of the file would be there once for each frame.
+    every = {key: shared[key] for key in _CAMERA if key in shared and key not in hidden}
+    camera = {**every, **{key: frame[key] for key in _CAMERA if key in frame}}
     return Frame(path, name, image, as_read(pose, convention), camera, mask, rounded)
 
 

@@ -20,6 +20,7 @@ from scaling.data.scene_views import SceneViews, views_from_row
 from scaling.data.stores import SceneSource
 from scaling.models.box import Box
 from scaling.training import watchdog
+from scaling.training.measure.agreement import agreement
 from scaling.training.measure.region import looked_at
 from scaling.training.measure.visual_hull import silhouettes, visual_hull
 from scaling.training.process_group import Workers
@@ -38,10 +39,12 @@ NO_OBJECT = "its views show nothing but background"
 NO_BACKGROUND = "its views have no background of one colour at their borders"
 NO_MIDDLE = "its cameras look at no point together"
 NO_HULL = "no part of space is inside the silhouettes of all views"
+DISAGREE = "the silhouettes of its views contradict each other under its cameras"
+DISAGREES = 0.5  # part of the silhouettes that their hull must fill
 
 
 class NoBounds(ValueError):
-    """A scene's views do not tell where it is; the message says why: one of the four texts above."""
+    """A scene's views do not tell where it is; the message says why: one of the texts above."""
 
 
 def scene_bounds(views: SceneViews, shown: Tensor | None = None) -> Tensor:
@@ -68,6 +71,8 @@ def scene_bounds(views: SceneViews, shown: Tensor | None = None) -> Tensor:
         if (high - low).max() >= SMALL * CELLS:
             break
         region = _cube(bounds, 1 + 2 * AROUND / (high - low).max().item())
+    if agreement(views, shown, views.cam2world) < DISAGREES:
+        raise NoBounds(DISAGREE)
     return bounds
 
 

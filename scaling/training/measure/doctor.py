@@ -11,12 +11,11 @@ from torch import Tensor
 from scaling.data.readers.conventions import AXES, POSES, Convention, as_read
 from scaling.data.scene_views import SceneViews
 from scaling.training.measure.agreement import agreement
-from scaling.training.measure.box import MOST_COVERED, NoBounds, scene_bounds
+from scaling.training.measure.box import DISAGREES, MOST_COVERED, NoBounds, scene_bounds
 from scaling.training.measure.region import looked_at
 from scaling.training.measure.visual_hull import background_of, silhouettes
 
-AGREES = 0.8  # silhouettes that hulls fill to this part: the cameras are right
-DISAGREES = 0.5  # and below this one: they are wrong
+AGREES = 0.8  # silhouettes that hulls fill to this part: the cameras are right; below DISAGREES they are wrong
 BETTER = 0.25  # by how much another convention must fill more, to be recommended
 
 
@@ -45,7 +44,7 @@ def examine(views: SceneViews, convention: Convention) -> Finding:
 
 def scene_fault(views: SceneViews, shown: Tensor, convention: Convention) -> str:
     """What is wrong with the cameras of one scene, where that is certain; "" elsewhere. shown: as in `agreement`."""
-    if not 0 < shown.float().mean().item() <= MOST_COVERED or agreement(views, shown, views.cam2world) >= DISAGREES:
+    if not 0 < shown.float().mean().item() <= MOST_COVERED:
         return ""
     return verdict([Finding("", _of_all(views, shown, convention))], convention, certain=True)
 
