@@ -14,6 +14,7 @@ from PIL import Image
 from scaling.data.readers.zip_paths import read_file
 
 MAX_IMAGE_SIDE = 4096  # pixels; larger images are refused before they are decoded
+MAX_SCANS = 64  # of a JPEG; usual progressive ones have 10
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _KEPT = {2: 3, 6: 4}  # colour type of a PNG (RGB, RGBA) → number of channels
 # What Pillow raises for damaged files; found by damaging files at random.
@@ -78,6 +79,9 @@ def decode_layers(data: bytes) -> NDArray[np.uint8]:
 
 def decode_jpeg(data: bytes) -> NDArray[np.uint8]:
     """Decode JPEG bytes → [H, W, 3] RGB. Raises ValueError where it has over 4096 pixels a side, or is damaged."""
+    # Each scan of a progressive file goes over all pixels, and takes 33 bytes. Coded pixels never hold these two bytes.
+    if (scans := data.count(b"\xff\xda")) > MAX_SCANS:
+        raise ValueError(f"the image has {scans} scans; at most {MAX_SCANS} are read")
     try:
         with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
             _checked(*image.size)  # Pillow has read the header alone

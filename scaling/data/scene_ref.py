@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+MAX_TEXT = 4000  # letters of a file's name or a reason
+
 
 def printable(text: str) -> str:
     """Replace what UTF-8 cannot encode, as it may occur in file names and in JSON, by escapes."""
@@ -15,6 +17,7 @@ class SceneError(ValueError):
     """One scene cannot be used. scene_id, source: which scene; file: where the error is; reason: what is wrong."""
 
     def __init__(self, scene_id: str, file: str, reason: str, source: str = "") -> None:
+        file, reason = file[:MAX_TEXT], reason[:MAX_TEXT]  # libraries repeat what they were given
         super().__init__(scene_id, file, reason, source)  # all of them: another process rebuilds the error from these
         self.scene_id, self.file, self.reason, self.source = map(printable, (scene_id, file, reason, source))
 

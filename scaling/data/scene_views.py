@@ -23,6 +23,7 @@ _LARGEST_NUMBER = 1e9  # in a pose or in intrinsics: beyond it float32 has no us
 ROUNDED = 0.02  # how far R·Rᵀ of a rotation may be from the identity that is within 1 % of a right one
 MAX_VIEWS = 10_000  # of a scene
 ROUNDED_POSES = "rotations that are off by up to 1 % were made orthonormal (poses printed with few decimals?)"
+MOST_REPEATED = 4  # views of one image, on average: a few bytes must not fill a store
 MAX_SCENE_PIXELS = 1 << 31  # 2,000 views of 1024² pixels
 MAX_SCENE_BYTES = 1 << 30  # of all views of a scene, as they are stored
 
@@ -132,6 +133,8 @@ def read_pngs(
         raise ref.error(str(ref.folder), f"found {len(paths)} views, need at least 2: one to train on, one to test")
     if len(paths) > MAX_VIEWS:
         raise ref.error(str(ref.folder), f"found {len(paths)} views; at most {MAX_VIEWS} are read")
+    if len(paths) > MOST_REPEATED * len(set(paths)):
+        raise ref.error(str(ref.folder), f"its {len(paths)} views name {len(set(paths))} images")
     pngs: list[bytes] = []
     common, total = (0, 0), 0
     read: dict[tuple[Path, Path | None], tuple[bytes, tuple[int, int]]] = {}  # frames may share images and masks

@@ -44,7 +44,9 @@ from scaling.storage.text import shown
 UNUSABLE = (MlflowException, SQLAlchemyError, ImportError, OSError)
 RETRY_SECONDS = 30.0  # between tries while MLflow does not answer
 ANSWER_SECONDS = 5.0  # in which a server must take a connection
-MAX_KEPT_BYTES = 64 << 20
+MAX_KEPT_BYTES = 16 << 20
+MOST_FILES = 100  # of kept messages, that are read
+TRIES = 3
 MAX_LOGGED_BYTES = 1 << 30
 MOST_WAITING, MOST_IMAGES = 20_000, 32  # messages that wait: some megabytes
 KEEP_SECONDS = 5.0  # between writes of what waits
@@ -82,8 +84,9 @@ class Outbox:
         self.run_id: str | None = None
         self._client: MlflowClient | None = None
         self._waiting: list[dict[str, Any]] = []
-        self._kept = self.folder / f"{_slug(name)}-{secrets.token_hex(4)}.json"
+        self._kept = self.folder / f"{_slug(name)}-{time.time_ns():020d}-{secrets.token_hex(4)}.json"
         self._kept_at = -KEEP_SECONDS
+        self._tries = 0  # of the first message that waits
         self._silent_until: float | None = None  # None: MLflow answers
 
     @property
@@ -100,10 +103,12 @@ class Outbox:
         earlier = kept_messages(self.run, self.name)
         for _, messages in earlier:
             self._waiting += messages
+        self._waiting = self._waiting[-MOST_WAITING:]
         self.send(at_once=True)
-        # Only now: what could not be sent is in this command's own file.
-        for path, _ in earlier:
-            path.unlink(missing_ok=True)
+        # Only now, and only if what could not be sent is in this command's own file.
+        if not self._waiting or self._kept.is_file():
+            for path, _ in earlier:
+                path.unlink(missing_ok=True)
 
     def put(self, do: str, **values: Any) -> None:
         """Send a message, or keep it. do: the name of a method below, without its underscore; values: its arguments."""
@@ -123,7 +128,8 @@ class Outbox:
                 while self._waiting:
                     self._carry_out(self._waiting[0])
                     self._waiting.pop(0)
-            except Exception as error:  # artefact stores raise what they like, and none of it may end the job
+                    self._tries = 0
+            except UNUSABLE as error:
                 self._fell_silent(error)
             else:
                 self._answers_again()
@@ -133,14 +139,29 @@ class Outbox:
             self._keep()
 
     def _carry_out(self, message: Mapping[str, Any]) -> None:
+        """Send one message. Raises UNUSABLE where MLflow does not answer; a message that it does not take is told and
+        left out, so that the others are sent."""
         values = {key: value for key, value in message.items() if key != "do"}
         try:
             getattr(self, f"_{message['do']}")(**values)
-        except MlflowException as error:
-            # What the server refuses it will refuse again; where it does not answer there is no such status.
-            if not 400 <= error.get_http_status_code() < 500:
+        except Exception as error:  # artefact stores raise what they like, and none of it may end the job
+            self._tries += 1
+            if message["do"] == "open" or (isinstance(error, UNUSABLE) and not self._is_refused(error)):
                 raise
             print(f"warning: MLflow refuses {message['do']} of {self.name}: {_line(error)}", file=sys.stderr)
+
+    def _is_refused(self, error: Exception) -> bool:
+        """Whether MLflow answers, but does not take a message: by its status, or as it failed TRIES times while MLflow
+        answered another question."""
+        if isinstance(error, MlflowException) and 400 <= error.get_http_status_code() < 500:
+            return True
+        if self._tries < TRIES:
+            return False
+        try:
+            self.client.get_run(self._id)
+        except UNUSABLE:
+            return False
+        return True
 
     def _fell_silent(self, error: Exception) -> None:
         if self._silent_until is None:
@@ -170,7 +191,7 @@ class Outbox:
     def _open(self, tags: dict[str, str], parent: str | None) -> None:
         """Find the run that the run folder notes, else make one, and note it."""
         noted = read_run_id(self.run, self.name, self.uri, here=True)
-        self.run_id = noted if noted and _is_of(self.client, noted, self.run.name, self.name) else None
+        self.run_id = noted if noted and is_of(self.client, noted, self.run.name, self.name) else None
         if self.run_id is None:
             self.run_id = self.client.create_run(self.experiment(self.client), run_name=self.name).info.run_id
             note = {"name": self.name, "address": _hash(masked(self.uri)), "place": _place(self.run)}
@@ -178,6 +199,8 @@ class Outbox:
             replace_file(self.folder / f"{_slug(self.name)}.json", json.dumps(note).encode())
         self.client.update_run(self.run_id, status="RUNNING")
         above = read_run_id(self.run, parent, self.uri) if parent else None
+        if above and not is_of(self.client, above, self.run.name, str(parent)):
+            above = None
         every = {**tags, MLFLOW_PARENT_RUN_ID: above} if above else tags
         self.client.log_batch(self._id, tags=[RunTag(key, value) for key, value in every.items()])
 
@@ -212,7 +235,7 @@ class Outbox:
         if not LOGGED.fullmatch(name):
             raise ValueError(f"{name!r:.200} is no file that is logged")
         path = self.run.path / name
-        refuse_links(path, path.parent)
+        refuse_links(path, *([path.parent] if path.parent != self.run.path else []))  # the run itself may be a link
         with suppress(FileNotFoundError):
             log_file(self.client, self._id, path)
 
@@ -244,23 +267,25 @@ def kept_messages(run: RunFolder, name: str) -> list[tuple[AnyPath, list[dict[st
     """The files of messages that earlier commands have kept for one run, oldest first. Messages that this program would
     not write are left out."""
     found: list[tuple[AnyPath, list[dict[str, Any]]]] = []
-    paths: list[AnyPath] = list((run.path / "mlflow").glob(f"{_slug(name)}-*.json"))
-    for path in sorted(paths, key=str):
+    names = re.compile(rf"{_slug(name)}-(?:[0-9]{{20}}-)?[0-9a-f]{{8}}\.json")
+    paths = [path for path in (run.path / "mlflow").glob("*.json") if names.fullmatch(path.name) and path.is_file()]
+    for path in sorted(paths, key=str)[-MOST_FILES:]:
         messages = _read(path).get("messages")
-        known = messages if isinstance(messages, list) else []
-        found.append((path, [message for message in known if _is_sound(message)]))
+        if isinstance(messages, list):  # what cannot be read stays where it is
+            found.append((path, [message for message in messages[-MOST_WAITING:] if _is_sound(message)]))
     return found
 
 
 _MESSAGES = ("params", "tag", "metrics", "file", "end")  # that are kept
 _EXACT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 _NAME = Annotated[str, Field(pattern=f"^{LOGGED.pattern}$")]
+_WHOLE = Annotated[int, Field(ge=-(2**53), le=2**53)]
 _STATUS = Literal["FINISHED", "FAILED", "KILLED"]
 _ARGUMENTS: dict[str, type[BaseModel]] = {
     "params": create_model("Params", __config__=_EXACT, values=(dict[str, str], ...)),
     "tag": create_model("Tag", __config__=_EXACT, key=(str, ...), value=(str, ...)),
     "metrics": create_model(
-        "Metrics", __config__=_EXACT, values=(dict[str, float], ...), when=(int, ...), step=(int, ...)
+        "Metrics", __config__=_EXACT, values=(dict[str, float], ...), when=(_WHOLE, ...), step=(_WHOLE, ...)
     ),
     "file": create_model("File", __config__=_EXACT, name=(_NAME, ...)),
     "end": create_model("End", __config__=_EXACT, status=(_STATUS, ...)),
@@ -291,7 +316,7 @@ def _read(path: AnyPath) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _is_of(client: MlflowClient, run_id: str, experiment: str, name: str) -> bool:
+def is_of(client: MlflowClient, run_id: str, experiment: str, name: str) -> bool:
     """Whether a run is there, and has this name in the experiment of this name."""
     try:
         run = client.get_run(run_id)

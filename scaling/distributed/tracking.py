@@ -19,7 +19,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME, MLFLOW_RUN_NOTE
 from sqlalchemy import URL, make_url
 
 from scaling.config import Settings, flatten
-from scaling.distributed.outbox import UNUSABLE, Outbox, check_answers, finite, log_file, read_run_id
+from scaling.distributed.outbox import UNUSABLE, Outbox, check_answers, finite, is_of, log_file, read_run_id
 from scaling.library.run_folder import RunFolder
 from scaling.storage.addresses import masked
 from scaling.storage.paths import AnyPath
@@ -227,7 +227,7 @@ def _known(run: RunFolder, name: str) -> tuple[MlflowClient, str] | None:
     client = MlflowClient(tracking_uri=uri)
     noted = read_run_id(run, name, uri)
     if noted or (run.path / "mlflow").is_dir():
-        return (client, noted) if noted else None
+        return (client, noted) if noted and is_of(client, noted, run.name, name) else None
     # Run folders of older programs note no run: theirs is the one of its name.
     experiment = client.get_experiment_by_name(run.name)
     query = f"tags.`{MLFLOW_RUN_NAME}` = '{name}'"

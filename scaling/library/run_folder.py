@@ -30,12 +30,13 @@ from scaling.storage.paths import AnyPath, to_path, uri_of
 # What commands write over in a run folder. Where it is there, config.yaml, or a library, must say that this is a run.
 WRITTEN = (
     "metrics.json", "scenes.parquet", "lpips.parquet", "pictures", "sweep.json", "reports.json", "trials", "tune",
-    "stage1",
+    "stage1", "checkpoints", "mlflow", "viewpoints.json", "libraries.log",
 )  # fmt: skip
 FOLDERS = (
     "library", "failures", "checkpoints", "shared", "leases", "library/parts", "library/manifests",
     "library/leases", "library/cohorts", "checkpoints/stage1",
-    "checkpoints/cohorts", "mlflow", "pictures", "pictures/scenes", "pictures/epochs", "stage1", "trials", "tune",
+    "checkpoints/cohorts", "mlflow", "shared/autoencoder",
+    "shared/decoder", "shared/student", "pictures", "pictures/scenes", "pictures/epochs", "stage1", "trials", "tune",
 )  # fmt: skip
 PACKAGES = ("scaling", "torch", "diffusers", "ray", "mlflow", "numpy", "numba", "pyarrow")
 
@@ -128,7 +129,7 @@ class RunFolder:
         where a folder in it is a link.
         """
         refuse_links(*(self.path / name for name in FOLDERS))
-        if self.read_config() or (self.path / "library" / "parts").is_dir():
+        if self.read_config() or self.library.parts():
             return
         there = [name for name in WRITTEN if (self.path / name).exists()]
         if (

@@ -18,7 +18,7 @@ from scaling.library.run_folder import RunFolder
 from scaling.library.true_views import stored_views
 from scaling.models.box import Box
 from scaling.storage.atomic import replace_file
-from scaling.storage.json_yaml import first_fault
+from scaling.storage.json_yaml import first_fault, parse_json
 from scaling.storage.limited import read_limited
 from scaling.training.measure.region import looked_at
 
@@ -26,7 +26,7 @@ STEEPEST = math.radians(89.0)  # for a camera that looks straight down, the imag
 OFF_CENTRE = 0.02  # of the distance: nearer to the origin than that, cameras look at the origin
 RADIUS, FOCAL = 1.3, 1.02  # of views that nothing is known of: distance in lengths of the box, focal length
 NOTED = "viewpoints.json"
-LARGEST = 1e9  # world units
+SMALLEST, LARGEST = 1e-9, 1e9  # of distances in world units, and of focal lengths
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def note_viewpoints(run: RunFolder, views: SceneViews) -> None:
 
 
 def _make_sense(seen: Viewpoints) -> bool:
-    sizes = 0 < seen.radius < LARGEST and 0 < seen.focal < LARGEST
+    sizes = SMALLEST < seen.radius < LARGEST and SMALLEST < seen.focal < LARGEST
     return sizes and all(abs(x) < LARGEST for x in seen.centre) and -1.6 < seen.lowest <= seen.highest < 1.6
 
 
@@ -102,7 +102,7 @@ def run_viewpoints(run: RunFolder, scene_id: str, stage: int, data: Data, store:
     if store is not None or not path.is_file():
         return Viewpoints.of(stored_views(run, scene_id, stage, data, store))
     try:
-        found = TypeAdapter(Viewpoints).validate_json(read_limited(path))
+        found = TypeAdapter(Viewpoints).validate_python(parse_json(read_limited(path)))
         if not _make_sense(found) or not found.lowest <= found.middle <= found.highest:
             raise ValueError("it holds numbers that no camera has")
     except ValueError as error:

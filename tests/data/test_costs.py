@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import struct
 import time
@@ -11,11 +12,14 @@ import zlib
 import numpy as np
 import pytest
 from helpers.small_sources import nerfstudio_scene, picture, srn_scene, zip_folder
+from PIL import Image
 
-from scaling.data.png import decode_png, encode_png, picture_of, read_image
+from scaling.data.png import decode_jpeg, decode_png, encode_png, picture_of, read_image
 from scaling.data.readers import zip_paths
 from scaling.data.readers.registry import list_scenes, read_scene
-from scaling.data.scene_ref import SceneError
+from scaling.data.readers.transforms_json import image_path
+from scaling.data.scene_ref import SceneError, SceneRef
+from scaling.data.scene_views import read_pngs
 
 pytestmark = pytest.mark.slow
 
@@ -98,3 +102,41 @@ def test_a_member_without_a_name_is_told(tmp_path):
         out.writestr(zipfile.ZipInfo(""), b"x")
     with pytest.raises(ValueError, match=r"a\.zip.*a member without a name"):
         list_scenes(archive)
+
+
+def test_a_jpeg_of_many_scans_is_refused_before_it_is_decoded(tmp_path):
+    out = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(out, format="JPEG", progressive=True)
+    data = out.getvalue()
+    assert decode_jpeg(data).shape == (64, 64, 3)
+    last = data.rfind(b"\xff\xda")
+    with pytest.raises(ValueError, match=r"has 2[0-9][0-9] scans; at most 64 are read"):
+        decode_jpeg(data[:-2] + data[last:-2] * 200 + data[-2:])
+
+
+def test_a_file_path_of_many_steps_is_refused(tmp_path):
+    for name in ("a/" * 16_000 + "b", "a" * 5000):
+        with pytest.raises(ValueError, match="is too long or too deep"):
+            image_path(tmp_path, name)
+
+
+def test_one_image_does_not_fill_a_store(tmp_path):
+    ref = SceneRef("one", "", str(tmp_path / "one"), "nerfstudio", "one")
+    with pytest.raises(SceneError, match="its 9 views name 1 images"):
+        read_pngs(ref, [tmp_path / "one" / "a.png"] * 9)
+
+
+def test_an_end_record_inside_the_end_record_hides_nothing(tmp_path):
+    """zipfile takes the first of two marks that overlap; so does the check."""
+    path = tmp_path / "a.zip"
+    record = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 0, 0, 600 << 20, 0, 0)
+    with path.open("wb") as file:
+        file.truncate(600 << 20)
+        file.seek(600 << 20)
+        file.write(record[:4] + b"PK\5\6" + record[8:])
+    with pytest.raises(ValueError, match=r"list of its members has 629,145,600 bytes|not a readable zip"):
+        list_scenes(path)
+
+
+def test_what_a_library_says_of_a_long_text_is_cut():
+    assert len(str(SceneError("one", "f" * 100_000, "r" * 20_000_000))) < 9000

@@ -29,7 +29,7 @@ from scaling.distributed.prepare import prepare
 from scaling.distributed.stage1.driver import train_stage1
 from scaling.distributed.stage2.driver import Stage2Job, fit_stage2, settled_scenes
 from scaling.distributed.tracking import tracking_uri
-from scaling.library.run_folder import RunFolder
+from scaling.library.run_folder import RunFolder, ids_hash
 from scaling.library.scene_row import pack_scene
 from scaling.library.stored_models import StoredModels
 from scaling.models.shared_files import load_shared, read_scene_ids, save_shared
@@ -112,6 +112,8 @@ def test_both_stages_end_to_end(ray_6_cpus_4_gpus, tmp_path, tiny_values):
     spec = SourceSpec.of(str(tmp_path / "store"), settings.data)
     run = RunFolder(tmp_path / "runs" / "tiny")
     first = choose_ids(spec.open(), None, count=4)
+    noted = {"num_scenes": 4, "scenes_hash": ids_hash(first), "store": spec.store}
+    run.write_config("stage1", settings, noted)
     leave_torn_checkpoint(run)
     log = tmp_path / "log"
     with log.open("w") as file, redirect_stdout(file):

@@ -236,3 +236,58 @@ def test_no_part_of_a_password_is_shown(run, monkeypatch, password):
         Tracker(run, "stage1")
     assert "hunter2" not in masked(str(error.value)) and "MLFLOW_TRACKING_URI" in str(error.value)
     assert "hunter2" not in ui_command(run)
+
+
+def test_a_run_that_is_a_link_is_logged(run, tmp_path):
+    """RUN on another disk: runs/cars → /data/cars."""
+    moved = tmp_path / "data"
+    run.path.rename(moved)
+    run.path.symlink_to(moved)
+    (run.path / "metrics.json").write_text("{}")
+    tracker = Tracker(run, "stage2")
+    tracker.log_file(run.path / "metrics.json")
+    tracker.end()
+    assert [path.path for path in tracker.client.list_artifacts(tracker.run_id)] == ["metrics.json"]
+    assert status_of(run, tracker) == "FINISHED"
+
+
+def test_a_message_that_mlflow_cannot_take_holds_no_other_back(run, monkeypatch, capfd):
+    """One that is out of range, and one whose artefact store fails in its own way."""
+    keep(run, "stage2", {**METRICS, "step": 10**30}, METRICS)
+    tracker = Tracker(run, "stage2")
+    monkeypatch.setattr(MlflowClient, "log_image", lambda *_, **__: 1 / 0)
+    tracker.log_image("stage2/scenes", np.zeros((2, 2, 3), np.uint8), 0)
+    tracker.end()
+    assert status_of(run, tracker) == "FINISHED" and read_curves(run) == {"stage2/psnr": [(1, 20.0)]}
+    assert "refuses image" in capfd.readouterr().err
+
+
+def test_a_note_leads_into_no_other_run(run, tmp_path):
+    """A run folder from a stranger, whose note has the id of my run."""
+    mine = Tracker(run, "stage1")
+    mine.log_metrics({"stage1/warmup/latent": 1.0}, 1)
+    foreign = RunFolder(tmp_path / "foreign")
+    Tracker(foreign, "stage1")
+    note = next((foreign.path / "mlflow").iterdir())
+    note.write_text(json.dumps({**json.loads(note.read_text()), "run_id": mine.run_id}))
+    assert read_curves(foreign) == {} and Tracker(foreign, "stage1").run_id != mine.run_id
+
+
+def test_kept_messages_stay_where_the_disk_is_full_or_they_cannot_be_read(run, server, monkeypatch):
+    Tracker(run, "stage2")
+    path = keep(run, "stage2", METRICS)
+    notes = path.with_name(path.name.replace("deadbeef", "my-notes"))
+    notes.write_text("mine")
+    torn = path.with_name(path.name.replace("deadbeef", "00000000"))
+    torn.write_text("{")
+
+    def away(*_: Any, **__: Any) -> None:
+        raise OSError("away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("scaling.distributed.outbox.Outbox._keep", lambda _: None)
+        patch.setattr("scaling.distributed.outbox.Outbox._metrics", away)
+        Tracker(run, "stage2")
+    assert path.exists()
+    Tracker(run, "stage2")
+    assert not path.exists() and notes.read_text() == "mine" and torn.exists()

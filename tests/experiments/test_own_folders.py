@@ -229,3 +229,24 @@ def test_wrong_types_in_a_config_are_named(run, command, job, told):
     (run.path / "config.yaml").write_text(json.dumps({"stage2": {"settings": {}, "job": job}}))
     status, error = command("status", "--run", run.path)
     assert status == 1 and told in error and "config.yaml" in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["viewpoints.json", "libraries.log", "checkpoints/stage1/00001-mine/weights.pt"])
+def test_a_folder_of_somebody_else_is_no_run(tmp_path, name):
+    path = tmp_path / "mine" / name
+    path.parent.mkdir(parents=True)
+    path.write_text("mine")
+    (tmp_path / "mine" / "library" / "parts").mkdir(parents=True)
+    with pytest.raises(FileExistsError, match="is no run folder and holds"):
+        RunFolder(tmp_path / "mine").check_own()
+    assert path.read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["shared/autoencoder", "mlflow"])
+def test_links_below_a_run_are_refused(tmp_path, name):
+    (tmp_path / "victim").mkdir()
+    link = tmp_path / "run" / name
+    link.parent.mkdir(parents=True)
+    link.symlink_to(tmp_path / "victim")
+    with pytest.raises(ValueError, match="is a link"):
+        RunFolder(tmp_path / "run").check_own()

@@ -38,8 +38,8 @@ class Convention:
 def as_read(matrices: NDArray[np.float64], convention: Convention) -> NDArray[np.float64]:
     """Matrices [..., 4, 4] of a file → camera-to-world matrices of OpenCV axes.
 
-    >>> as_read(np.diag([1.0, 1, 1, 1]), Convention("cam2world", "opengl"))[2, 2]  # looked backward, so now forward
-    -1.0
+    >>> as_read(np.eye(4), Convention("cam2world", "opengl"))[:3, 2].tolist()  # its z axis pointed backward
+    [0.0, 0.0, -1.0]
     """
     cam2world = np.linalg.inv(matrices) if convention.poses == "world2cam" else matrices
     return np.asarray(cam2world @ AXES[convention.axes], dtype=np.float64)

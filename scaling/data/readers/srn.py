@@ -73,6 +73,7 @@ def _files(ref: SceneRef, folder: Path, suffixes: Sequence[str]) -> dict[str, Pa
     Subfolders with a suffix are included: reading one later reports that it is not a file. Raises SceneError where the
     folder cannot be listed, or two files have the same stem.
     """
+    ref.check_link(folder)
     try:
         folders, files = list_folder(folder)
     except ValueError as error:

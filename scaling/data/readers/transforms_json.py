@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scaling.data.readers.conventions import Convention, as_read
-from scaling.data.readers.zip_paths import MAX_JSON_BYTES, is_file, read_file
+from scaling.data.readers.zip_paths import MAX_JSON_BYTES, MAX_NAME_LENGTH, MAX_NAME_PARTS, is_file, read_file
 from scaling.data.scene_ref import SceneRef
 from scaling.data.scene_views import MAX_VIEWS, ROUNDED_POSES, intrinsics_from_pixels, make_row, near_pose, read_pngs
 from scaling.storage.json_yaml import parse_json
@@ -83,6 +83,8 @@ def image_path(folder: Path, name: Any, key: str = "file_path") -> Path:
     """
     if not isinstance(name, str) or not name or "\0" in name:
         raise ValueError(f'key "{key}" must be the name of a file')
+    if len(name) > MAX_NAME_LENGTH or name.count("/") > MAX_NAME_PARTS:
+        raise ValueError(f'"{key}" {name!r:.80}… is too long or too deep')
     path = Path(os.path.normpath(folder / (name if PurePosixPath(name).suffix.lower() in _IMAGES else f"{name}.png")))
     os.fsencode(path)  # raises UnicodeEncodeError, a ValueError, for a name that no file can have
     if not path.is_relative_to(folder):

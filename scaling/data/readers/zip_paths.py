@@ -93,19 +93,13 @@ def _member_name(text: str) -> PurePosixPath:
 def _check_directory(path: Path) -> None:
     """Raise ValueError where the list of a zip's members would take too much memory: zipfile reads it as a whole.
 
-    The end record, in the last 64 kB, has the list's length at byte 12; where it is all ones, a second record holds it,
-    which begins with PK 6 6 and has it at byte 40.
+    zipfile's own function finds the end record, so that both speak of the same one.
     """
-    size = path.stat().st_size
     with path.open("rb") as file:
-        file.seek(max(size - (1 << 16) - 256, 0))
-        tail = file.read()
-    found = [(b"PK\5\6", 12, 4), (b"PK\6\6", 40, 8)]
-    for mark, offset, width in found:
-        place = tail.rfind(mark)
-        length = int.from_bytes(tail[place + offset : place + offset + width], "little") if place >= 0 else 0
-        if MAX_LIST_BYTES < length != (1 << 8 * width) - 1:
-            raise ValueError(f"the list of its members has {length:,} bytes; at most {MAX_LIST_BYTES:,} are read")
+        record = zipfile._EndRecData(file)  # type: ignore[attr-defined]
+    length = record[zipfile._ECD_SIZE] if record else 0  # type: ignore[attr-defined]
+    if length > MAX_LIST_BYTES:
+        raise ValueError(f"the list of its members has {length:,} bytes; at most {MAX_LIST_BYTES:,} are read")
 
 
 class _Archive:

@@ -28,6 +28,7 @@ from scaling.storage.atomic import replace_file
 from scaling.storage.json_yaml import parse_json
 from scaling.storage.lease import LeaseHeld
 from scaling.storage.limited import read_limited
+from scaling.storage.links import refuse_links
 from scaling.storage.paths import AnyPath, remove_tree
 from scaling.training.checkpoints.checksums import clear, newest_whole, seal
 from scaling.training.evaluate import render_views
@@ -47,7 +48,9 @@ Report = Callable[[dict[str, Any]], None]
 def stage1_folder(sweep: Path, settings: Settings, spec: SourceSpec, ids: list[str]) -> RunFolder:
     """The run folder of the stage 1 with these settings and scenes: SWEEP/stage1/HASH."""
     job = [settings.model_dump(exclude={"stage2"}), asdict(spec), ids_hash(ids)]
-    return RunFolder(sweep / "stage1" / hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest()[:12])
+    folder = sweep / "stage1" / hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest()[:12]
+    refuse_links(folder)
+    return RunFolder(folder)
 
 
 def train_once(

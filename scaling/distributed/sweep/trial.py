@@ -34,6 +34,7 @@ from scaling.models.shared_files import read_hash
 from scaling.pictures.draw import save_png
 from scaling.pictures.of_runs import log_scene_pictures
 from scaling.storage.atomic import replace_file
+from scaling.storage.links import refuse_links
 from scaling.storage.paths import AnyPath
 
 PICTURED_SCENES = 8
@@ -74,6 +75,7 @@ def run_trial(job: TrialJob, report: Report) -> None:
     100) and `psnr` (dB); at the end also with `objective`, the value of the sweep's metric. The error of a failed trial
     is in trial.json before it is raised; called again the trial raises TrialFailed at once.
     """
+    refuse_links(job.folder)
     known = read_record(job.folder)
     if known and known["status"] == FAILED:
         raise TrialFailed(known["error"])
