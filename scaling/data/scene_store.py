@@ -21,6 +21,7 @@ from scaling.storage.formats import check_format
 from scaling.storage.json_yaml import parse_json
 from scaling.storage.parquet import TableError, open_table, read_columns
 from scaling.storage.paths import AnyPath, ObjectPath, open_uri
+from scaling.storage.progress import waiting_for
 from scaling.storage.text import shown
 
 FORMAT_VERSION = 2  # 1: no splits; stores without splits still have this version
@@ -202,7 +203,8 @@ class SceneStore:
 
 
 def is_file(filesystem: fs.FileSystem, path: str) -> bool:
-    return filesystem.get_file_info(path).type == fs.FileType.File
+    with waiting_for(f"the file system at {path}"):
+        return filesystem.get_file_info(path).type == fs.FileType.File
 
 
 def part_paths(filesystem: fs.FileSystem, folder: str) -> list[str]:

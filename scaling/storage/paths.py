@@ -18,6 +18,7 @@ from typing import Any
 from pyarrow import fs
 
 from scaling.storage.addresses import check_no_secret
+from scaling.storage.progress import waiting_for
 
 
 def open_uri(uri: str | Path) -> tuple[fs.FileSystem, str]:
@@ -151,11 +152,14 @@ class ObjectPath:
 
     def _list(self, recursive: bool) -> Iterator[ObjectPath]:
         selector = fs.FileSelector(self.path, recursive=recursive, allow_not_found=True)
-        for info in self.filesystem.get_file_info(selector):
+        with waiting_for(f"the object store at {self}"):
+            found = self.filesystem.get_file_info(selector)
+        for info in found:
             yield ObjectPath(self.root, info.path.rstrip("/"))
 
     def _info(self) -> fs.FileInfo:
-        return self.filesystem.get_file_info(self.path)
+        with waiting_for(f"the object store at {self}"):
+            return self.filesystem.get_file_info(self.path)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,10 @@ import io
 import sys
 import time
 
+import pytest
+
 from scaling.storage import progress
+from scaling.storage.paths import ObjectPath
 from scaling.storage.progress import Progress, waiting_for
 
 
@@ -42,3 +45,16 @@ def test_a_long_wait_is_told_and_a_short_one_is_not(monkeypatch, capfd):
         pass
     time.sleep(0.1)
     assert capfd.readouterr().err == ""
+
+
+def test_a_bucket_that_does_not_answer_is_told(monkeypatch, capfd):
+    class Silent:
+        def get_file_info(self, _: str) -> None:
+            time.sleep(0.2)
+            raise OSError("no answer")
+
+    monkeypatch.setattr(progress, "WAIT_SECONDS", 0.05)
+    monkeypatch.setattr(ObjectPath, "filesystem", Silent())
+    with pytest.raises(OSError, match="no answer"):
+        ObjectPath.of("s3://runs/x").is_file()
+    assert "still waiting for the object store at s3://runs/x" in capfd.readouterr().err

@@ -17,6 +17,7 @@ from scaling.models.autoencoders.super_resolution import SuperResolutionAutoenco
 from scaling.models.autoencoders.tiny import TinyAutoencoder
 from scaling.storage.json_yaml import parse_json
 from scaling.storage.limited import read_limited
+from scaling.storage.progress import waiting_for
 from scaling.storage.tensors import read_tensors
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"  # beside config.json, as diffusers names it
@@ -92,7 +93,8 @@ def load_pretrained(settings: AutoencoderSettings, precision: str = "float32") -
             config = _diffusers_class(settings.kind).load_config(source, **where)
         check_config(config, settings.kind)
         options = {"use_safetensors": True, "low_cpu_mem_usage": False}
-        vae = _diffusers_class(settings.kind).from_pretrained(source, **options, **where)
+        with waiting_for(f"the autoencoder {source}"):
+            vae = _diffusers_class(settings.kind).from_pretrained(source, **options, **where)
         return _of_diffusers(settings, vae, precision)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         # The remedy depends on the kind: super_resolution is not on the hub, tiny cannot be trained from scratch.
