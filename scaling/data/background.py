@@ -11,16 +11,21 @@ WHITE = (255, 255, 255)
 
 
 def border_colour(images: NDArray[np.uint8]) -> tuple[int, int, int] | None:
-    """The one colour of a scene's background, of views [V, H, W, 3]. None where their borders have no such colour.
-
-    The most frequent colour of the border's pixels counts, if LEAST_SHARE of them have it. White counts in any case:
-    an object may reach the border nearly everywhere.
+    """The one colour of a scene's background, of views [V, H, W, 3]: see `most_frequent`, of their borders.
 
     >>> border_colour(np.full((1, 4, 4, 3), 231, np.uint8))
     (231, 231, 231)
     """
     sides = images[:, 0], images[:, -1], images[:, :, 0], images[:, :, -1]
-    border = np.concatenate([side.reshape(-1, 3) for side in sides]).astype(np.int32)
+    return most_frequent(np.concatenate([side.reshape(-1, 3) for side in sides]))
+
+
+def most_frequent(pixels: NDArray[np.uint8]) -> tuple[int, int, int] | None:
+    """The colour that most pixels [N, 3] of the views' borders have, if LEAST_SHARE of them have it; else None.
+
+    White counts in any case: an object may reach the border nearly everywhere.
+    """
+    border = pixels.astype(np.int32)
     numbers, counts = np.unique(border @ np.array([1 << 16, 1 << 8, 1]), return_counts=True)
     most = int(numbers[counts.argmax()])
     colour = most >> 16, most >> 8 & 255, most & 255

@@ -129,7 +129,7 @@ class Outbox:
                     self._carry_out(self._waiting[0])
                     self._waiting.pop(0)
                     self._tries = 0
-            except UNUSABLE as error:
+            except Exception as error:  # a run that cannot be opened, whatever the reason, must not end the job
                 self._fell_silent(error)
             else:
                 self._answers_again()

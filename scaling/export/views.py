@@ -15,6 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from scaling.data.png import encode_png
+from scaling.data.readers.conventions import AXES
 from scaling.data.scene_id import check_scene_id
 from scaling.export.selection import chosen_scenes, read_chosen
 from scaling.library.run_folder import RunFolder
@@ -28,7 +29,6 @@ from scaling.storage.links import refuse_links
 from scaling.storage.own_folder import claim_folder, own_folder
 from scaling.training.evaluate import render_views
 
-FLIP = np.diag([1.0, -1.0, -1.0, 1.0])  # camera axes: OpenCV ↔ OpenGL
 TRANSFORMS = "transforms.json"
 NUM_VIEWS = 48
 
@@ -74,7 +74,10 @@ def transforms(cam2world: Tensor, intrinsics: Tensor, size: int) -> dict[str, An
         "cx": camera[0, 2].item() * size,
         "cy": camera[1, 2].item() * size,
         "frames": [
-            {"file_path": f"images/{number:05d}.png", "transform_matrix": (pose.double().numpy() @ FLIP).tolist()}
+            {
+                "file_path": f"images/{number:05d}.png",
+                "transform_matrix": (pose.double().numpy() @ AXES["opengl"]).tolist(),
+            }
             for number, pose in enumerate(cam2world)
         ],
     }
