@@ -19,7 +19,7 @@ from shared.timed import TimedFitter, read_times
 from scaling.cli import positive_int, read_preset, run_command
 from scaling.config import make_settings, merge
 from scaling.models.shared_files import save_shared
-from scaling.storage.own_folder import empty_folder
+from scaling.storage.own_folder import new_folder
 
 STEPS = {"latent": {"steps_per_epoch": 150}}
 
@@ -28,7 +28,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenes", type=positive_int, default=32, help="scenes of each run; batches hold four")
     parser.add_argument("--rounds", type=positive_int, default=2, help="how often each number of actors has its turn")
-    parser.add_argument("--out", type=Path, default=Path("runs/actors"), help="folder of the runs; replaced")
+    parser.add_argument("--out", type=Path, default=Path("runs/actors"), help="folder of the runs, new or empty")
     parser.add_argument("--json", type=Path, required=True, help="where the figures go")
     return parser
 
@@ -44,7 +44,7 @@ def main() -> int:
     from scaling.models.shared_model import SharedModel
 
     out, chosen = arguments.out.absolute(), make_settings(merge(read_preset("quick"), {"stage2": STEPS}))
-    empty_folder(out, "benchmark of actors")
+    new_folder(out, "benchmark of actors")
     times = out / "times"
     times.mkdir(parents=True)
     os.environ["SCALING_TIMES"] = str(times)  # before Ray starts: its workers inherit it

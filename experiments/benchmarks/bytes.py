@@ -25,10 +25,11 @@ from scaling.cli import positive_int, run_command
 from scaling.library.compact import compact
 from scaling.library.ledger import open_ledger
 from scaling.library.parts import commit_part, part_name
+from scaling.library.row_schema import METRICS
 from scaling.library.run_folder import RunFolder
-from scaling.library.scene_row import METRICS, pack_scene, unpack_scene
+from scaling.library.scene_row import pack_scene, unpack_scene
 from scaling.models.triplanes import SceneParams
-from scaling.storage.own_folder import empty_folder
+from scaling.storage.own_folder import new_folder
 
 SCENES_PER_PART = 16
 COEFS = 50
@@ -40,7 +41,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--scenes", type=positive_int, default=5000, help="scenes without micro planes")
     parser.add_argument("--plane-scenes", type=positive_int, default=1024, help="scenes with micro planes")
     parser.add_argument("--resolution", type=positive_int, default=32, help="K, side of the micro planes")
-    parser.add_argument("--out", type=Path, default=Path("runs/bytes"), help="folder of the libraries; replaced")
+    parser.add_argument("--out", type=Path, default=Path("runs/bytes"), help="folder of the libraries, new or empty")
     parser.add_argument("--json", type=Path, required=True, help="where the figures go")
     return parser
 
@@ -79,7 +80,7 @@ def random_row(index: int, params: SceneParams, dtype: str) -> dict[str, Any]:
 def measure(folder: Path, number: int, features: int, resolution: int, dtype: str) -> dict[str, float]:
     """Commit a library and join its parts. → bytes a scene before ("apart") and after ("joined"), "seconds" of
     joining."""
-    empty_folder(folder, "benchmark of bytes")
+    new_folder(folder, "benchmark of bytes")
     run = RunFolder(folder)
     library = run.library.folder
     rows: list[dict[str, Any]] = []

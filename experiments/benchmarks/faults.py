@@ -31,7 +31,7 @@ from fault_parts.faulty import AT_COMMIT, AT_FIT
 
 from scaling.cli import positive_int, read_preset, run_command
 from scaling.config import Settings, make_settings, merge
-from scaling.storage.own_folder import empty_folder
+from scaling.storage.own_folder import new_folder
 
 POISON = ("crash", "raise", "diverge")
 TIMED = {  # kind of fault → how often, relative to the others
@@ -40,7 +40,7 @@ TIMED = {  # kind of fault → how often, relative to the others
 }  # fmt: skip
 SETTINGS: dict[str, Any] = {
     "data": {"image_size": 64, "embedded_views": 12},
-    "stage1": {"warmup": {"num_epochs": 1}, "num_buckets": 4},
+    "stage1": {"warmup": {"num_epochs": 1, "steps_per_epoch": 30}, "num_buckets": 4},
     "stage2": {
         "scenes_per_batch": 4, "latent": {"steps_per_epoch": 60, "rays_per_item": 64}, "max_attempts": 4,
         "deadline_seconds": 40.0, "stall_seconds": 12.0,
@@ -54,7 +54,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--scenes", type=positive_int, default=200, help="scenes of stage 2")
     parser.add_argument("--faults", type=positive_int, default=100, help="faults to inject, poison scenes included")
     parser.add_argument("--seed", type=int, default=0, help="of what is damaged, and of kinds and moments of faults")
-    parser.add_argument("--out", type=Path, default=Path("runs/faults"), help="folder of the campaign; replaced")
+    parser.add_argument("--out", type=Path, default=Path("runs/faults"), help="folder of the campaign, new or empty")
     parser.add_argument("--json", type=Path, required=True, help="where the figures go")
     parser.add_argument("--drive", help=argparse.SUPPRESS)  # run as the driver, on the cluster at this address
     return parser
@@ -67,9 +67,9 @@ def settings() -> Settings:
 class Campaign:
     """The folder and the plan of a campaign.
 
-    injected: faults so far, by kind; num_timed: faults that come over time; fixed: faults that are scenes. After
-    `prepare`: ids: the scenes of stage 2; poison: what a scene does when it is fitted → the scenes that do so; corrupt:
-    scenes whose row in the store is damaged.
+    injected: faults so far, by kind; timed: the kinds of the faults that come over time, in their order; fixed: number
+    of the faults that are scenes. After `prepare`: ids: the scenes of stage 2; poison: what a scene does when it is
+    fitted → the scenes that do so; corrupt: scenes whose row in the store is damaged.
     """
 
     def __init__(self, out: Path, num_scenes: int, num_faults: int, seed: int) -> None:
@@ -79,12 +79,12 @@ class Campaign:
         self.injected: Counter[str] = Counter()
         self.drivers: list[int] = []  # exit status of each
         fixed = max(4, min(num_faults, num_scenes) // 8)  # faults that are scenes: at least one of each kind
-        self.num_timed = max(0, num_faults - fixed)
+        self.timed = self.random.choices(list(TIMED), list(TIMED.values()), k=max(0, num_faults - fixed))
         self.fixed = fixed
 
     def prepare(self) -> None:
-        """Make the plan, the store, with rows damaged as planned, and the shared model. The campaign's folder is
-        replaced."""
+        """Make the plan, the store, with rows damaged as planned, and the shared model. Raises FileExistsError
+        where the campaign's folder is not empty."""
         from scaling.data.embedded.scenes import embedded_car, embedded_ids
         from scaling.data.scene_views import views_from_row
         from scaling.data.store_writer import StoreWriter
@@ -92,7 +92,7 @@ class Campaign:
         from scaling.models.shared_files import save_shared
         from scaling.training.stage1 import Stage1
 
-        empty_folder(self.out, "campaign of faults")
+        new_folder(self.out, "campaign of faults")
         for name in ("tokens", "taken", "pids", "fits"):
             (self.out / "faults" / name).mkdir(parents=True)
         chosen, ids = settings(), embedded_ids(TRAIN_SCENES + self.num_scenes)
@@ -139,7 +139,7 @@ class Campaign:
         try:
             driver = self.start_driver(nodes.address)
             # A fault is due when so many scenes are settled; the last ones leave time for what they cause.
-            moments = sorted(self.random.uniform(0, 0.95 * self.num_scenes) for _ in range(self.num_timed))
+            moments = sorted(self.random.uniform(0, 0.95 * self.num_scenes) for _ in range(len(self.timed)))
             while driver.poll() != 0:
                 time.sleep(self.random.uniform(0.5, 2.5))
                 if driver.poll():
@@ -174,8 +174,8 @@ class Campaign:
         return sorted(alive)
 
     def inject(self, nodes: Any, driver: subprocess.Popen) -> subprocess.Popen:
-        """Inject one fault of a random kind. → the driver that is in charge after it."""
-        kind = self.random.choices(list(TIMED), list(TIMED.values()))[0]
+        """Inject the next fault. → the driver that is in charge after it."""
+        kind = self.timed.pop(0)
         self.injected[kind] += 1
         print(f"  {sum(self.injected.values())}: {kind}  ({self.settled()} scenes settled)", flush=True)
         if kind.startswith("actor"):

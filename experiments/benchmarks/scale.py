@@ -28,7 +28,7 @@ from shared.timed import MinimalFitter, read_times
 from scaling.cli import positive_int, read_preset, run_command
 from scaling.config import Settings, make_settings, merge
 from scaling.models.shared_files import save_shared
-from scaling.storage.own_folder import empty_folder
+from scaling.storage.own_folder import new_folder
 
 NEW = 16  # scenes of the restart
 ACTORS = 2
@@ -39,7 +39,7 @@ SAMPLE_SECONDS = 0.5
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenes", type=positive_int, default=5000, help="scenes to fit")
-    parser.add_argument("--out", type=Path, default=Path("runs/scale"), help="folder of the stores and runs; replaced")
+    parser.add_argument("--out", type=Path, default=Path("runs/scale"), help="folder of all runs, new or empty")
     parser.add_argument("--json", type=Path, required=True, help="where the figures go")
     parser.add_argument("--drive", type=int, help=argparse.SUPPRESS)  # run as the driver, over so many scenes
     return parser
@@ -52,12 +52,12 @@ def settings() -> Settings:
 
 
 def prepare(out: Path, num_scenes: int) -> None:
-    """Make OUT/store and OUT/shared, and an empty OUT/times; what was in OUT is removed."""
+    """Make OUT/store and OUT/shared, and an empty OUT/times. Raises FileExistsError where OUT is not empty."""
     from scaling.data.embedded.scenes import embedded_car, embedded_ids
     from scaling.data.store_writer import StoreWriter
     from scaling.models.shared_model import SharedModel
 
-    empty_folder(out, "benchmark of scale")
+    new_folder(out, "benchmark of scale")
     (out / "times").mkdir(parents=True)
     data = settings().data
     cars = [embedded_car(scene_id, data.image_size, data.embedded_views) for scene_id in embedded_ids(DIFFERENT)]

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from scaling.cli import run_command
-from scaling.storage.own_folder import empty_folder
+from scaling.storage.own_folder import new_folder
 
 STAGE1 = Path(__file__).resolve().parent.parent / "stage1.py"
 NUM_SCENES = 8
@@ -53,7 +53,7 @@ PATIENCE = 300  # seconds to wait for a line of output
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/stage1-faults"), help="run folders; removed first")
+    parser.add_argument("--out", type=Path, default=Path("runs/stage1-faults"), help="run folders, new or empty")
     parser.add_argument("--json", type=Path, required=True, help="where the figures go")
     return parser
 
@@ -175,7 +175,7 @@ def main() -> int:
     arguments = make_parser().parse_args()
     from fault_parts.fake_nodes import FakeNodes
 
-    empty_folder(arguments.out, "faults of stage 1")
+    new_folder(arguments.out, "faults of stage 1")
     nodes = FakeNodes(2)
     try:
         reference = arguments.out / "undisturbed"

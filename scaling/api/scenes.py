@@ -16,8 +16,9 @@ from torch import Tensor
 
 from scaling.api.arrays import cameras_from_arrays, views_from_arrays
 from scaling.config import Settings, SettingsError, flatten, make_settings, merge
+from scaling.library.row_schema import METRICS
 from scaling.library.run_folder import RunFolder
-from scaling.library.scene_row import METRICS, pack_scene
+from scaling.library.scene_row import pack_scene
 from scaling.library.stored_models import StoredModels, chosen_device
 from scaling.models.shared_files import load_shared, read_config, settings_on
 from scaling.models.shared_model import SharedModel

@@ -43,8 +43,8 @@ def export_meshes(
 
     file_format: "glb" or "ply"; num_points: of the density grid, along the box's longest side. Files that were made of
     the same fit in the same way are kept. store: see `run_viewpoints`. → the number of scenes with a mesh, and by id
-    why others have none. Raises what `chosen_scenes` and `run_viewpoints` raise; RuntimeError where the packages for
-    meshes are not installed.
+    why others have none. Raises what `chosen_scenes` and `run_viewpoints` raise; FileExistsError where a file of
+    somebody else's would be written over; RuntimeError where the packages for meshes are not installed.
     """
     _check_installed()
     scenes = chosen_scenes(run, wanted)
@@ -54,6 +54,8 @@ def export_meshes(
     scene, data = scenes[0], models.of(scenes[0]).settings.data
     cameras = run_viewpoints(run, scene["scene_id"], scene["stage"], data, store).cameras("sphere", NUM_VIEWS)
     with own_folder(folder, "meshes"):
+        for row in todo:
+            _check_own(_mesh_path(folder, row["scene_id"], file_format))
         without = _write(folder, models, todo, file_format, num_points, cameras)
     return len(scenes) - len(without), without
 
@@ -71,14 +73,16 @@ def _write(
     for row, shared, params in read_chosen(models, todo, "meshes"):
         planes = fuse_planes(params.micro_planes, params.coefs, shared.base_planes)[0]
         path = _mesh_path(folder, row["scene_id"], file_format)
-        # The JSON file marks a mesh as complete, so it is deleted first and written last.
-        _about(path).unlink(missing_ok=True)
+        # The JSON file tells a mesh of ours from a file of somebody else's, and whether it is complete: it is written
+        # first and last.
+        replace_file(_about(path), json.dumps({"file": path.name, "unfinished": True}).encode())
         try:
             hull = None if params.hull is None else params.hull[0]
             surface, colours, level = coloured_surface(shared, planes, num_points, *cameras, hull)
         except NoSurface as error:
             without[row["scene_id"]] = str(error)
             path.unlink(missing_ok=True)  # of an earlier fit
+            _about(path).unlink()
             continue
         replace_file(path, mesh_bytes(surface, colours, file_format))
         about = {**_origin(row, num_points, file_format), "raw_density": level, **_described(surface)}
@@ -171,6 +175,27 @@ def _about(mesh: Path) -> Path:
     return mesh.with_name(f"{mesh.name}.json")
 
 
+def _check_own(mesh: Path) -> None:
+    """Raise FileExistsError where a mesh, or the JSON file beside it, was not written by this program."""
+    if not mesh.exists() and not _about(mesh).exists():
+        return
+    about = _read_about(mesh)
+    if about.get("file") != mesh.name or not about.keys() & {"unfinished", "raw_density"}:
+        raise FileExistsError(
+            f"{mesh} is no mesh of this program's, as {_about(mesh).name} does not say so; it is not written over: "
+            "move it away, or name another folder"
+        )
+
+
+def _read_about(mesh: Path) -> dict[str, Any]:
+    """The JSON file beside a mesh; empty where there is none, or it cannot be read."""
+    try:
+        about = parse_json(read_limited(_about(mesh)))
+    except (OSError, ValueError):
+        return {}
+    return about if isinstance(about, dict) else {}
+
+
 def _origin(row: dict[str, Any], num_points: int, file_format: str) -> dict[str, Any]:
     up = "y" if file_format == "glb" else "z"
     return {**row, "file": f"{row['scene_id']}.{file_format}", "up": up, "num_points": num_points}
@@ -180,12 +205,8 @@ def _is_done(folder: Path, row: dict[str, Any], num_points: int, file_format: st
     """Whether a mesh exists and its JSON file, which is written last, says that it is of the same fit, format and grid
     size."""
     path = _mesh_path(folder, row["scene_id"], file_format)
-    try:
-        about = parse_json(read_limited(_about(path)))
-    except (OSError, ValueError):
-        return False
-    origin = _origin(row, num_points, file_format)
-    return path.is_file() and isinstance(about, dict) and {key: about.get(key) for key in origin} == origin
+    about, origin = _read_about(path), _origin(row, num_points, file_format)
+    return path.is_file() and {key: about.get(key) for key in origin} == origin
 
 
 def _described(surface: Surface) -> dict[str, Any]:

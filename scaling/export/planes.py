@@ -24,14 +24,16 @@ from scaling.export.plane_index import FORMAT_VERSION, INDEX, PlaneIndex, PlaneM
 from scaling.export.selection import chosen_scenes
 from scaling.library.run_folder import RunFolder
 from scaling.library.stored_models import StoredModels
-from scaling.models.box import CELLS
+from scaling.models.cells import CELLS
 from scaling.models.shared_model import SharedModel
 from scaling.models.triplanes import fuse_planes
 from scaling.storage.atomic import replace_file
+from scaling.storage.json_yaml import parse_json
 from scaling.storage.limited import read_limited
 from scaling.storage.own_folder import own_folder
 from scaling.storage.paths import uri_of
 from scaling.storage.progress import Progress
+from scaling.storage.tensors import MAX_HEADER_BYTES
 
 SHARD_BYTES = 64 << 20  # of planes: as much is held in memory, and as much is lost by a kill
 ModelKey = tuple[str, str | None]  # hashes of the shared model and of the cohort, None without one
@@ -67,7 +69,8 @@ def export_planes(run: RunFolder, folder: Path, wanted: Path | None = None) -> P
 
     Each scene is fused with the base planes that it was fitted on: its cohort's, if it has one. Memory is bounded by
     SHARD_BYTES, whatever the number of scenes. Raises FileNotFoundError where nothing is fitted, ValueError where a
-    scene cannot be read, or its planes have another shape than the others' or exceed float16's range.
+    scene cannot be read, or its planes have another shape than the others' or exceed float16's range, FileExistsError
+    where a file of somebody else's would be written over.
     """
     scenes = chosen_scenes(run, wanted)
     models = StoredModels(run)
@@ -84,6 +87,8 @@ def _write(
     bytes_per_scene = 2 * math.prod(shape)
     disk = f"{bytes_per_scene:,} bytes each, {len(scenes) * bytes_per_scene / 1e6:,.1f} MB in all"
     per_shard = max(1, SHARD_BYTES // bytes_per_scene)
+    for number in range(math.ceil(len(scenes) / per_shard)):
+        _check_own(folder / shard_name(number))
     # While shards are being written there is no index, so nobody reads a mixture of two exports.
     _remove_index(folder / INDEX)
     statistics = Statistics()
@@ -110,6 +115,12 @@ def _remove_index(path: Path) -> None:
     if path.is_file() and b"scaling tri-planes" not in read_limited(path):
         raise FileExistsError(f"{path} is no index of exported planes, and is not written over: name another folder")
     path.unlink(missing_ok=True)
+
+
+def _check_own(path: Path) -> None:
+    """Raise FileExistsError where a file has a shard's name and not the stamp that this program gives to shards."""
+    if path.exists() and _stamp(path) is None:
+        raise FileExistsError(f"{path} is no shard of this program's; it is not written over: move it away")
 
 
 def _tidy(folder: Path, num_shards: int) -> None:
@@ -149,13 +160,15 @@ def _stored(path: Path, stamp: str) -> Tensor | None:
 
 
 def _stamp(path: Path) -> str | None:
-    """The stamp of a shard; None where there is no such file, or it is damaged or not of this program."""
+    """The stamp in a shard's header; None where there is no such file, or it is not of this program. A shard that was
+    cut short behind its header has one."""
+    if not path.is_file():
+        return None
     try:
-        if not path.is_file():
-            return None
-        with safe_open(path, framework="pt") as file:
-            return (file.metadata() or {}).get("scenes")
-    except SafetensorError:
+        with path.open("rb") as file:
+            header = parse_json(file.read(min(int.from_bytes(file.read(8), "little"), MAX_HEADER_BYTES)))
+        return header["__metadata__"]["scenes"]
+    except (OSError, ValueError, LookupError, TypeError):
         return None
 
 

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from scaling.cameras import Rays, pixel_rays
-from scaling.models.box import CELLS, OLD_CELLS, Box, cell_numbers
+from scaling.models.box import OLD_CELLS, Box, cell_numbers
+from scaling.models.cells import CELLS
 from scaling.models.shared_model import SharedModel
 
 AT_ONCE = 1 << 16  # points, or rays, looked up together

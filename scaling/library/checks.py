@@ -14,7 +14,6 @@ import numpy as np
 
 from scaling.data.scene_id import check_scene_id
 from scaling.library.coding.packed import SCALED, decode_levels, unpack_hull
-from scaling.models.shared_model import SharedModel
 
 ITEM_BITS = {"float32": 32, "float16": 16, "int8": 8, "int4": 4, "coded": 0}  # of a number; coded: they vary
 _HASH = re.compile(r"[0-9A-Za-z]{1,64}")
@@ -61,12 +60,3 @@ def check_planes(row: Mapping[str, Any]) -> None:
     for key, values in numbers.items():
         if not np.isfinite(values).all():
             raise ValueError(f"scene {name}: {key} holds numbers that are not finite")
-
-
-def check_fits(row: Mapping[str, Any], shared: SharedModel) -> None:
-    """Raise ValueError where a row's planes or coefs do not have the shared model's sizes."""
-    shape, num_coefs = tuple(row["micro_shape"]), len(row["coefs"])
-    if shape != shared.micro_shape:
-        raise ValueError(f"scene {row['scene_id']}: micro planes {list(shape)}, its model has {[*shared.micro_shape]}")
-    if num_coefs != len(shared.base_planes):
-        raise ValueError(f"scene {row['scene_id']}: {num_coefs} coefs, its model has {len(shared.base_planes)} planes")

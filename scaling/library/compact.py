@@ -15,7 +15,7 @@ from typing import Any
 
 from scaling.library.ledger import Ledger
 from scaling.library.parts import Part, commit_part, damaged, describe_part, order, part_name, read_bytes, read_part
-from scaling.library.scene_row import SCHEMA
+from scaling.library.row_schema import SCHEMA
 from scaling.storage.atomic import described
 from scaling.storage.paths import AnyPath
 from scaling.storage.text import shown

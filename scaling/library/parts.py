@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from scaling.data.scene_id import SceneId
 from scaling.library.checks import check_ids, check_planes
-from scaling.library.scene_row import FORMAT_VERSION, LATER_METRICS, METRICS, SCHEMA
+from scaling.library.row_schema import FORMAT_VERSION, LATER_METRICS, METRICS, SCHEMA
 from scaling.storage.commit import commit_file
 from scaling.storage.formats import check_format
 from scaling.storage.limited import read_limited

@@ -11,7 +11,7 @@ import pyarrow as pa
 from scaling.library.cohorts import cohort_folder
 from scaling.library.manifest import Manifest, manifest_bytes, read_manifest
 from scaling.library.parts import Part, is_part, order, read_part, read_scenes
-from scaling.library.scene_row import PLANES, SCHEMA
+from scaling.library.row_schema import PLANES, SCHEMA
 from scaling.storage.paths import AnyPath
 
 TRIES = 3  # to read: compaction may join and delete parts meanwhile

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
@@ -17,36 +16,7 @@ from scaling.library.coding.packed import SCALED, decode_levels, encode_levels, 
 from scaling.models.rounding import LEVELS, best_scale, to_levels
 from scaling.models.triplanes import SceneParams
 
-# Older versions. 1: part names without epoch and attempt, no manifest; 2: no compression, float64 metrics, no int4;
-# 3: no hulls, whole numbers as int8 or two in a byte; 4: Huffman codes, deflated hulls.
-FORMAT_VERSION = 5
-METRICS = (
-    "psnr", "ssim", "lpips", "train_psnr", "train_ssim", "autoencoder_psnr", "autoencoder_ssim", "mean_image_psnr",
-    "latent_psnr", "ms_ssim", "flip", "train_ms_ssim", "train_flip", "autoencoder_ms_ssim", "autoencoder_flip",
-)  # fmt: skip
-LATER_METRICS = METRICS[METRICS.index("ms_ssim") :]  # older parts lack these columns
 COEF_BITS = 12  # significant bits of a stored coef, one more than float16 has
-PLANES = ("micro_planes", "micro_dtype", "micro_shape", "micro_scale", "coefs", "hull")
-SCHEMA = pa.schema(
-    [
-        ("scene_id", pa.string()),
-        ("category", pa.string()),
-        ("stage", pa.int8()),
-        ("shared", pa.string()),
-        ("cohort", pa.string()),
-        ("micro_planes", pa.large_binary()),
-        ("micro_dtype", pa.string()),
-        ("micro_shape", pa.list_(pa.int32())),
-        ("micro_scale", pa.list_(pa.float32())),
-        ("coefs", pa.list_(pa.float32())),
-        ("hull", pa.large_binary()),
-        *[(name, pa.float32()) for name in METRICS],
-        ("seconds", pa.float32()),
-        ("settings_hash", pa.string()),
-        ("seed", pa.int64()),
-        ("format_version", pa.int32()),
-    ]
-)
 
 
 @dataclass(frozen=True)
@@ -88,7 +58,7 @@ def pack_scene(params: SceneParams, micro_dtype: str) -> PackedScene:
     if micro_dtype in LEVELS:
         scales = best_scale(micro, micro_dtype)
         data, scale = (
-            encode_levels(to_levels(micro, scales, micro_dtype), int(micro_dtype.removeprefix("int"))),
+            encode_levels(to_levels(micro, scales, micro_dtype).numpy(), int(micro_dtype.removeprefix("int"))),
             scales.flatten().tolist(),
         )
     elif micro_dtype in ("float16", "float32"):
@@ -105,7 +75,7 @@ def pack_scene(params: SceneParams, micro_dtype: str) -> PackedScene:
     if not np.isfinite(coefs).all():
         raise NotFinite("the fit diverged: coefs exceed the range of what they are stored as")
     stored_as = "coded" if micro_dtype in LEVELS else micro_dtype
-    hull = None if params.hull is None else pack_hull(params.hull)
+    hull = None if params.hull is None else pack_hull(params.hull.cpu().numpy())
     return PackedScene(data, stored_as, tuple(micro.shape), scale, coefs.tolist(), hull)
 
 
@@ -134,5 +104,5 @@ def unpack_scene(row: Mapping[str, Any]) -> SceneParams:
     micro = torch.from_numpy(array.reshape(shape).astype(np.float32))
     if dtype in SCALED:
         micro = micro * torch.tensor(row["micro_scale"], dtype=torch.float32).view(*shape[:2], 1, 1)
-    hull = None if row.get("hull") is None else unpack_hull(row["hull"])
+    hull = None if row.get("hull") is None else torch.from_numpy(unpack_hull(row["hull"]))
     return SceneParams(micro, torch.tensor(row["coefs"], dtype=torch.float32), hull)

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from scaling.library.checks import check_fits
 from scaling.library.cohorts import load_cohort
 from scaling.library.run_folder import RunFolder
 from scaling.library.scene_row import unpack_scene
@@ -69,3 +68,12 @@ class StoredModels:
         raise ValueError(
             f"scene {row['scene_id']} was fitted on shared model {row['shared'][:12]}…, not found in {looked}"
         )
+
+
+def check_fits(row: Mapping[str, Any], shared: SharedModel) -> None:
+    """Raise ValueError where a row's planes or coefs do not have the shared model's sizes."""
+    shape, num_coefs = tuple(row["micro_shape"]), len(row["coefs"])
+    if shape != shared.micro_shape:
+        raise ValueError(f"scene {row['scene_id']}: micro planes {list(shape)}, its model has {[*shared.micro_shape]}")
+    if num_coefs != len(shared.base_planes):
+        raise ValueError(f"scene {row['scene_id']}: {num_coefs} coefs, its model has {len(shared.base_planes)} planes")

@@ -86,17 +86,22 @@ def _why_none() -> str:
 
 def _categories(rows: pa.Table) -> dict[str, Any]:
     """Quality by category; empty where all scenes have the same category."""
-    names = sorted(set(rows["category"].to_pylist()))
-    parts = {name: rows.filter(pc.equal(rows["category"], name)) for name in names if len(names) > 1}
+    names = [f"{side}{name}" for side in ("", "train_", "autoencoder_") for name in VIEW_METRICS]
+    names.append("mean_image_psnr")
+    # One pass over the rows, however many categories a store's author made up.
+    finite = {name: pc.if_else(pc.is_finite(rows[name]), rows[name], None) for name in names}
+    groups = pa.table({"category": rows["category"], **finite}).group_by("category")
+    parts = groups.aggregate([([], "count_all"), *((name, "mean") for name in names)]).sort_by("category").to_pylist()
     return {
-        name or UNNAMED: {
-            "num_scenes": len(part),
-            "test": _means(part),
-            "train": _means(part, "train_"),
-            "autoencoder": _means(part, "autoencoder_"),
-            "mean_image": {"psnr": mean(part, "mean_image_psnr")},
+        part["category"] or UNNAMED: {
+            "num_scenes": part["count_all"],
+            "test": {name: part[f"{name}_mean"] for name in VIEW_METRICS},
+            "train": {name: part[f"train_{name}_mean"] for name in VIEW_METRICS},
+            "autoencoder": {name: part[f"autoencoder_{name}_mean"] for name in VIEW_METRICS},
+            "mean_image": {"psnr": part["mean_image_psnr_mean"]},
         }
-        for name, part in parts.items()
+        for part in parts
+        if len(parts) > 1
     }
 
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from scaling.cameras import Rays
+from scaling.models.cells import CELLS
 
 UNMEASURED = ((-0.8, -0.8, -0.8), (0.8, 0.8, 0.8))  # low and high corner of a box before it is measured
-CELLS = 40  # a side, whatever the cuboid's proportions
 OLD_CELLS, OLD_STEPS = 48, 64  # cells a side of `filled`, parts of `span`; only shared models of formats 1 and 2 have
 # cells that are not filled
 RAYS_AT_ONCE = 1 << 14  # rays that `span` looks up together: they bound its memory

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from scaling.cameras import Rays
 from scaling.models import cpu_ops
-from scaling.models.box import CELLS, STEPS, Box, Parts
+from scaling.models.box import STEPS, Box, Parts
+from scaling.models.cells import CELLS
 
 
 def stratified_depths(near: Tensor, far: Tensor, samples: int, jitter: Tensor | None = None) -> Tensor:

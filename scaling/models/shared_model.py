@@ -16,7 +16,8 @@ from scaling.cameras import Rays, pixel_rays
 from scaling.config import Settings, SettingsError
 from scaling.models.autoencoders.base import ImageAutoencoder
 from scaling.models.autoencoders.load import build_autoencoder
-from scaling.models.box import CELLS, Box
+from scaling.models.box import Box
+from scaling.models.cells import CELLS
 from scaling.models.field import Field
 from scaling.models.precision import set_precision
 from scaling.models.renderer import Renderer, RenderOutput

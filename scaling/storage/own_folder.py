@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -64,8 +63,9 @@ def own_folder(folder: Path, holds: str) -> Iterator[None]:
             lease.release()
 
 
-def empty_folder(folder: Path, holds: str) -> None:
-    """Claim a folder on a disk, and remove what this program left in it. Raises what `claim_folder` raises."""
-    claim_folder(folder, holds)
-    shutil.rmtree(folder)
+def new_folder(folder: Path, holds: str) -> None:
+    """Claim a folder on a disk that must be new or empty. Raises FileExistsError where it is not: somebody may have put
+    files of his own beside those of an earlier benchmark, so that none is removed."""
+    if folder.is_dir() and any(not is_chaff(path.name) for path in folder.iterdir()):
+        raise FileExistsError(f"{folder} is not empty, and nothing in it is removed: name a new or empty folder")
     claim_folder(folder, holds)

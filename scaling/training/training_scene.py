@@ -13,7 +13,7 @@ from scaling.cameras import rays_through
 from scaling.data.latents import REMEDY
 from scaling.data.scene_ref import SceneError
 from scaling.data.scene_views import SceneViews
-from scaling.models.box import CELLS
+from scaling.models.cells import CELLS
 from scaling.models.shared_model import SharedModel
 from scaling.training.measure.box import MOST_COVERED, NO_BACKGROUND, NO_OBJECT
 from scaling.training.measure.visual_hull import background_of, dilated, pooled, silhouettes, visual_hull

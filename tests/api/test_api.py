@@ -18,8 +18,9 @@ from scaling.config import SettingsError, make_settings, merge
 from scaling.data.embedded.scenes import embedded_ids, embedded_scene
 from scaling.library.cohorts import commit_cohort
 from scaling.library.parts import commit_part
+from scaling.library.row_schema import METRICS
 from scaling.library.run_folder import RunFolder
-from scaling.library.scene_row import METRICS, NotFinite
+from scaling.library.scene_row import NotFinite
 from scaling.models.shared_files import SharedModelError, load_shared
 from scaling.models.triplanes import fuse_planes
 from scaling.training.evaluate import evaluate_scene, render_views

@@ -12,13 +12,14 @@ from helpers.small_sources import row
 
 from scaling.data.scene_store import SceneStore
 from scaling.data.store_writer import StoreWriter
+from scaling.export.meshes import export_meshes
 from scaling.export.planes import export_planes
 from scaling.export.views import export_views
 from scaling.library.ledger import open_ledger
 from scaling.library.run_folder import RunFolder
 from scaling.storage import lease as leases
 from scaling.storage.lease import Lease, LeaseHeld, LeaseLost
-from scaling.storage.own_folder import MARK, claim_folder, own_folder
+from scaling.storage.own_folder import MARK, claim_folder, new_folder, own_folder
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -70,6 +71,30 @@ def test_a_shard_of_somebody_elses_is_not_tidied_away(run, tmp_path):
     users_own(tmp_path / "out", "shard-00009.safetensors")
     export_planes(run, tmp_path / "out")
     assert (tmp_path / "out" / "shard-00009.safetensors").read_text() == "my shard-00009.safetensors"
+
+
+@pytest.mark.parametrize("name", ["shard-00000.safetensors", "car-00003.glb", "car-00003.glb.json"])
+def test_a_file_of_the_users_with_a_name_of_ours_is_not_written_over(run, tmp_path, tiny_settings, name):
+    run.write_config("stage2", tiny_settings, {"store": "embedded"})
+
+    def export():
+        if name.startswith("shard"):
+            export_planes(run, tmp_path / "out")
+        else:
+            export_meshes(run, tmp_path / "out", None, "glb", 8)
+
+    claim_folder(tmp_path / "out", "planes" if name.startswith("shard") else "meshes")
+    before = users_own(tmp_path / "out", name) | contents(tmp_path / "out")
+    with pytest.raises(FileExistsError, match=r"is not written over: move it"):
+        export()
+    assert {path: data for path, data in contents(tmp_path / "out").items() if ".leases" not in path} == before
+
+
+def test_benchmarks_remove_nothing(tmp_path):
+    new_folder(tmp_path / "out", "benchmark")
+    users_own(tmp_path / "out", "notes.txt")
+    with pytest.raises(FileExistsError, match="name a new or empty folder"):
+        new_folder(tmp_path / "out", "benchmark")
 
 
 def test_one_kind_of_folder_is_not_taken_for_another(tmp_path):

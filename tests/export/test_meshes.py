@@ -17,7 +17,7 @@ from scaling.config import make_settings
 from scaling.export.meshes import mesh_bytes, to_linear
 from scaling.export.surface import DensityGrid, NoSurface, density_grid, find_surface, outline_level
 from scaling.export.surface_colours import seen_colours
-from scaling.models.box import CELLS
+from scaling.models.cells import CELLS
 from scaling.models.shared_model import SharedModel
 
 RADIUS = 0.5  # of the ball, in the box's coordinates

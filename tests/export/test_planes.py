@@ -22,7 +22,8 @@ from scaling.export.planes import Statistics, export_planes
 from scaling.library.cohorts import commit_cohort
 from scaling.library.parts import commit_part
 from scaling.library.run_folder import RunFolder
-from scaling.models.box import CELLS, STEPS
+from scaling.models.box import STEPS
+from scaling.models.cells import CELLS
 from scaling.training.evaluate import render_planes
 
 
@@ -130,7 +131,8 @@ def test_a_killed_export_is_none_and_goes_on(fitted_run, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         write(path, data)
 
-    (tmp_path / "killed" / "shard-00001.safetensors").write_bytes(b"torn")
+    torn = tmp_path / "killed" / "shard-00001.safetensors"
+    torn.write_bytes(torn.read_bytes()[:-9])
     larger = tmp_path / "killed" / "shard-00007.safetensors"  # of an earlier, larger export
     larger.write_bytes((tmp_path / "whole" / "shard-00001.safetensors").read_bytes())
     (tmp_path / "killed" / ".shard-00001.safetensors.0123").write_bytes(b"half written")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from scaling.library.scene_row import METRICS, pack_scene
+from scaling.library.row_schema import METRICS
+from scaling.library.scene_row import pack_scene
 from scaling.models.triplanes import SceneParams
 
 

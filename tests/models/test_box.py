@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from scaling.cameras import Rays
-from scaling.models.box import CELLS, OLD_CELLS, STEPS, Box, cell_numbers
+from scaling.models.box import OLD_CELLS, STEPS, Box, cell_numbers
+from scaling.models.cells import CELLS
 
 close = torch.testing.assert_close
 

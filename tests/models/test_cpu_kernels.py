@@ -11,7 +11,8 @@ from scaling.cameras import Rays
 from scaling.config import Stage2Phase, make_settings, merge
 from scaling.data.embedded.scenes import embedded_ids, embedded_scene
 from scaling.models import cpu_kernels, cpu_ops
-from scaling.models.box import CELLS, Box
+from scaling.models.box import Box
+from scaling.models.cells import CELLS
 from scaling.models.sampling import samples_in, surface_depths
 from scaling.models.shared_model import SharedModel
 from scaling.models.triplanes import SceneParams, combine_planes, point_features, sample_planes, texels_together

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -38,6 +39,7 @@ def flip(path: Path) -> None:
     [
         ("scenes-1-of-2.safetensors", cut, "scenes-1-of-2.safetensors has 11 bytes instead of 12"),
         ("scenes-1-of-2.safetensors", flip, "scenes-1-of-2.safetensors has changed"),
+        ("progress.json", lambda path: os.truncate(path, 1 << 40), "progress.json has 1,099,511,627,776 bytes"),
         ("progress.json", Path.unlink, "progress.json is missing"),
         ("seal-1-of-2.json", Path.unlink, "seal-1-of-2.json is missing"),
         ("seal-0-of-2.json", cut, "seal-0-of-2.json is damaged"),
@@ -48,7 +50,7 @@ def test_every_damage_is_seen(tmp_path, name: str, damage: Callable[[Path], None
     write_checkpoint(tmp_path / "00001-warmup-a")
     assert fault(tmp_path / "00001-warmup-a") is None
     damage(tmp_path / "00001-warmup-a" / name)
-    assert fault(tmp_path / "00001-warmup-a") == why
+    assert fault(tmp_path / "00001-warmup-a").startswith(why)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from torch import nn
 
 from scaling.config import LossWeights, Rates, Stage1Phase, make_settings, merge
 from scaling.data.embedded.scenes import embedded_scene
-from scaling.library.scene_row import METRICS
+from scaling.library.row_schema import METRICS
 from scaling.models.shared_model import SharedModel
 from scaling.models.triplanes import SceneParams
 from scaling.training.batches import Item, make_batch

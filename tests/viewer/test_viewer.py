@@ -23,8 +23,8 @@ from scaling.data.embedded.scenes import embedded_ids, embedded_scene
 from scaling.data.png import decode_png
 from scaling.library.cohorts import commit_cohort
 from scaling.library.parts import commit_part
+from scaling.library.row_schema import METRICS
 from scaling.library.run_folder import RunFolder
-from scaling.library.scene_row import METRICS
 from scaling.library.viewpoints import Viewpoints
 from scaling.models.box import Box
 from scaling.models.shared_files import load_shared

@@ -14,8 +14,9 @@ import pyarrow as pa
 from scaling.data.scene_views import SceneViews
 from scaling.distributed.stage2.actors import SceneFitter
 from scaling.distributed.stage2.messages import Fitted
+from scaling.library.row_schema import METRICS
 from scaling.library.run_folder import settings_hash
-from scaling.library.scene_row import METRICS, pack_scene
+from scaling.library.scene_row import pack_scene
 from scaling.training.fit_frozen import FittedScene, start_params
 
 

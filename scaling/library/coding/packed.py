@@ -10,32 +10,30 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from scaling.library.coding.arithmetic import HULL, PLANES, decode, encode
-from scaling.models.box import CELLS
+from scaling.models.cells import CELLS
 
 SCALED = ("coded", "int8", "int4")  # types whose numbers are multiplied by scales
 MOST_LEVELS = 1 << 24  # a scene: a small file must not keep its reader busy for hours
 CHECKSUM = 4  # bytes
 
 
-def encode_levels(levels: Tensor, bits: int) -> bytes:
+def encode_levels(levels: NDArray[Any], bits: int) -> bytes:
     """Signed whole numbers [P, F_mic, K, K] of `bits` bits as bytes; the first byte is `bits`. b"" without numbers.
 
     Raises ValueError where there are more than MOST_LEVELS.
     """
-    if not levels.numel():
+    if not levels.size:
         return b""
-    if levels.numel() > MOST_LEVELS:
-        raise ValueError(
-            f"micro planes of {levels.numel():,} numbers a scene; at most {MOST_LEVELS:,} are stored coded"
-        )
-    numbers = (levels.flatten(0, 1).to(torch.int16) + (1 << bits >> 1)).to(torch.uint8).numpy()
+    if levels.size > MOST_LEVELS:
+        raise ValueError(f"micro planes of {levels.size:,} numbers a scene; at most {MOST_LEVELS:,} are stored coded")
+    grids = levels.reshape(-1, *levels.shape[2:])
+    numbers = (grids.astype(np.int16) + (1 << bits >> 1)).astype(np.uint8)
     return bytes([bits]) + _encoded(numbers, bits, PLANES)
 
 
@@ -56,19 +54,19 @@ def decode_levels(data: bytes, shape: Sequence[int]) -> NDArray[np.int8]:
     return np.frombuffer(_decompressed(data, count), np.int8).reshape(tuple(shape))
 
 
-def pack_hull(hull: Tensor) -> bytes:
+def pack_hull(hull: NDArray[np.bool_]) -> bytes:
     """A visual hull [CELLS³] (bool) as bytes."""
-    return _encoded(hull.cpu().numpy().astype(np.uint8).reshape(CELLS, CELLS, CELLS), 1, HULL)
+    return _encoded(hull.astype(np.uint8).reshape(CELLS, CELLS, CELLS), 1, HULL)
 
 
-def unpack_hull(data: bytes) -> Tensor:
+def unpack_hull(data: bytes) -> NDArray[np.bool_]:
     """The hull [CELLS³] (bool) that `pack_hull` coded, or that a row of format 4 holds. Raises ValueError where the
     bytes are damaged or hold more or fewer cells."""
     found = _decoded(data, (CELLS, CELLS, CELLS), 1, HULL)
     if found is not None:
-        return torch.from_numpy(found.ravel() > 0)
+        return found.ravel() > 0
     cells = np.frombuffer(_decompressed(data, (CELLS**3 + 7) // 8), np.uint8)
-    return torch.from_numpy(np.unpackbits(cells, count=CELLS**3).astype(bool))
+    return np.unpackbits(cells, count=CELLS**3).astype(bool)
 
 
 def _encoded(numbers: NDArray[np.uint8], bits: int, kind: int) -> bytes:

@@ -22,6 +22,7 @@ SEAL = re.compile(r"seal-([0-9]{1,5})-of-([0-9]{1,5})\.json")
 NAME = re.compile(r"([0-9]{5}|done)-[A-Za-z0-9._-]+")
 FIRST = "00001-"
 MAX_SEAL_BYTES = 1 << 20  # a hundred times the size of a seal
+MAX_FILE_BYTES = 64 << 30  # a minute of hashing; a state of 10,000 scenes with their optimisers has a tenth of it
 
 
 class NoWholeCheckpoint(ValueError):
@@ -85,6 +86,8 @@ def fault(folder: Path | str, filesystem: FileSystem | None = None) -> str | Non
 def _wrong(filesystem: FileSystem, folder: str, name: str, noted: _Noted, found: dict[str, int]) -> str | None:
     if name not in found:
         return f"{name} is missing"
+    if found[name] > MAX_FILE_BYTES:
+        return f"{name} has {found[name]:,} bytes; at most {MAX_FILE_BYTES:,} are read"
     if found[name] != noted.bytes:
         return f"{name} has {found[name]} bytes instead of {noted.bytes}"
     with filesystem.open_input_stream(f"{folder}/{name}") as file:
