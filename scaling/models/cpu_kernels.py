@@ -13,27 +13,14 @@ Python caches its own. Feature counts are unsigned integers: only then does the 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
-from numba import njit
+
+from scaling.storage.compiled import compiled
 
 f32 = np.float32
 # A Python number in their place would make Numba continue in double precision.
 ZERO, HALF, ONE, TWO, TINY = f32(0), f32(0.5), f32(1), f32(2), f32(1e-9)
-
-
-def compiled(**options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Decorator: Numba compiles the loop at its first call, and caches the compiled code on disk."""
-
-    def decorate(loop: Callable[..., Any]) -> Callable[..., Any]:
-        try:
-            return njit(cache=True, nogil=True, error_model="numpy", **options)(loop)
-        except RuntimeError:  # no folder for the cache is writable, neither beside this file nor the user's
-            return njit(nogil=True, error_model="numpy", **options)(loop)
-
-    return decorate
 
 
 @compiled()

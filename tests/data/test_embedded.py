@@ -17,7 +17,7 @@ from scaling.data.embedded.scenes import (
     embedded_solids,
     trace_car,
 )
-from scaling.data.embedded.solids import bounds, box, plain, trace
+from scaling.data.embedded.solids import Polyhedron, bounds, box, plain, trace
 from scaling.data.scene_views import default_test_views
 
 
@@ -100,3 +100,20 @@ def test_tracing_a_box_by_hand() -> None:
     assert distances[0] == pytest.approx(2) and np.isinf(distances[1:]).all()
     assert colours[0] == pytest.approx(colours[0, 0] * np.array([1, 0.5, 0.25]))
     assert (colours[1:] == 1).all()
+
+
+def test_the_loop_over_half_spaces_finds_what_whole_arrays_find() -> None:
+    """A ray is inside a polyhedron from the last half-space that it enters to the first one that it leaves."""
+    solids = [solid for solid in embedded_solids("car-00005") if isinstance(solid, Polyhedron)]
+    pose = embedded_cameras("car-00005", 2)[1]
+    rays = pixel_rays(pose, normalised_intrinsics(FOCAL), 64, 64)
+    origin, directions = rays.origins[0].numpy() * 1.2, rays.directions.numpy()
+    expected = np.full(len(directions), np.inf)
+    for solid in solids:
+        slope = solid.normals @ directions.T
+        at = (solid.offsets - solid.normals @ origin)[:, None] / slope
+        enter, leave = np.where(slope < 0, at, -np.inf).max(0), np.where(slope < 0, np.inf, at).min(0)
+        expected = np.where((enter < leave) & (enter < expected), enter, expected)
+    found = trace(solids, origin, directions)[1]
+    assert np.isfinite(found).mean() > 0.1
+    assert np.allclose(found, expected, rtol=1e-5)

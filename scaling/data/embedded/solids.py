@@ -1,4 +1,4 @@
-"""Trace rays against a few painted convex solids in numpy: exactly, with one matrix product for all half-spaces.
+"""Trace rays exactly against a few painted convex solids.
 
 Coordinates and distances are in the solids' own units. A `Paint` maps points [N, 3] and outward normals [N, 3] on a
 solid's surface to colours [N, 3] in [0, 1].
@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from scaling.storage.compiled import compiled
 
 Floats = NDArray[np.float32]
 Paint = Callable[[Floats, Floats], Floats]
@@ -113,70 +115,74 @@ def trace(solids: Sequence[Solid], origin: Floats, directions: Floats) -> tuple[
     origin: [3], directions: [N, 3] of length 1 → colours [N, 3] in [0, 1], distances [N]. Where nothing is hit, the
     colour is white and the distance infinite.
     """
-    colours = np.ones_like(directions)
-    distances = np.full(len(directions), np.inf, dtype=np.float32)
-    low, high = bounds(solids)
-    planes = np.concatenate([np.eye(3, dtype=np.float32), -np.eye(3, dtype=np.float32)])
-    enter, leave = _interval(_crossings(planes, np.concatenate([high, -low]), origin, directions), slice(None))
-    near = np.flatnonzero((enter < leave) & (leave > 0))  # the other rays miss the bounding box
-    if len(near):
-        colours[near], distances[near] = _trace_all(solids, origin, directions[near])
-    return colours, distances
-
-
-def _trace_all(solids: Sequence[Solid], origin: Floats, directions: Floats) -> tuple[Floats, Floats]:
-    """`trace`, without the test of the bounding box."""
     polyhedra = [solid for solid in solids if isinstance(solid, Polyhedron)]
     cylinders = [solid for solid in solids if isinstance(solid, Cylinder)]
-    normals = np.concatenate([solid.normals for solid in polyhedra])
-    crossings = _crossings(normals, np.concatenate([solid.offsets for solid in polyhedra]), origin, directions)
-    # The half-spaces of all polyhedra lie in one array; `spans` tells which of them belong to which polyhedron.
+    low, high = bounds(solids)
+    # The half-spaces of all polyhedra lie in one array, after those of the box around all solids.
+    axes = np.eye(3, dtype=np.float32)
+    normals = np.concatenate([axes, -axes, *[solid.normals for solid in polyhedra]])
+    offsets = np.concatenate([high, -low, *[solid.offsets for solid in polyhedra]])
+    ends = np.cumsum([6, *[len(solid.offsets) for solid in polyhedra]])
     nearest = np.full(len(directions), np.inf, dtype=np.float32)
-    which = np.full(len(directions), -1)
-    ends = np.cumsum([len(solid.offsets) for solid in polyhedra])
-    spans = [slice(end - len(solid.offsets), end) for solid, end in zip(polyhedra, ends)]
-    for index, span in enumerate(spans):
-        enter, leave = _interval(crossings, span)
-        closer = (enter < leave) & (enter > 0) & (enter < nearest)
-        nearest[closer], which[closer] = enter[closer], index
+    which, face = np.full((2, len(directions)), -1, dtype=np.int16)
+    near = np.empty(len(directions), dtype=bool)
+    directions = np.ascontiguousarray(directions)
+    _enter_polyhedra(normals, offsets - normals @ origin, ends, directions, near, nearest, which, face)
+    near_ones = np.flatnonzero(near)
     for index, cylinder in enumerate(cylinders, start=len(polyhedra)):
-        enter = _enter_cylinder(cylinder, origin, directions)
-        closer = enter < nearest
-        nearest[closer], which[closer] = enter[closer], index
+        enter = _enter_cylinder(cylinder, origin, directions[near_ones])
+        closer = enter < nearest[near_ones]
+        nearest[near_ones[closer]], which[near_ones[closer]] = enter[closer], index
 
     # Only the nearest solid of each ray is painted.
     colours = np.ones_like(directions)
     ordered: list[Solid] = [*polyhedra, *cylinders]
+    by_solid = np.argsort(which[near_ones], kind="stable")  # those that nothing stops, of number −1, come first
+    starts = np.searchsorted(which[near_ones[by_solid]], np.arange(len(ordered) + 1))
     for index, solid in enumerate(ordered):
-        seen = np.flatnonzero(which == index)
+        seen = near_ones[by_solid[starts[index] : starts[index + 1]]]
         if len(seen) == 0:
             continue
         points = origin + nearest[seen, None] * directions[seen]
-        # A ray enters a polyhedron through the half-space that it enters last: that face is the visible one.
-        if isinstance(solid, Polyhedron):
-            facing = solid.normals[crossings[0][spans[index]][:, seen].argmax(0)]
-        else:
-            facing = _cylinder_normals(solid, points)
+        facing = normals[face[seen]] if isinstance(solid, Polyhedron) else _cylinder_normals(solid, points)
         light = 0.52 + 0.48 * np.maximum(facing @ _LIGHT, 0) + 0.1 * np.maximum(facing @ _FILL, 0)
         colours[seen] = np.clip(solid.paint(points, facing) * light[:, None], 0, 1)
     return colours, nearest
 
 
-def _crossings(normals: Floats, offsets: Floats, origin: Floats, directions: Floats) -> tuple[Floats, Floats]:
-    """Distances [H, N] at which rays enter each half-space, and distances [H, N] at which they leave it.
+@compiled()
+def _enter_polyhedra(normals, ahead, ends, directions, near, nearest, which, face):  # type: ignore[no-untyped-def]
+    """Fill for rays [N] from one origin: near: whether they meet the first polyhedron, the box around the others;
+    nearest: the distance at which they enter the first of the others on their way; which: its number; face: the
+    half-space through which they enter it. What is not met stays as it is.
 
-    A ray crosses a plane once: a ray that leaves the half-space entered it at -inf; one that enters it leaves at inf.
+    normals [H, 3], ahead [H]: the half-spaces as seen from the origin (normals · p <= ahead); ends [1 + S]: numbers of
+    half-spaces up to the end of each polyhedron; directions [N, 3].
     """
-    slope = normals @ directions.T
-    slope = np.where(np.abs(slope) < _TINY, _TINY, slope)
-    at = (offsets - normals @ origin)[:, None] / slope
-    inwards = slope < 0
-    return np.where(inwards, at, -np.inf), np.where(inwards, np.inf, at)
-
-
-def _interval(crossings: tuple[Floats, Floats], span: slice) -> tuple[Floats, Floats]:
-    """Distances [N] at which each ray enters and leaves the intersection of the half-spaces in `span`."""
-    return crossings[0][span].max(0), crossings[1][span].min(0)
+    for ray in range(len(directions)):
+        x, y, z = directions[ray, 0], directions[ray, 1], directions[ray, 2]
+        first = 0
+        for solid in range(len(ends)):
+            # A ray crosses a plane once, into the half-space or out of it. It enters the polyhedron through the
+            # half-space that it enters last, unless it has left another one before.
+            enter, leave, last = -np.inf, np.inf, -1
+            for half_space in range(first, ends[solid]):
+                slope = normals[half_space, 0] * x + normals[half_space, 1] * y + normals[half_space, 2] * z
+                at = ahead[half_space] / (slope if abs(slope) >= _TINY else _TINY)
+                if slope <= -_TINY:
+                    if at > enter:
+                        enter, last = at, half_space
+                else:
+                    leave = min(leave, at)
+                if enter >= leave:
+                    break
+            first = ends[solid]
+            if not solid:
+                near[ray] = enter < leave and leave > 0
+                if not near[ray]:
+                    break
+            elif enter < leave and enter > 0 and enter < nearest[ray]:
+                nearest[ray], which[ray], face[ray] = enter, solid - 1, last
 
 
 def _enter_cylinder(cylinder: Cylinder, origin: Floats, directions: Floats) -> Floats:

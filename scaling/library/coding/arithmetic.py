@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from scaling.models.cpu_kernels import compiled
+from scaling.storage.compiled import compiled
 
 PLANES, HULL = range(2)  # kinds of numbers
 LOW, RANGE, CACHE, WAITING, PLACE = range(5)  # positions in a coder's state [5], uint64
