@@ -39,25 +39,38 @@ def into_box(origin, direction, low, high, unit, start, along):
     return near, max(near, far)
 
 
+@compiled(fastmath=True)
+def cells_along(start, along, near, step, side, numbers):
+    """Fill numbers [parts]: the cells in which the middles of a ray's parts lie. Several parts at once: the compiler
+    vectorises this loop."""
+    half, last = f32(side / 2), np.int32(side - 1)
+    x, y, z = (start[0] + ONE) * half, (start[1] + ONE) * half, (start[2] + ONE) * half
+    dx, dy, dz = along[0] * half, along[1] * half, along[2] * half
+    for part in range(np.uint64(len(numbers))):
+        depth = near + step * (f32(part) + HALF)
+        i, j, k = np.int32(x + depth * dx), np.int32(y + depth * dy), np.int32(z + depth * dz)
+        i, j, k = min(max(i, np.int32(0)), last), min(max(j, np.int32(0)), last), min(max(k, np.int32(0)), last)
+        numbers[part] = (i * np.int32(side) + j) * np.int32(side) + k
+
+
 @compiled()
-def surface_depths(start, along, near, far, cells, side, places, blur, evenly, weights, cdf, before, depths, lengths):
+def surface_depths(
+    start, along, near, far, cells, side, places, blur, evenly, numbers, weights, cdf, before, depths, lengths
+):  # fmt: skip
     """Draw one ray's samples like `sampling.surface_depths`: fill depths [D], lengths [D − 1]. → whether the ray meets
     a cell above 0.
 
-    cells [side³]; places [D] in the strata, in [0, 1); weights [parts], cdf and before [parts + 1]: scratch memory.
+    cells [side³]; places [D] in the strata, in [0, 1); numbers and weights [parts], cdf and before [parts + 1]: scratch
+    memory.
     """
-    parts, half = len(weights), f32(side / 2)
+    parts = len(weights)
     step = (far - near) / f32(parts)
+    cells_along(start, along, near, step, side, numbers)
     # Weights of the parts in volume rendering; before[n]: how many of the first n parts lie in cells above 0.
     through, filled = ONE, 0
     before[0] = 0
     for part in range(parts):
-        depth = near + step * (f32(part) + HALF)
-        number = 0
-        for axis in range(3):
-            place = int((start[axis] + depth * along[axis] + ONE) * half)
-            number = number * side + min(max(place, 0), side - 1)
-        value = cells[number]
+        value = cells[numbers[part]]
         weights[part] = 0
         if value > 0:
             filled += 1
@@ -108,13 +121,14 @@ def surface_samples(
     """
     start, along = np.empty(3, f32), np.empty(3, f32)
     weights, cdf, before = np.empty(parts, f32), np.empty(parts + 1, f32), np.empty(parts + 1, f32)
+    numbers = np.empty(parts, np.int32)
     side = round(cells.shape[1] ** (1 / 3))
     for s in range(origins.shape[0]):
         for r in range(origins.shape[1]):
             near, far[s, r] = into_box(origins[s, r], directions[s, r], low, high, unit, start, along)
             hit[s, r] = surface_depths(
                 start, along, near, far[s, r], cells[s], side, places[s, r], blur, evenly,
-                weights, cdf, before, depths[s, r], lengths[s, r],
+                numbers, weights, cdf, before, depths[s, r], lengths[s, r],
             )  # fmt: skip
 
 
@@ -131,41 +145,6 @@ def ray_through(cam2world, intrinsics, pixel, size, origin, direction):
         norm += direction[axis] * direction[axis]
     for axis in range(3):
         direction[axis] /= math.sqrt(norm)
-
-
-@compiled()
-def drawn_samples(
-    uniforms, rows, drawn, counts, cam2world, intrinsics, latents, size, low, high, unit, cells, parts, blur, evenly,
-    pixels, targets, points, lengths,
-):  # fmt: skip
-    """Draw random rays and their samples: `RayTable.batch` and `surface_samples` in one loop.
-
-    uniforms [S, R, 1 + D]: the first number chooses the ray, the others place its samples; cells [S, side³]; rows [S]:
-    the scenes' rows in the table. Table: drawn [T, n], counts [T], cam2world [T, V, 4, 4], intrinsics [T, V, 3, 3],
-    latents [T, V · size², C]. Fills pixels [S, R], targets [S, R, C], points [S, R, D, 3] in the box's coordinates, and
-    lengths [S, R, D − 1] in `unit`s.
-    """
-    start, along, origin, direction = np.empty(3, f32), np.empty(3, f32), np.empty(3, f32), np.empty(3, f32)
-    weights, cdf, before = np.empty(parts, f32), np.empty(parts + 1, f32), np.empty(parts + 1, f32)
-    depths = np.empty(points.shape[2], f32)
-    side = round(cells.shape[1] ** (1 / 3))
-    for s in range(uniforms.shape[0]):
-        row = rows[s]
-        for r in range(uniforms.shape[1]):
-            # A number just below 1 times a large count may round up to the count.
-            place = min(int(uniforms[s, r, 0] * f32(counts[row])), counts[row] - 1)
-            chosen = drawn[row, place]
-            view, pixels[s, r] = chosen // size**2, chosen % size**2
-            targets[s, r] = latents[row, chosen]
-            ray_through(cam2world[row, view], intrinsics[row, view], pixels[s, r], size, origin, direction)
-            near, far = into_box(origin, direction, low, high, unit, start, along)
-            surface_depths(
-                start, along, near, far, cells[s], side, uniforms[s, r, 1:], blur, evenly,
-                weights, cdf, before, depths, lengths[s, r],
-            )  # fmt: skip
-            for d in range(len(depths)):
-                for axis in range(3):
-                    points[s, r, d, axis] = start[axis] + depths[d] * along[axis]
 
 
 @compiled()

@@ -11,8 +11,8 @@ makes up for what rounding loses. A scene that stopped before that is rounded at
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -22,7 +22,7 @@ from scaling.config import Stage2Phase
 from scaling.models.rounding import LEVELS, best_scale, rounded
 from scaling.models.shared_model import SharedModel
 from scaling.models.triplanes import SceneParams, texels_together
-from scaling.training.cpu_step import CpuStep
+from scaling.training.cpu_fit import CpuFit
 from scaling.training.fit_context import FitContext
 from scaling.training.losses import rendered, weighted
 from scaling.training.optim import lr_factor, lr_factors
@@ -38,6 +38,25 @@ REFRESHED_BEFORE = frozenset(100 << power for power in range(10))  # steps befor
 SCALES_AGAIN = 200  # steps after which the scales of rounded planes are measured again
 
 
+@dataclass(frozen=True)
+class Span:
+    """Some steps in a row, between which nothing changes but the rates.
+
+    first: the number of the first one, from 0; rows [N]: the scenes that move, ascending; moving: names of what moves;
+    factors: for each step, the factor on the rates, one for all scenes or [N]; uniforms [N, n, R, 1 + D] in [0, 1):
+    see `RayTable.batch`; cells [N, CELLS³]; scale [N, P, F_mic, 1, 1]: planes are rendered as they are rounded to
+    multiples of it; None: as they are.
+    """
+
+    first: int
+    rows: Tensor
+    moving: Sequence[str]
+    factors: Sequence[float | Tensor]
+    uniforms: Tensor
+    cells: Tensor | None
+    scale: Tensor | None
+
+
 def fit_random_rays(
     fit: FitContext, name: str, phase: Stage2Phase, ready: Sequence[EncodedScene], params: SceneParams
 ) -> None:
@@ -47,44 +66,68 @@ def fit_random_rays(
     total = phase.num_epochs * epoch_steps
     ends = Ends(shared, phase, ready, total)
     table = RayTable(shared, ends.trained)
-    step_of = (CpuStep if CpuStep.serves(shared, phase) else AutogradStep)(shared, phase, table)
     # Compiled loops read a texel's features side by side in memory; the caller's planes get the result at the end, and
     # its coefs are moved in place.
     micro = texels_together(params.micro_planes.detach())
     moved = replace(params, micro_planes=micro, coefs=params.coefs.detach())
-    optimiser = SceneOptimiser(moved, phase.lr, together=not ends.check_every)
     rounding = Rounding(moved, fit.settings.stage2.micro_dtype, round(phase.rounded_from * total))
-    rounds = "micro_planes" in optimiser.adams
+    fitter = (CpuFit if CpuFit.serves(shared, phase) else AutogradFit)(shared, phase, table, moved, rounding.dtype)
+    moving = [part for part in ("micro_planes", "coefs") if getattr(phase.lr, part) and getattr(moved, part).numel()]
     cells = Cells(shared, ready)
-    draws = table.draws(fit.streams(name, ready), phase.rays_per_item or 0, total)
-    for step, uniforms in enumerate(draws):
-        # While coefs stand still, `CpuStep` need not mix the base planes again. Unless coefs are all that moves.
-        if step == round(phase.coefs_until * total) and len(optimiser.adams) > 1:
-            optimiser.adams.pop("coefs", None)
-        rows = ends.moving
-        cells.refresh(moved, rows, step)
-        gradients_of = partial(step_of, rows=rows, uniforms=of_rows(uniforms, rows), cells=cells.of(rows))
-        seen_as = partial(rounding.apply, rows=rows, step=step) if rounds else None
-        losses, _ = optimiser.step(rows, gradients_of, ends.factors(phase, step // epoch_steps, step), seen_as)
-        fit.stepped(name, step, losses)
-        ends.check(moved, cells, step + 1)
-        if not len(ends.moving):
-            break
+    # While coefs stand still, base planes need not be mixed again. Unless coefs are all that moves.
+    coefs_stop = round(phase.coefs_until * total) if len(moving) > 1 else total
+    changes = sorted({coefs_stop, total, *REFRESHED_BEFORE, *rounding.measured_before(total)})
+    for first, uniforms in table.draws(fit.streams(name, ready), phase.rays_per_item or 0, total):
+        step, drawn_to = first, first + uniforms.shape[1]
+        while step < drawn_to and len(ends.moving):
+            stop = min(drawn_to, ends.next_look(step), next(change for change in changes if change > step))
+            rows = ends.moving
+            cells.refresh(moved, rows, step)
+            span = Span(
+                first=step,
+                rows=rows,
+                moving=[part for part in moving if part != "coefs" or step < coefs_stop],
+                factors=[ends.factors(phase, number // epoch_steps, number) for number in range(step, stop)],
+                uniforms=of_rows(uniforms[:, step - first : stop - first], rows),
+                cells=cells.of(rows),
+                scale=rounding.scale_at(step, rows) if "micro_planes" in moving else None,
+            )
+            for number, losses in enumerate(fitter.take(span), start=step):
+                fit.stepped(name, number, losses)
+            ends.check(moved, cells, stop)
+            step = stop
     rounding.finish()
     params.micro_planes.data.copy_(moved.micro_planes)
 
 
-class AutogradStep:
-    """The losses of a step and their gradients, by autograd: for any phase on any device; the reference for
-    `CpuStep`."""
+class AutogradFit:
+    """Takes steps by autograd: for any phase on any device; the reference for `CpuFit`."""
 
-    def __init__(self, shared: SharedModel, phase: Stage2Phase, table: RayTable) -> None:
-        self.shared, self.phase, self.table = shared, phase, table
+    def __init__(
+        self, shared: SharedModel, phase: Stage2Phase, table: RayTable, params: SceneParams, micro_dtype: str
+    ) -> None:
+        self.shared, self.phase, self.table, self.micro_dtype = shared, phase, table, micro_dtype
+        self.optimiser = SceneOptimiser(params, phase.lr, together=not phase.check_every)
 
-    def __call__(
+    def take(self, span: Span) -> Iterator[Tensor]:
+        """Take the steps of a span. → after each step, the scenes' weighted losses [N]."""
+        if "coefs" not in span.moving:
+            self.optimiser.adams.pop("coefs", None)
+        scale, dtype = span.scale, self.micro_dtype
+        seen_as = None if scale is None else lambda micro: rounded(micro, scale, dtype)
+        for number, factor in enumerate(span.factors):
+            gradients_of = partial(self.gradients, rows=span.rows, uniforms=span.uniforms[:, number], cells=span.cells)
+            losses, _ = self.optimiser.step(span.rows, gradients_of, factor, seen_as)
+            yield losses
+
+    def gradients(
         self, values: SceneParams, moving: Sequence[str], rows: Tensor, uniforms: Tensor, cells: Tensor | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """See `CpuStep.__call__`."""
+        """One step's losses and gradients.
+
+        values: params of the scenes in `rows` [N] of the table; uniforms [N, R, 1 + D]; cells [N, CELLS³] → the scenes'
+        weighted losses [N], and the gradients of their sum for the names of `values` in `moving`.
+        """
         batch = self.table.batch(uniforms, rows, cells)
         losses, found = by_autograd(values, moving, lambda now: scene_loss(self.shared, self.phase, batch, now))
         return weighted(losses, self.phase.loss).detach(), found
@@ -120,15 +163,20 @@ class Rounding:
         self.micro, self.dtype, self.first = params.micro_planes, dtype, first
         self.scale: Tensor | None = None
 
-    def apply(self, micro: Tensor, rows: Tensor, step: int) -> Tensor:
-        """micro [N, P, F_mic, K, K] of the scenes in `rows` [N] → the planes that a render at this step takes."""
+    def measured_before(self, total: int) -> range:
+        """The steps, of `total`, before which scales are measured."""
+        return range(self.first, total, SCALES_AGAIN) if self.dtype in LEVELS else range(0)
+
+    def scale_at(self, step: int, rows: Tensor) -> Tensor | None:
+        """The scales [N, P, F_mic, 1, 1] that round the planes of the scenes in `rows` [N] for a render at this step;
+        None before the first."""
         if step < self.first or self.dtype not in LEVELS:
-            return micro
+            return None
         if self.scale is None:
             self.scale = best_scale(self.micro, self.dtype)
         elif (step - self.first) % SCALES_AGAIN == 0:
             self.scale[rows] = best_scale(self.micro[rows], self.dtype)
-        return rounded(micro, self.scale[rows], self.dtype)
+        return self.scale[rows]
 
     def finish(self) -> None:
         """Round all scenes in place, if any step was taken with rounded planes."""
@@ -157,6 +205,13 @@ class Ends:
         # The step at which a scene's rate begins to fall; also kept on the device, so that no step waits for a copy.
         self.falls = [total - self.decay_steps if split else 0] * len(ready)
         self.falls_there = torch.tensor(self.falls, device=shared.device)
+
+    def next_look(self, step: int) -> int:
+        """The first step after `step` at which scenes may begin or end their decay."""
+        if not self.check_every:
+            return self.total
+        ends = [fall + self.decay_steps for fall in self.falls if fall + self.decay_steps > step]
+        return min([self.total, step - step % self.check_every + self.check_every, *ends])
 
     def factors(self, phase: Stage2Phase, epoch: int, step: int) -> Tensor | float:
         """Factor on the rates: [N] for the scenes that move, or one for all where no scene ends before the others."""

@@ -54,15 +54,16 @@ class RayTable:
         """Which places of the table hold rays, and not padding, for the scenes in `rows` [N]. → [N, places] (bool)."""
         return torch.arange(self.drawn.shape[1], device=rows.device) < self.counts[rows]
 
-    def draws(self, streams: Sequence[torch.Generator], rays_per_item: int, steps: int) -> Iterator[Tensor]:
-        """Yield the random numbers of `steps` batches, each [S, rays_per_item, 1 + uniforms_per_ray] for all scenes.
+    def draws(self, streams: Sequence[torch.Generator], rays_per_item: int, steps: int) -> Iterator[tuple[int, Tensor]]:
+        """Yield the random numbers of `steps` steps, some steps at a time: the number of the first of them, and numbers
+        [S, n, rays_per_item, 1 + uniforms_per_ray] of n steps of all scenes.
 
         The numbers of a scene depend on its own stream alone.
         """
         for start in range(0, steps, STEPS_PER_DRAW):
             size = (min(STEPS_PER_DRAW, steps - start), rays_per_item, 1 + self.uniforms_per_ray)
-            drawn = torch.stack([torch.rand(size, generator=stream) for stream in streams], 1)
-            yield from drawn.to(self.drawn.device)
+            drawn = torch.stack([torch.rand(size, generator=stream) for stream in streams])
+            yield start, drawn.to(self.drawn.device)
 
     def _look_up(self, rows: Tensor, chosen: Tensor, uniforms: Tensor | None, cells: Tensor | None) -> RayBatch:
         view, pixels = chosen // self.size**2, chosen % self.size**2

@@ -10,14 +10,16 @@ from torch import Tensor
 from scaling.cameras import Rays
 from scaling.config import Stage2Phase, make_settings, merge
 from scaling.data.embedded.scenes import embedded_ids, embedded_scene
-from scaling.models import cpu_kernels, cpu_ops
+from scaling.models import cpu_ops
 from scaling.models.box import Box
 from scaling.models.cells import CELLS
+from scaling.models.rounding import best_scale
 from scaling.models.sampling import samples_in, surface_depths
 from scaling.models.shared_model import SharedModel
 from scaling.models.triplanes import SceneParams, combine_planes, point_features, sample_planes, texels_together
-from scaling.training.cpu_step import CpuStep
-from scaling.training.fit_random_rays import AutogradStep
+from scaling.storage import compiled
+from scaling.training.cpu_fit import CpuFit
+from scaling.training.fit_random_rays import AutogradFit, Span
 from scaling.training.random_ray_batches import RayTable
 from scaling.training.training_scene import encode_scene, prepare_scene
 
@@ -119,42 +121,56 @@ SHAPES = {
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_a_step_of_loops_is_a_step_by_autograd(tiny_values, shape):
+def test_steps_of_loops_are_steps_by_autograd(tiny_values, shape):
+    """Losses, planes and coefs after one and after several steps, also of planes that are rounded, of some scenes, and
+    with coefs that stand still. After the first step, Adam's first moment is a tenth of the gradient."""
     torch.manual_seed(0)
     values = merge(PIXELS, {"representation": {"base_std": 0.5, "field_activation": "relu", **SHAPES[shape]}})
     shared = SharedModel(make_settings(merge(tiny_values, values))).requires_grad_(False)
     shared.field.head.weight.mul_(5)  # an untrained field shows next to nothing
     cars = [embedded_scene(scene_id, 16, 8) for scene_id in embedded_ids(3)]
     scenes = [encode_scene(shared, prepare_scene(shared, car)) for car in cars]
-    phase = Stage2Phase(rays_per_item=20, loss={"latent": 0.7}, lr={"micro_planes": 1e-2, "coefs": 1e-2})
-    assert CpuStep.serves(shared, phase)
-    table = RayTable(shared, scenes)
-    loops, reference = CpuStep(shared, phase, table), AutogradStep(shared, phase, table)
-    for rows in (torch.arange(3), torch.tensor([0, 2]), torch.tensor([2])):
-        micro = texels_together(torch.randn(len(rows), *shared.micro_shape) * 0.3)
-        coefs = torch.randn(len(rows), shared.coefs_mean.numel())
-        cells = torch.stack([scenes[row].cells * 5 for row in rows.tolist()])
-        uniforms = torch.rand(len(rows), 20, 1 + shared.renderer.uniforms_per_ray)
-        moving = {key for key, t in (("micro_planes", micro), ("coefs", coefs)) if t.numel()}
-        params, given = SceneParams(micro, coefs), (rows, uniforms, cells)
-        (errors, found), (losses, expected) = loops(params, moving, *given), reference(params, moving, *given)
-        torch.testing.assert_close(errors, losses, rtol=1e-5, atol=1e-6)
-        for key in moving:
-            assert expected[key].abs().max() > 1e-5
-            torch.testing.assert_close(found[key], expected[key], rtol=1e-3, atol=1e-6)
-        if len(moving) == 2:  # coefs that moved once more and then stand still
-            params = SceneParams(micro, coefs + 0.1)
-            for _ in range(2):
-                alone, wanted = (step(params, ["micro_planes"], *given)[1] for step in (loops, reference))
-                torch.testing.assert_close(alone, wanted, rtol=1e-3, atol=1e-6)
+    # Every step asks for a step count of each scene, as with early stopping.
+    phase = Stage2Phase(rays_per_item=20, loss={"latent": 0.7}, lr={"micro_planes": 1e-2, "coefs": 2e-2}, check_every=9)
+    assert CpuFit.serves(shared, phase)
+    table, cells = RayTable(shared, scenes), torch.stack([scene.cells * 5 for scene in scenes])
+    micro, coefs = torch.randn(3, *shared.micro_shape) * 0.3, torch.randn(3, shared.coefs_mean.numel())
+    given = [SceneParams(texels_together(micro), coefs.clone()) for _ in range(2)]
+    loops, reference = (
+        CpuFit(shared, phase, table, given[0], "int4"),
+        AutogradFit(shared, phase, table, given[1], "int4"),
+    )
+    both = [key for key, values in (("micro_planes", micro), ("coefs", coefs)) if values.numel()]
+    scale = best_scale(micro, "int4") if micro.numel() else None
+    all_rows, step = torch.arange(3), 0
+    for num_steps, moving, scales, rows in (
+        (1, both, None, all_rows), (4, both, None, all_rows), (3, both[:1], None, all_rows),
+        (3, both[:1], scale, all_rows), (2, both[:1], None, all_rows[:2]),
+    ):  # fmt: skip
+        uniforms = torch.rand(len(rows), num_steps, 20, 1 + shared.renderer.uniforms_per_ray)
+        factors = [torch.linspace(1, 0.5, len(rows))] * num_steps
+        span = Span(step, rows, moving, factors, uniforms, cells[rows], None if scales is None else scales[rows])
+        step += num_steps
+        for found, expected in zip(loops.take(span), reference.take(span), strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+        if step == 1:
+            for moment, key in ((loops.moments[0][..., : loops.own], "micro_planes"), (loops.moments[2], "coefs")):
+                if key in both:
+                    expected = reference.optimiser.adams[key].first
+                    expected = expected if key == "coefs" else expected.permute(0, 1, 3, 4, 2).flatten(2, 3)
+                    assert expected.abs().max() > 1e-6
+                    torch.testing.assert_close(torch.from_numpy(moment), expected, rtol=1e-3, atol=1e-7)
+        for key in both:
+            found, expected = getattr(given[0], key), getattr(given[1], key)
+            assert (found - expected).abs().mean() < 1e-4, "Adam divides by the size of a gradient, however small"
 
 
-def test_what_a_step_of_loops_cannot_do_is_left_to_autograd(tiny_values):
+def test_what_loops_cannot_do_is_left_to_autograd(tiny_values):
     phase = Stage2Phase(rays_per_item=20, lr={"micro_planes": 1e-2})
     for over in ({"field_activation": "softplus"}, {"combine": "sum"}):
         shared = SharedModel(make_settings(merge(tiny_values, merge(PIXELS, {"representation": over}))))
-        assert CpuStep.serves(shared, phase) == (over == {"combine": "sum"})
-        assert not CpuStep.serves(shared, phase.model_copy(update={"tv_weight": 1.0}))
+        assert CpuFit.serves(shared, phase) == (over == {"combine": "sum"})
+        assert not CpuFit.serves(shared, phase.model_copy(update={"tv_weight": 1.0}))
         assert not cpu_ops.takes(shared.background.double())
 
 
@@ -167,8 +183,8 @@ def test_loops_are_compiled_where_nothing_may_be_written(monkeypatch):
             raise RuntimeError("cannot cache function: no locator available")
         return lambda loop: loop
 
-    monkeypatch.setattr(cpu_kernels, "njit", njit)
-    assert cpu_kernels.compiled()(len) is len and asked == [True, False]
+    monkeypatch.setattr(compiled, "njit", njit)
+    assert compiled.compiled()(len) is len and asked == [True, False]
 
 
 def test_shapes_that_do_not_fit_are_refused_before_a_loop_reads_them():

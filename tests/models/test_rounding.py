@@ -53,15 +53,15 @@ def test_a_fit_rounds_from_its_step_on():
     micro = torch.randn(2, 3, 2, 4, 4, generator=torch.Generator().manual_seed(0))
     params, rows = SceneParams(micro.clone(), torch.zeros(2, 1)), torch.arange(2)
     rounding = Rounding(params, "int4", first=10)
-    assert rounding.apply(micro, rows, 9) is micro
+    assert rounding.scale_at(9, rows) is None
     rounding.finish()
     assert torch.equal(params.micro_planes, micro), "no step was taken with rounded planes"
-    found = rounding.apply(micro, rows, 10)
-    torch.testing.assert_close(found, rounded(micro, best_scale(micro, "int4"), "int4"))
+    torch.testing.assert_close(rounding.scale_at(10, rows), best_scale(micro, "int4"))
+    found = rounded(micro, best_scale(micro, "int4"), "int4")
     rounding.finish()
     assert torch.equal(params.micro_planes, found)
     floats = Rounding(params, "float16", first=0)
-    assert floats.apply(micro, rows, 5) is micro
+    assert floats.scale_at(5, rows) is None
 
 
 @pytest.mark.parametrize("dtype", ["int3", "int4", "int6"])

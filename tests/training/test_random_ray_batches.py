@@ -49,11 +49,13 @@ def test_what_a_scene_gets_depends_on_its_stream_alone(shared, scenes):
     generators = [lambda: torch.Generator().manual_seed(0), lambda: torch.Generator().manual_seed(1)]
     table = RayTable(shared, scenes)
     together = list(table.draws([make() for make in generators], 3, steps))
-    assert len(together) == steps and not torch.equal(together[0], together[1])
+    assert [(first, numbers.shape[1]) for first, numbers in together] == [(0, STEPS_PER_DRAW), (STEPS_PER_DRAW, 2)]
+    assert not torch.equal(together[0][1][0], together[0][1][1])
     for row, make in enumerate(generators):
         alone = RayTable(shared, scenes[row : row + 1])
-        for step, uniforms in enumerate(alone.draws([make()], 3, steps)):
-            assert torch.equal(uniforms[0], together[step][row])
+        for (_, numbers), (_, of_both) in zip(alone.draws([make()], 3, steps), together, strict=True):
+            assert torch.equal(numbers[0], of_both[row])
+        uniforms = numbers[:, 0]
         found = table.batch(uniforms, torch.tensor([row]), None)
         assert torch.equal(found.latents, alone.batch(uniforms, torch.tensor([0]), None).latents)
 

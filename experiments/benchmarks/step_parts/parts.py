@@ -1,6 +1,6 @@
 """For step.py: the steps of stage 2, written out so that each part can be timed.
 
-They use autograd. On a CPU a frozen fit on random rays no longer does: it takes the step of training/cpu_step.py.
+They use autograd. On a CPU a frozen fit on random rays no longer does: its steps are those of training/cpu_fit.py.
 """
 
 from __future__ import annotations
@@ -42,11 +42,12 @@ def latent_parts(
     laps, (params, optimiser) = Laps(shared.device), start(shared, len(ready))
     streams = [stream(0, row) for row in range(len(ready))]
     table, rows = RayTable(shared, ready), torch.arange(len(ready), device=shared.device)
-    draws = table.draws(streams, phase.rays_per_item or 0, repeats + 2)
+    drawn = table.draws(streams, phase.rays_per_item or 0, repeats + 2)
+    numbers = (of_step for _, some in drawn for of_step in some.unbind(1))
     cells = Cells(shared, ready)
     for _ in range(repeats + 2):
         laps.start()
-        batch = table.batch(next(draws), rows, cells.of(rows))
+        batch = table.batch(next(numbers), rows, cells.of(rows))
         laps.lap("make the batch")
         loss = _latent_loss(shared, batch, params, laps)
         _move(optimiser, loss, laps)
