@@ -124,7 +124,9 @@ class Campaign:
         from scaling.data.scene_store import SCHEMA
         from scaling.distributed.stage2.actors import FitJob, SceneFitter
 
-        job = FitJob(str(self.out / "reference"), str(self.out / "shared"), settings().model_dump(), astuple(self.spec))
+        # Nothing is disturbed yet, but this process may compile loops first, which takes longer than a stall may.
+        patient = merge(settings().model_dump(), {"stage2": {"stall_seconds": 600.0}})
+        job = FitJob(str(self.out / "reference"), str(self.out / "shared"), patient, astuple(self.spec))
         fitter, size = SceneFitter(job), settings().stage2.scenes_per_batch
         schema = SCHEMA.append(pa.field("error", pa.string()))
         for start in range(0, len(self.ids), size):
