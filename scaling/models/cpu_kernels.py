@@ -54,22 +54,16 @@ def cells_along(start, along, near, step, side, numbers):
 
 
 @compiled()
-def surface_depths(
-    start, along, near, far, cells, side, places, blur, evenly, numbers, weights, cdf, before, depths, lengths
-):  # fmt: skip
-    """Draw one ray's samples like `sampling.surface_depths`: fill depths [D], lengths [D − 1]. → whether the ray meets
-    a cell above 0.
+def weigh_parts(start, along, near, step, cells, side, numbers, weights, before):
+    """Fill weights [parts]: those of a ray's parts in volume rendering; and before [parts + 1]: how many of the first
+    n parts lie in cells above 0. → how many do in all.
 
-    cells [side³]; places [D] in the strata, in [0, 1); numbers and weights [parts], cdf and before [parts + 1]: scratch
-    memory.
+    cells [side³]; numbers [parts]: scratch memory.
     """
-    parts = len(weights)
-    step = (far - near) / f32(parts)
     cells_along(start, along, near, step, side, numbers)
-    # Weights of the parts in volume rendering; before[n]: how many of the first n parts lie in cells above 0.
     through, filled = ONE, 0
     before[0] = 0
-    for part in range(parts):
+    for part in range(len(weights)):
         value = cells[numbers[part]]
         weights[part] = 0
         if value > 0:
@@ -79,6 +73,17 @@ def surface_depths(
                 weights[part] = through * (ONE - kept)
                 through *= kept
         before[part + 1] = filled
+    return filled
+
+
+@compiled()
+def place_samples(weights, before, near, step, places, blur, evenly, cdf, depths, lengths):
+    """Fill depths [D] and lengths [D − 1] of a ray's samples like `sampling.surface_depths`.
+
+    weights [parts], before [parts + 1]: from `weigh_parts`; places [D] in the strata, in [0, 1); cdf [parts + 1]:
+    scratch memory.
+    """
+    parts = len(weights)
     # A cell is coarser than a surface, so a part takes the largest weight within `blur` of it. The CDF mixes these
     # weights with an even distribution.
     total = ZERO
@@ -89,7 +94,7 @@ def surface_depths(
                 largest = max(largest, weights[other])
         cdf[part + 1] = largest
         total += largest
-    share, scale = evenly / f32(max(filled, 1)), (ONE - evenly) / max(total, TINY)
+    share, scale = evenly / max(before[parts], ONE), (ONE - evenly) / max(total, TINY)
     cdf[0] = 0
     for part in range(parts):
         cdf[part + 1] = cdf[part] + share * (before[part + 1] - before[part]) + scale * cdf[part + 1]
@@ -107,6 +112,16 @@ def surface_depths(
         if sample:
             lengths[sample - 1] = (now - last) * step
         last = now
+
+
+@compiled()
+def surface_depths(
+    start, along, near, far, cells, side, places, blur, evenly, numbers, weights, cdf, before, depths, lengths
+):  # fmt: skip
+    """Draw one ray's samples: `weigh_parts` and `place_samples`. → whether the ray meets a cell above 0."""
+    step = (far - near) / f32(len(weights))
+    filled = weigh_parts(start, along, near, step, cells, side, numbers, weights, before)
+    place_samples(weights, before, near, step, places, blur, evenly, cdf, depths, lengths)
     return filled > 0 and step > 0
 
 

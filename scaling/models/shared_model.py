@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from scaling.cameras import Rays, pixel_rays
 from scaling.config import Settings, SettingsError
+from scaling.models import cpu_render
 from scaling.models.autoencoders.base import ImageAutoencoder
 from scaling.models.autoencoders.load import build_autoencoder
 from scaling.models.box import Box
@@ -164,6 +165,8 @@ class SharedModel(nn.Module):
             )
         if hull is None:
             hull = torch.ones(len(planes), CELLS**3, dtype=torch.bool, device=planes.device)
+        if cpu_render.serves(self, planes):
+            return cpu_render.filled_cells(self, planes, hull)
         cells = hull.to(torch.uint8)
         centres = self.renderer.box.centres().to(planes.device)
         for row in range(len(planes)):  # one by one: hulls differ in size
@@ -205,6 +208,8 @@ class SharedModel(nn.Module):
     ) -> RenderOutput:
         """As `render`, from tri-planes [S, P, F_mic + F_mac, K, K] that are fused already or come from a generative
         model. cells: those of the tri-planes (see `cells`); None (unlike in `render`): rays are sampled evenly."""
+        if cells is not None and pixels is None and uniforms is None and cpu_render.serves(self, planes, rays.origins):
+            return cpu_render.render_whole_views(self, planes, rays, cells)
         background = self.background_of(rays.origins.shape[1], pixels)
         if cells is not None:
             chosen = samples_in(self.renderer.box, rays, cells, self.renderer.samples, uniforms)

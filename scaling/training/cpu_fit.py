@@ -12,17 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from scaling.config import Stage2Phase
-from scaling.models.box import STEPS
 from scaling.models.cpu_ops import as_numpy, takes
+from scaling.models.cpu_render import one_blas_thread, world_of
+from scaling.models.cpu_render_loops import World
 from scaling.models.rounding import LEVELS
-from scaling.models.sampling import BLUR, EVENLY
 from scaling.models.shared_model import SharedModel
-from scaling.models.triplanes import SceneParams, axis_columns
-from scaling.training.cpu_fit_loops import Moving, Room, Scene, World, fit_scene
+from scaling.models.triplanes import SceneParams
+from scaling.training.cpu_fit_loops import Moving, Room, Scene, Task, fit_scene
 from scaling.training.random_ray_batches import RayTable
 
 if TYPE_CHECKING:
@@ -37,7 +36,7 @@ class CpuFit:
         self, shared: SharedModel, phase: Stage2Phase, table: RayTable, params: SceneParams, micro_dtype: str
     ) -> None:
         self.phase, self.table = phase, table
-        self.world = _world(shared, phase)
+        self.world, self.task = world_of(shared), _task(shared, phase)
         self.levels = tuple(map(np.float32, LEVELS.get(micro_dtype, (0, 0))))
         self.planes = params.micro_planes.permute(0, 1, 3, 4, 2).flatten(2, 3).numpy()  # [S, P, K², F_mic], not a copy
         self.own = self.planes.shape[-1]
@@ -66,14 +65,14 @@ class CpuFit:
             self.room = _room(self.world, self.micro.shape, self.own, num_rays, numbers - 1)
         losses = np.empty((num_scenes, num_steps), np.float32)
         factors = torch.stack([torch.as_tensor(factor).expand(num_scenes) for factor in span.factors], 1).numpy()
-        moves = "micro_planes" in span.moving, "coefs" in span.moving
-        # Matrix products are so small that BLAS' threads would wait for one another more than they compute.
-        with threadpool_limits(1, "blas"):
+        moves = np.array(["micro_planes" in span.moving, "coefs" in span.moving])
+        with one_blas_thread():
             for index, row in enumerate(span.rows.tolist()):
                 rates = np.stack([factors[index] * self.phase.lr.micro_planes, factors[index] * self.phase.lr.coefs], 1)
+                scene, moving = self._scene(row, span, index), self._moving(row, span, index)
                 fit_scene(
-                    uniforms[index], self._scene(row, span, index), self.world, self._moving(row, span, index),
-                    self.room, rates.astype(np.float64), span.first, *moves, losses[index],
+                    uniforms[index], scene, self.world, self.task, moving, self.room,
+                    rates.astype(np.float64), span.first, moves, losses[index],
                 )  # fmt: skip
                 self.planes[row] = self.micro[row, ..., : self.own]
         return iter(torch.from_numpy(losses.T))
@@ -93,22 +92,13 @@ class CpuFit:
         )  # fmt: skip
 
 
-def _world(shared: SharedModel, phase: Stage2Phase) -> World:
-    renderer, field = shared.renderer, shared.field
-    low, high = map(as_numpy, renderer.box.bounds)
-    layers = (field.hidden, *field.more, field.head)
-    return World(
-        low, high, np.float32(float(renderer.box.unit)), STEPS, BLUR, np.float32(EVENLY),
-        columns=np.array(axis_columns(renderer.plane_axes)),
-        product=renderer.combine == "product",
-        backgrounds=as_numpy(shared.background.view(-1, shared.background.shape[-1])),
-        size=shared.latent_size,
+def _task(shared: SharedModel, phase: Stage2Phase) -> Task:
+    field = shared.field
+    return Task(
         weight=float(phase.loss.latent),
         base=as_numpy(shared.base_planes.permute(0, 1, 3, 4, 2).flatten(1)),
-        forward=tuple(as_numpy(layer.weight.T) for layer in layers),
-        back=tuple(as_numpy(layer.weight) for layer in layers),
-        biases=tuple(as_numpy(layer.bias[None]) for layer in layers),
-    )  # fmt: skip
+        back=tuple(as_numpy(layer.weight) for layer in (field.hidden, *field.more, field.head)),
+    )
 
 
 def _room(world: World, shape: tuple[int, ...], own: int, num_rays: int, samples: int) -> Room:

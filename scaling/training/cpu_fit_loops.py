@@ -1,8 +1,7 @@
 """All steps of a scene's fit on random rays as one compiled loop: rays, samples, render, error, gradient, Adam.
 
 A scene's planes, cells and activations then stay in the core's cache from step to step, and no step waits for Python.
-Matrix products go to BLAS. Numba notices when this file changes; after a change of models/cpu_kernels.py, whose loops
-are compiled into these, remove this folder's __pycache__.
+Matrix products go to BLAS.
 """
 
 # The loops are compiled for numpy arrays, whose types no annotation says.
@@ -23,6 +22,7 @@ from scaling.models.cpu_kernels import (
     scatter_gradient,
     surface_depths,
 )
+from scaling.models.cpu_render_loops import through_field
 from scaling.storage.compiled import compiled
 from scaling.training.optim import BETAS, EPSILON
 
@@ -31,27 +31,13 @@ ZERO = f32(0)
 FIRST, SECOND = BETAS
 
 
-class World(NamedTuple):
-    """What all scenes share. low, high: corners of the box [3]; unit: of distances; parts, blur, evenly: see
-    `sampling.surface_depths`; columns [P, 2]: see `triplanes.axis_columns`; product: how planes combine; backgrounds [1
-    or h · w, C]; size: of latents; weight: of the loss; base [M, P · K² · F_mac]; forward: weights of the field's
-    layers [in, out]; back: the same [out, in]; biases [1, out]."""
+class Task(NamedTuple):
+    """What all scenes of a fit share beside the model's World. weight: of the loss; base [M, P · K² · F_mac]: base
+    planes; back: weights of the field's layers [out, in]."""
 
-    low: Any
-    high: Any
-    unit: Any
-    parts: int
-    blur: int
-    evenly: Any
-    columns: Any
-    product: bool
-    backgrounds: Any
-    size: int
     weight: float
     base: Any
-    forward: Any
     back: Any
-    biases: Any
 
 
 class Scene(NamedTuple):
@@ -164,40 +150,23 @@ def fuse(moving, mixed, texels):
 
 
 @compiled(fastmath=True)
-def through_field(world, room):
-    """Fill room.hidden and room.heads from room.features."""
-    inputs, last = room.features, len(world.forward) - 1
-    for layer in range(last):
-        outputs, bias = room.hidden[layer], world.biases[layer]
-        np.dot(inputs, world.forward[layer], outputs)
-        for row in range(len(outputs)):
-            out = outputs[row]
-            for k in range(np.uint64(len(out))):
-                out[k] = max(out[k] + bias[0, k], ZERO)
-        inputs = outputs
-    np.dot(inputs, world.forward[last], room.heads)
-    for row in range(len(room.heads)):
-        for k in range(room.heads.shape[1]):
-            room.heads[row, k] += world.biases[last][0, k]
-
-
-@compiled(fastmath=True)
-def back_through_field(world, room):
+def back_through_field(task, room):
     """Fill room.at_features from room.at_heads."""
     gradient = room.at_heads
-    for layer in range(len(world.back) - 1, 0, -1):
+    for layer in range(len(task.back) - 1, 0, -1):
         at_inputs, active = room.at_hidden[layer - 1], room.hidden[layer - 1]
-        np.dot(gradient, world.back[layer], at_inputs)
+        np.dot(gradient, task.back[layer], at_inputs)
         for row in range(len(active)):
             out, value = at_inputs[row], active[row]
             for k in range(np.uint64(len(out))):
                 out[k] = out[k] if value[k] > ZERO else ZERO
         gradient = at_inputs
-    np.dot(gradient, world.back[0], room.at_features)
+    np.dot(gradient, task.back[0], room.at_features)
 
 
-@compiled()
-def gradients(uniforms, chosen, targets, scene, world, moving, room, at_texels):
+# A part of its one caller: what was optimised on its own grows, and takes long, when it is optimised once more.
+@compiled(inline="always")
+def gradients(uniforms, chosen, targets, scene, world, task, moving, room, at_texels):
     """One step's render and error, and its gradient in at_texels [1, P, K², ≥ F_mic]. → the error.
 
     uniforms [R, 1 + D]; chosen [R]; targets [R, C].
@@ -212,10 +181,10 @@ def gradients(uniforms, chosen, targets, scene, world, moving, room, at_texels):
     sample_and_combine(room.texels, points, world.columns, world.product, True, room.sampled, features)
     through_field(world, room)
     composite_error(
-        heads, room.lengths, world.backgrounds, pixels, targets.reshape(1, rays, targets.shape[1]), world.weight,
+        heads, room.lengths, world.backgrounds, pixels, targets.reshape(1, rays, targets.shape[1]), task.weight,
         error, room.at_heads.reshape(heads.shape),
     )  # fmt: skip
-    back_through_field(world, room)
+    back_through_field(task, room)
     at_texels[:] = ZERO
     at_features = room.at_features.reshape(features.shape)
     scatter_gradient(at_features, room.sampled, points, world.columns, world.product, at_texels)
@@ -248,7 +217,7 @@ def adam(values, first, second, gradient, rate, count):
 
 
 @compiled()
-def fit_scene(uniforms, scene, world, moving, room, rates, before, moves_micro, moves_coefs, losses):
+def fit_scene(uniforms, scene, world, task, moving, room, rates, before, moves, losses):
     """Take n steps of one scene; `moving` moves in place, losses [n] are filled.
 
     uniforms [n, R, 1 + D] in [0, 1); rates [n, 2]: learning rates of micro planes and coefs; before: the number of
@@ -259,21 +228,21 @@ def fit_scene(uniforms, scene, world, moving, room, rates, before, moves_micro, 
     targets = np.empty((num_steps, num_rays, scene.latents.shape[1]), f32)
     choose_rays(uniforms, scene, chosen, targets)
     # Macro features lie behind micro features, so where coefs stand still the first ones are enough.
-    at_texels = room.at_texels if moves_coefs else room.at_own
+    at_texels = room.at_texels if moves[1] else room.at_own
     for step in range(num_steps):
-        if len(moving.coefs) and (step == 0 or moves_coefs):
-            np.dot(moving.coefs, world.base, room.mixed)
+        if len(moving.coefs) and (step == 0 or moves[1]):
+            np.dot(moving.coefs, task.base, room.mixed)
         losses[step] = gradients(
-            uniforms[step], chosen[step], targets[step], scene, world, moving, room, at_texels
+            uniforms[step], chosen[step], targets[step], scene, world, task, moving, room, at_texels
         )  # fmt: skip
         count = before + step + 1
-        if moves_micro:
-            if moves_coefs:
+        if moves[0]:
+            if moves[1]:
                 room.at_own[:] = at_texels[..., : room.at_own.shape[3]]
             adam(
                 moving.micro.ravel(), moving.micro_first.ravel(), moving.micro_second.ravel(), room.at_own.ravel(),
                 rates[step, 0], count,
             )  # fmt: skip
-        if moves_coefs:
-            at_coefs = gradient_of_coefs(at_texels[0], moving.own, world.base, room.at_mixed)
+        if moves[1]:
+            at_coefs = gradient_of_coefs(at_texels[0], moving.own, task.base, room.at_mixed)
             adam(moving.coefs, moving.coefs_first, moving.coefs_second, at_coefs, rates[step, 1], count)

@@ -11,6 +11,7 @@ from scaling.models.triplanes import SceneParams, fuse_planes
 from scaling.training.metrics.images import VIEW_METRICS, lpips, psnr, view_metrics
 
 VIEW_CHUNK = 8
+TRAIN_VIEWS = 2  # of a scene that are evaluated beside its test views: they show whether it was fitted, no more
 
 
 @torch.no_grad()
@@ -54,14 +55,14 @@ def evaluate_scene(shared: SharedModel, params: SceneParams, views: SceneViews) 
     """Metrics of one scene, each the mean over views. params: of S = 1; views: must include test views.
 
     → psnr (dB), ssim, ms_ssim, flip, lpips: on the test views; lpips None where it cannot be computed.
-    train_psnr …: all but lpips on evenly spread training views, at most as many as test views.
+    train_psnr …: all but lpips on TRAIN_VIEWS evenly spread training views.
     autoencoder_psnr …: all but lpips on test views encoded and decoded by the pair trained together.
     mean_image_psnr: the mean training image as the prediction of every test view.
     latent_psnr: rendered against encoded latents of the test views.
     The metrics of the autoencoder and of latents are None where latents are the pixels.
     """
     test, train = list(views.test_views), list(views.train_views)
-    spread = torch.linspace(0, len(train) - 1, min(len(test), len(train))).round().long()
+    spread = torch.linspace(0, len(train) - 1, min(TRAIN_VIEWS, len(train)) + 2)[1:-1].round().long()
     train_part = [train[int(i)] for i in spread]
     truth = views.images[test].to(shared.device)
     rendered = render_views(shared, params, views.cam2world[test], views.intrinsics[test])

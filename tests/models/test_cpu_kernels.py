@@ -115,7 +115,7 @@ PIXELS = {
 SHAPES = {
     "product of micro and base planes": {"combine": "product", "field_layers": 2},
     "sum of micro and base planes": {"combine": "sum", "field_layers": 1},
-    "micro planes alone": {"macro_features": 0, "num_base_planes": 0, "field_layers": 3},
+    "micro planes alone": {"macro_features": 0, "num_base_planes": 0, "field_layers": 2},
     "base planes alone": {"micro_features": 0},
 }
 

@@ -33,6 +33,7 @@ def shared(tiny_settings) -> SharedModel:
     return shared
 
 
+@torch.no_grad()
 def picture(shared: SharedModel) -> Tensor:
     params = shared.random_params([torch.Generator().manual_seed(5)])
     rays = shared.latent_rays(torch.eye(4), torch.eye(3))

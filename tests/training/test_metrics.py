@@ -5,6 +5,10 @@ from __future__ import annotations
 import flip_evaluator
 import pytest
 import torch
+from torchmetrics.functional.image import (
+    multiscale_structural_similarity_index_measure,
+    structural_similarity_index_measure,
+)
 
 from scaling.training.metrics.flip import flip
 from scaling.training.metrics.images import ms_ssim, scale_weights, ssim, view_metrics
@@ -42,9 +46,15 @@ def test_scales_of_ms_ssim(side, weights):
 
 
 @pytest.mark.parametrize("side", [11, 21, 22, 43, 44, 98, 99, 175, 176])
-def test_torchmetrics_takes_every_size(side):
-    truth = pictures(side, 1)
-    assert 0 < ms_ssim((truth + 0.05).clamp(0, 1), truth).item() <= 1
+def test_ssim_and_ms_ssim_are_torchmetrics_own(side):
+    truth = pictures(side)
+    images = (truth + 0.1 * torch.randn(truth.shape, generator=stream("noise"))).clamp(0, 1)
+    given = {"preds": images, "target": truth, "data_range": 1.0, "reduction": "none"}
+    expected = structural_similarity_index_measure(**given)
+    torch.testing.assert_close(ssim(images, truth), expected, rtol=0, atol=1e-5)
+    if side >= 22:  # below, the window fits into one scale
+        expected = multiscale_structural_similarity_index_measure(**given, betas=scale_weights(side), normalize="relu")
+        torch.testing.assert_close(ms_ssim(images, truth), expected, rtol=0, atol=1e-5)
 
 
 def test_ms_ssim_forgives_fine_errors_and_not_coarse_ones():

@@ -8,12 +8,14 @@ import warnings
 
 import torch
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 
 from scaling.training.metrics.flip import flip
 
 VIEW_METRICS = ("psnr", "ssim", "ms_ssim", "flip")  # for flip the lowest is best, for the others the highest
 SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # of the five scales, as published (Wang et al., 2003)
-SCALE_SIDES = (0, 22, 44, 99, 176)  # least pixels a side for which torchmetrics' window of 11 fits into 1, 2, … scales
+REACH = 5  # of SSIM's window, on each side of its middle
+SCALE_SIDES = (0, 22, 44, 99, 176)  # least pixels a side for which the window of 11 fits into 1, 2, … scales
 
 
 def psnr(images: Tensor, truth: Tensor) -> Tensor:
@@ -28,10 +30,7 @@ def psnr(images: Tensor, truth: Tensor) -> Tensor:
 
 def ssim(images: Tensor, truth: Tensor) -> Tensor:
     """Structural similarity (Gaussian window 11, σ 1.5) of each image. [B, 3, H, W] twice → [B]."""
-    from torchmetrics.functional.image import structural_similarity_index_measure
-
-    values = structural_similarity_index_measure(images, truth, data_range=1.0, reduction="none")
-    return values if isinstance(values, Tensor) else values[0]
+    return structure(images, truth)[0]
 
 
 def ms_ssim(images: Tensor, truth: Tensor) -> Tensor:
@@ -50,15 +49,56 @@ def ms_ssim(images: Tensor, truth: Tensor) -> Tensor:
 
     So values are comparable between images of one size only. Opposite images (negative contrast) give 0.
     """
-    from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
+    return structure(images, truth)[1]
 
+
+def structure(images: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+    """SSIM and MS-SSIM of each image, [B] each; one is the other's finest scale. [B, 3, H, W] twice."""
     weights = scale_weights(min(images.shape[-2:]))
-    if len(weights) == 1:
-        return ssim(images, truth).clamp(min=0)
-    # Without relu, a power of a negative contrast would be NaN.
-    return multiscale_structural_similarity_index_measure(
-        images, truth, data_range=1.0, betas=weights, normalize="relu", reduction="none"
-    )
+    first, multi = None, torch.ones(len(images), device=images.device)
+    for scale, weight in enumerate(weights):
+        if scale:
+            images, truth = avg_pool2d(images, 2), avg_pool2d(truth, 2)
+        similar, contrast = _similarities(images, truth)
+        first = similar if first is None else first
+        # The luminance counts at the coarsest scale alone. A power of a negative contrast would be NaN.
+        multi = multi * (similar if scale == len(weights) - 1 else contrast).clamp(min=0) ** weight
+    assert first is not None
+    return first, multi
+
+
+def _similarities(images: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean SSIM, and mean of its contrast and structure alone, of each image, [B] each. [B, 3, H, W] twice.
+
+    With means μ, variances σ² and the covariance under a Gaussian window (Wang et al., 2004): (2 μ₁ μ₂ + C₁) / (μ₁² +
+    μ₂² + C₁) · (2 σ₁₂ + C₂) / (σ₁² + σ₂² + C₂), C₁ = 0.01², C₂ = 0.03². As in torchmetrics, SSIM counts at all pixels,
+    the image being mirrored at its border, and its second factor where the window lies inside the image.
+    """
+    down, across = (_window(size, images.device) for size in images.shape[-2:])
+    both = torch.stack([images, truth])
+    means = down @ both @ across.T
+    variances = (down @ both.square() @ across.T - means.square()).clamp(min=0)
+    covariance = down @ (images * truth) @ across.T - means.prod(0)
+    contrast = (2 * covariance + 0.03**2) / (variances.sum(0) + 0.03**2)
+    luminance = (2 * means.prod(0) + 0.01**2) / (means.square().sum(0) + 0.01**2)
+    inside = contrast[..., REACH:-REACH, REACH:-REACH]
+    return (luminance * contrast).flatten(1).mean(1), inside.flatten(1).mean(1)
+
+
+@functools.lru_cache(maxsize=64)
+def _window(size: int, device: torch.device) -> Tensor:
+    """The Gaussian window around each of `size` values, mirrored at their ends, as a matrix [size, size].
+
+    Two products with it take a quarter of a convolution's time on a CPU, and are exact on every device.
+    """
+    offsets = torch.arange(-REACH, REACH + 1)
+    taps = torch.exp(-offsets.double().square() / (2 * 1.5**2))
+    matrix, last = torch.zeros(size, size, dtype=torch.float64), size - 1
+    for offset, tap in zip(offsets.tolist(), (taps / taps.sum()).tolist()):
+        places = torch.arange(size)
+        seen = last - (last - (places + offset).abs()).abs()
+        matrix[places, seen] += tap
+    return matrix.float().to(device)
 
 
 def scale_weights(side: int) -> tuple[float, ...]:
@@ -72,8 +112,9 @@ def view_metrics(images: Tensor, truth: Tensor) -> dict[str, float]:
 
     [V, 3, H, W] twice, in [0, 1].
     """
-    measures = {"psnr": psnr, "ssim": ssim, "ms_ssim": ms_ssim, "flip": flip}
-    return {name: measure(images, truth).mean().item() for name, measure in measures.items()}
+    similar, multi = structure(images, truth)
+    measured = {"psnr": psnr(images, truth), "ssim": similar, "ms_ssim": multi, "flip": flip(images, truth)}
+    return {name: values.mean().item() for name, values in measured.items()}
 
 
 def why_no_lpips() -> str:
