@@ -143,7 +143,8 @@ class Campaign:
             # A fault is due when so many scenes are settled; the last ones leave time for what they cause.
             moments = sorted(self.random.uniform(0, 0.95 * self.num_scenes) for _ in range(len(self.timed)))
             while driver.poll() != 0:
-                time.sleep(self.random.uniform(0.5, 2.5))
+                # A campaign of a dozen scenes is over in seconds.
+                time.sleep(self.random.uniform(0.5, 2.5) * min(1.0, self.num_scenes / 100))
                 if driver.poll():
                     self.drivers.append(driver.returncode)
                     print(f"  the driver ended with {driver.returncode}", flush=True)

@@ -95,7 +95,8 @@ def run_row(name: str, settings: Settings, spec: Any, train_ids: list[str], fit_
     import pyarrow as pa
 
     from scaling.data.scene_store import SCHEMA
-    from scaling.distributed.stage2.actors import CohortFitter, FitJob, SceneFitter
+    from scaling.distributed.stage2.actors import FitJob, SceneFitter
+    from scaling.distributed.stage2.cohort_actors import CohortFitter
     from scaling.distributed.stage2.messages import FITTED
     from scaling.library.run_folder import RunFolder
     from scaling.library.summary import summarise

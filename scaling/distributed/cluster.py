@@ -221,9 +221,10 @@ def _threads(resources: Resources, workers: int) -> int:
     return max(1, min(resources.machines[0], resources.cpus // workers))
 
 
-def actor_class(kind: type, each: Share) -> Any:
-    """`kind` as the class of actors with these resources, spread over the nodes. Ray does not restart them: the
-    dispatcher decides what happens to the work of one that died."""
+def actor_class(kind: type, each: Share, at_once: int = 1) -> Any:
+    """`kind` as the class of actors with these resources, spread over the nodes, that serve `at_once` calls at once.
+    Ray does not restart them: the dispatcher decides what happens to the work of one that died."""
     return ray.remote(kind).options(
-        num_cpus=each.cpus, num_gpus=each.gpus, scheduling_strategy="SPREAD", max_restarts=0, max_task_retries=0
-    )
+        num_cpus=each.cpus, num_gpus=each.gpus, scheduling_strategy="SPREAD", max_restarts=0, max_task_retries=0,
+        max_concurrency=at_once,
+    )  # fmt: skip

@@ -28,7 +28,7 @@ from scaling.training.losses import Batch, weighted
 from scaling.training.optim import check_ownership, lr_factor
 from scaling.training.random_streams import stream
 from scaling.training.scene_step import SceneOptimiser, by_autograd, scene_loss
-from scaling.training.training_scene import EncodedScene, TrainingScene, encode_scene, prepare_scene
+from scaling.training.training_scene import EncodedScene, TrainingScene, ready_scene
 
 PHASES = ("latent", "rgb")
 
@@ -37,8 +37,8 @@ PHASES = ("latent", "rgb")
 class FittedScene:
     """One scene's result.
 
-    params: micro_planes [P, F_mic, K, K], coefs [M], hull [CELLS³] or None; seconds: the scene's share of the time that
-    its group took, from encoding to the last step; warning: see `where_it_is_not`, "" for most scenes.
+    params: micro_planes [P, F_mic, K, K], coefs [M], hull [CELLS³] or None; seconds: that it took to make the scene
+    ready, and its share of the time that its group's steps took; warning: see `where_it_is_not`, "" for most scenes.
     """
 
     scene_id: str
@@ -53,33 +53,44 @@ def fit_scenes(
     settings: Settings,
     on_step: Callable[[str, int, float], None] | None = None,
 ) -> list[FittedScene]:
-    """Fit S scenes together. → results in the order of `scenes`.
+    """Fit S scenes together: `ready_scene` and `fit_ready`. Raises what they raise."""
+    ready = []
+    for views in scenes:
+        ready.append(ready_scene(shared, views))
+        watchdog.beat()
+    return fit_ready(shared, ready, settings, on_step)
+
+
+def fit_ready(
+    shared: SharedModel,
+    scenes: Sequence[EncodedScene],
+    settings: Settings,
+    on_step: Callable[[str, int, float], None] | None = None,
+) -> list[FittedScene]:
+    """Fit S scenes that are ready together. → results in the order of `scenes`.
 
     on_step(phase, step, mean loss) is called after every step. Scenes with different numbers of training views are
     fitted in separate groups, as their epochs differ. A scene that diverges gets params that are not finite, which
     packing refuses.
     Raises RuntimeError where a parameter of the shared model is trainable.
     """
+    check_ownership(shared, None)  # nothing of the shared model may move
     fit = FitContext(shared, settings, on_step)
-    order = sorted(range(len(scenes)), key=lambda i: len(scenes[i].train_views))
+    order = sorted(range(len(scenes)), key=lambda i: scenes[i].num_views)
     fitted: dict[int, FittedScene] = {}
-    for _, group in groupby(order, key=lambda i: len(scenes[i].train_views)):
+    for _, group in groupby(order, key=lambda i: scenes[i].num_views):
         rows = sorted(group)
-        params, warnings, seconds = _fit_group(fit, [scenes[i] for i in rows])
+        params, seconds = _fit_group(fit, [scenes[i] for i in rows])
         for k, i in enumerate(rows):
-            fitted[i] = FittedScene(scenes[i].scene_id, params[k], seconds / len(rows), warnings[k])
+            took = scenes[i].seconds + seconds / len(rows)
+            fitted[i] = FittedScene(scenes[i].scene_id, params[k], took, scenes[i].warning)
     return [fitted[i] for i in range(len(scenes))]
 
 
-def _fit_group(fit: FitContext, scenes: Sequence[SceneViews]) -> tuple[SceneParams, list[str], float]:
-    """→ the scenes' params, their warnings, and the seconds that all of them took together."""
+def _fit_group(fit: FitContext, ready: Sequence[EncodedScene]) -> tuple[SceneParams, float]:
+    """→ the scenes' params, and the seconds that all of them took together."""
     shared, settings = fit.shared, fit.settings
-    check_ownership(shared, None)  # nothing of the shared model may move
     start = time.perf_counter()
-    ready = []
-    for views in scenes:
-        ready.append(encode_scene(shared, prepare_scene(shared, views)))
-        watchdog.beat()
     params = replace(start_params(shared, settings, [scene.scene_id for scene in ready]), hull=hulls_of(ready))
     for name in PHASES:
         if getattr(settings.stage2, name).num_epochs:
@@ -87,7 +98,7 @@ def _fit_group(fit: FitContext, scenes: Sequence[SceneViews]) -> tuple[ScenePara
     params = SceneParams(params.micro_planes.detach(), params.coefs.detach(), params.hull)
     if shared.device.type == "cuda":  # kernels run asynchronously, and the clock must count them
         torch.cuda.synchronize(shared.device)
-    return params, [scene.warning for scene in ready], time.perf_counter() - start
+    return params, time.perf_counter() - start
 
 
 def hulls_of(ready: Sequence[TrainingScene]) -> Tensor | None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import faulthandler
 import sys
+import threading
 import time
 
 _seconds: float | None = None  # the longest time allowed without a beat; None: no watchdog runs
 _armed = 0.0  # when the timer was last started
+_entered = 0  # blocks that run now, in threads of their own
+_lock = threading.Lock()
 
 
 def beat() -> None:
@@ -20,20 +23,27 @@ class Watchdog:
     """Context manager that ends this process when no `beat` has come for `seconds`, or for up to an eighth less.
 
     The exit status is 1, and the stacks of all threads go to standard error. Python cannot interrupt a device that
-    hangs, so the process must end, and another process must try again.
+    hangs, so the process must end, and another process must try again. Of blocks in several threads, the beats of any
+    one count for all: one that hangs is found when the others end or wait for it.
     """
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
 
     def __enter__(self) -> Watchdog:
-        _arm(self.seconds)
+        global _entered
+        with _lock:
+            _entered += 1
+            _arm(self.seconds)
         return self
 
     def __exit__(self, *_: object) -> None:
-        global _seconds
-        _seconds = None
-        faulthandler.cancel_dump_traceback_later()
+        global _seconds, _entered
+        with _lock:
+            _entered -= 1
+            if not _entered:
+                _seconds = None
+                faulthandler.cancel_dump_traceback_later()
 
 
 def _arm(seconds: float) -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import astuple
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import astuple, replace
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from helpers.tiny_run import train_shared
@@ -15,11 +18,12 @@ from helpers.tiny_run import train_shared
 from scaling.config import Settings
 from scaling.data.embedded.scenes import embedded_ids
 from scaling.data.scene_store import SCHEMA
-from scaling.data.scene_views import SceneViews
 from scaling.data.stores import SourceSpec
 from scaling.distributed.stage2.actors import FitJob, SceneFitter
-from scaling.distributed.stage2.dispatcher import MOST_TOLD, Dispatcher
+from scaling.distributed.stage2.dispatcher import Dispatcher
 from scaling.distributed.stage2.messages import FITTED, Counts, Fitted, Outcome, Piece
+from scaling.distributed.stage2.pieces import MOST_TOLD
+from scaling.training.training_scene import EncodedScene
 
 IDS = embedded_ids(7)[2:]
 
@@ -30,9 +34,9 @@ class ShortOfMemory(SceneFitter):
     too_large = IDS[3]
     sizes: list[int]
 
-    def _fit_together(self, scenes: list[SceneViews]) -> list:
+    def _fit_together(self, scenes: list[EncodedScene]) -> list:
         self.sizes.append(len(scenes))
-        if len(scenes) > 2 or self.too_large in [views.scene_id for views in scenes]:
+        if len(scenes) > 2 or self.too_large in [scene.scene_id for scene in scenes]:
             raise torch.OutOfMemoryError("out of memory")
         return super()._fit_together(scenes)
 
@@ -61,6 +65,26 @@ def test_a_batch_that_does_not_fit_memory_is_halved(job):
     assert done.part.name.startswith("part-000003-0007-")
 
 
+@pytest.mark.parametrize("overlaps", [False, True])
+def test_batches_in_a_pipeline_become_what_they_become_alone(job, overlaps):
+    """Three batches at once in one actor, one of which does not fit memory: the same bytes as one after the other."""
+    rows = [batch(job).slice(start, size) for start, size in ((0, 2), (2, 2), (4, 1))]
+    alone = ShortOfMemory(replace(job, run=f"{job.run}-alone"))
+    alone.sizes = []
+    expected = [alone.fit(part, attempt=1) for part in rows]
+    fitter = ShortOfMemory(replace(job, overlaps=overlaps))
+    fitter.sizes = []
+    with ThreadPoolExecutor(3) as threads:
+        found = list(threads.map(partial(fitter.fit, attempt=1), rows))
+    assert [done.outcomes for done in found] == [done.outcomes for done in expected]
+    tables = [
+        pq.read_table(of.run.library.folder / "parts" / done.part.name).drop_columns(["seconds"])
+        for of, all_done in ((fitter, found), (alone, expected))
+        for done in all_done
+    ]
+    assert sum(map(len, tables)) == 2 * 4 and tables[:3] == tables[3:]
+
+
 def test_what_lies_outside_of_the_box_reaches_the_user(job, capsys):
     """A box that holds no more than the corner of a car: the actor's outcome says so, and the driver prints it."""
     fitter = SceneFitter(job)
@@ -73,7 +97,7 @@ def test_what_lies_outside_of_the_box_reaches_the_user(job, capsys):
     driver = Dispatcher(lambda: None, lambda: 1, max_attempts=1, deadline=1.0, accounts=None)
     rest = [Outcome(f"car-{n}", FITTED, "told") for n in range(2 * MOST_TOLD)]
     counts = Counts(total=100)
-    driver._settle(
+    driver.pieces.settle(
         Piece(pa.table({"scene_id": []})), Fitted([*done.outcomes, Outcome("quiet", FITTED), *rest], None), counts
     )
     told = capsys.readouterr().out.splitlines()

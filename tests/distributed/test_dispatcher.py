@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,8 +15,9 @@ import ray
 from helpers.actors import Books, FragileActor
 from ray.exceptions import ActorDiedError, ActorUnavailableError
 
-from scaling.distributed.stage2.dispatcher import MAX_LOSSES, Dispatcher
+from scaling.distributed.stage2.dispatcher import Dispatcher
 from scaling.distributed.stage2.messages import FITTED, Counts, Fitted, Flight, Outcome, Piece
+from scaling.distributed.stage2.pieces import MAX_LOSSES
 from scaling.library.parts import Part
 
 pytestmark = pytest.mark.filterwarnings("default")  # Ray's own warnings are theirs to mend
@@ -44,7 +46,7 @@ def piece(*ids: str) -> Piece:
 
 
 def waiting(found: Dispatcher) -> list[list[str]]:
-    return [left.ids for left in found.waiting]
+    return [left.ids for left in found.pieces.waiting]
 
 
 def test_every_scene_is_accounted_for(ray_6_cpus_4_gpus, books):
@@ -65,15 +67,15 @@ def test_every_scene_is_accounted_for(ray_6_cpus_4_gpus, books):
 def test_a_deadly_scene_is_found_by_halves(books):
     """Of 8 scenes the sixth kills: 4 + 4, 2 + 2, 1 + 1; alone it may kill twice. Its neighbours are never given up."""
     job, counts = dispatcher(books), Counts(total=8)
-    job.waiting.append(piece(*"abcdefgh"))
+    job.pieces.waiting.append(piece(*"abcdefgh"))
     deaths = 0
-    while job.waiting:
-        taken = job.waiting.popleft()
+    while job.pieces.waiting:
+        taken = job.pieces.waiting.popleft()
         if "f" in taken.ids:
             deaths += 1
-            job._lost(taken, "gone", counts, own_doing=True)
+            job.pieces.lost(taken, "gone", counts, own_doing=True)
         else:
-            job._settle(taken, Fitted([Outcome(i, FITTED, "", 20.0) for i in taken.ids], None), counts)
+            job.pieces.settle(taken, Fitted([Outcome(i, FITTED, "", 20.0) for i in taken.ids], None), counts)
     assert (counts.done, counts.failed, deaths) == (7, 1, 3 + 2)
     assert books.kinds("f") == ["retry"] * 4 + ["actor died"] and books.kinds("a") == ["retry"]
     assert counts.mean_psnr == 20.0
@@ -81,13 +83,13 @@ def test_a_deadly_scene_is_found_by_halves(books):
 
 def test_a_nodes_death_is_not_its_scenes_fault_for_ever(books):
     job, counts = dispatcher(books), Counts(total=2)
-    job.waiting.append(piece("a", "b"))
+    job.pieces.waiting.append(piece("a", "b"))
     for _ in range(MAX_LOSSES):
-        job._lost(job.waiting.popleft(), "the node died", counts, own_doing=False)
+        job.pieces.lost(job.pieces.waiting.popleft(), "the node died", counts, own_doing=False)
         assert waiting(job) == [["a", "b"]]
-    job._lost(job.waiting.popleft(), "the node died", counts, own_doing=False)
+    job.pieces.lost(job.pieces.waiting.popleft(), "the node died", counts, own_doing=False)
     assert waiting(job) == [["a"], ["b"]], "a scene that kills nodes is looked for as one that kills actors"
-    assert [left.attempt for left in job.waiting] == [MAX_LOSSES + 2] * 2
+    assert [left.attempt for left in job.pieces.waiting] == [MAX_LOSSES + 2] * 2
 
 
 @pytest.mark.parametrize(
@@ -117,8 +119,75 @@ def test_a_commit_that_came_through_counts(books):
     )  # fmt: skip
     books.committed["a", "b", "c"] = part
     job, counts = dispatcher(books), Counts(total=3)
-    job._lost(piece("a", "b", "c"), "gone", counts, own_doing=True)
+    job.pieces.lost(piece("a", "b", "c"), "gone", counts, own_doing=True)
     assert (counts.done, counts.failed, waiting(job)) == (2, 0, [["b"]])
+
+
+class Queue(NoActor):
+    """Takes calls and never answers."""
+
+    class fit:
+        @staticmethod
+        def remote(rows: pa.Table, attempt: int) -> object:
+            return object()
+
+
+def test_the_last_pieces_and_suspects_are_not_given_ahead(books):
+    """Two actors, pieces of two scenes: while 4 or more scenes are in nobody's hands, an actor gets a second piece."""
+    job, counts = dispatcher(books, at_once=2), Counts(total=8)
+    job.target = 2
+    batches = iter([pa.table({"scene_id": [f"{n}-a", f"{n}-b"]}) for n in range(4)])
+    first, second = Queue(), Queue()
+    job._give(first, batches, counts)
+    job._give(second, batches, counts)
+    held = [[flight.piece.ids[0] for flight in job.in_flight.values() if flight.actor is of] for of in (first, second)]
+    assert held == [["0-a", "1-a"], ["2-a"]]
+    third, retried = Queue(), piece("4-a", "4-b").again([0])
+    job.pieces.waiting.appendleft(retried)
+    job._give(second, batches, Counts(total=99))
+    job._give(third, batches, Counts(total=99))
+    held = [[flight.piece.ids[0] for flight in job.in_flight.values() if flight.actor is of] for of in (second, third)]
+    assert held == [["2-a"], ["4-a"]], "what was lost before is held alone"
+
+
+def test_who_dies_beside_others_is_not_blamed(books, no_ray, monkeypatch):
+    """Two single scenes in one actor: neither counts a death; alone, the deadly one does."""
+
+    def die(future: object) -> None:
+        raise ActorDiedError()
+
+    monkeypatch.setattr(ray, "get", die)
+    job, counts, actor = dispatcher(books, at_once=2), Counts(total=2), NoActor()
+    job.in_flight["b"] = Flight(actor, piece("b"))
+    assert not job._collect("a", Flight(actor, piece("a")), counts)
+    assert waiting(job) == [["a"], ["b"]] and not job.in_flight and not job.pieces.deaths
+    alone = job.pieces.waiting.popleft()
+    assert not job._collect("a", Flight(actor, alone), counts)
+    assert dict(job.pieces.deaths) == {"a": 1} and waiting(job) == [["b"], ["a"]]
+
+
+def test_a_piece_in_the_queue_has_time_from_when_the_one_before_it_ends(books, no_ray, monkeypatch):
+    monkeypatch.setattr(ray, "get", lambda future: Fitted([Outcome("a", FITTED)], None))
+    job, counts, actor = dispatcher(books, at_once=3), Counts(total=3), NoActor()
+    now = time.monotonic()
+    job.in_flight = {"hung": Flight(actor, piece("h"), now - 59), "queued": Flight(actor, piece("b"), now - 50)}
+    assert job._collect("a", Flight(actor, piece("a"), now - 55), counts)
+    assert [now - flight.since > 1 for flight in job.in_flight.values()] == [True, False]
+    job.in_flight["hung"].since -= 2
+    job._kill_overdue(counts)
+    assert not job.in_flight and dict(job.pieces.deaths) == {"h": 1} and dict(job.pieces.losses) == {"b": 1}
+    assert waiting(job) == [["h"], ["b"]]
+
+
+def test_pipelined_actors_lose_no_scene(ray_6_cpus_4_gpus, books):
+    """Each scene a piece of its own, two in an actor: the deadly one is given up, what died beside it is fitted."""
+    ids = ["a", "b", "deadly-1", "c", "flaky-1", "d", "e", "f", "g", "h"]
+    batches = iter([pa.table({"scene_id": [scene_id]}) for scene_id in ids])
+    make_actor = FragileActor.options(max_concurrency=2).remote
+    job = Dispatcher(make_actor, lambda: 1, max_attempts=2, deadline=20.0, accounts=books, at_once=2)
+    *_, counts = job.run(batches, len(ids))
+    assert (counts.done, counts.failed) == (len(ids) - 1, 1)
+    assert [event.scene_id for event in books.events if event.kind == "actor died"] == ["deadly-1"]
 
 
 class Epochs:
@@ -138,17 +207,17 @@ def test_a_cohort_whose_actor_dies_stays_whole(books):
     """Two deaths in a row are too many; one after it had come further starts the count anew."""
     job, counts = dispatcher(books, cohorts=Epochs([0, 2, 0])), Counts(total=3)
     for _ in range(2):
-        job._lost(piece("a", "b", "c"), "gone", counts, own_doing=True)
-        assert [job.waiting.pop().ids] == [["a", "b", "c"]]
-    job._lost(piece("a", "b", "c"), "gone", counts, own_doing=True)
-    assert (counts.done, counts.failed, len(job.waiting)) == (0, 3, 0)
+        job.pieces.lost(piece("a", "b", "c"), "gone", counts, own_doing=True)
+        assert [job.pieces.waiting.pop().ids] == [["a", "b", "c"]]
+    job.pieces.lost(piece("a", "b", "c"), "gone", counts, own_doing=True)
+    assert (counts.done, counts.failed, len(job.pieces.waiting)) == (0, 3, 0)
 
     books.committed["a", "b", "c"] = Part(
         name=f"part-000001-0001-{'0' * 20}.parquet", sha256="", num_bytes=1, stage=2, shared="", settings_hash="",
         scene_ids=("a", "c"),
     )  # fmt: skip
     counts = Counts(total=3)
-    job._lost(piece("a", "b", "c"), "gone", counts, own_doing=True)
+    job.pieces.lost(piece("a", "b", "c"), "gone", counts, own_doing=True)
     assert (counts.done, counts.failed) == (2, 1) and books.kinds("b")[-1] == "left out"
 
 

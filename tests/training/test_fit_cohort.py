@@ -14,7 +14,8 @@ from scaling.config import Settings, SettingsError, make_settings, merge
 from scaling.data.embedded.scenes import embedded_ids
 from scaling.data.scene_views import SceneViews
 from scaling.data.stores import SourceSpec
-from scaling.distributed.stage2.actors import CohortFitter, FitJob
+from scaling.distributed.stage2.actors import FitJob
+from scaling.distributed.stage2.cohort_actors import CohortFitter
 from scaling.library.run_folder import RunFolder
 from scaling.models.shared_files import save_shared
 from scaling.models.shared_model import SharedModel

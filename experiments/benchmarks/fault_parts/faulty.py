@@ -20,12 +20,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from scaling.data.scene_views import SceneViews
 from scaling.distributed.stage2.actors import FitJob, SceneFitter
 from scaling.distributed.stage2.messages import Fitted
 from scaling.library.parts import Part
 from scaling.models.triplanes import SceneParams
 from scaling.training.fit_frozen import FittedScene
+from scaling.training.training_scene import EncodedScene
 
 AT_FIT = ("hang",)
 AT_COMMIT = ("torn write", "failing write", "full disk", "death after commit")
@@ -51,8 +51,8 @@ class FaultyFitter(SceneFitter):
             time.sleep(3600)
         return super().fit(batch, attempt)
 
-    def _fit_together(self, scenes: list[SceneViews]) -> list[FittedScene]:
-        if {views.scene_id for views in scenes} & set(self.poison["raise"]):
+    def _fit_together(self, scenes: list[EncodedScene]) -> list[FittedScene]:
+        if {scene.scene_id for scene in scenes} & set(self.poison["raise"]):
             raise ArithmeticError("a scene that raises")
         fitted = super()._fit_together(scenes)
         return [self._spoilt(scene) if scene.scene_id in self.poison["diverge"] else scene for scene in fitted]

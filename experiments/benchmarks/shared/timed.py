@@ -35,7 +35,10 @@ class TimedFitter(SceneFitter):
 class MinimalFitter(TimedFitter):
     """Decodes, packs and commits as always, but scenes stay where they start, and metrics are not measured."""
 
-    def _fit_together(self, scenes: list[SceneViews]) -> list[FittedScene]:
+    def _ready(self, scenes: list[SceneViews]) -> list[Any]:
+        return list(scenes)
+
+    def _fit_together(self, scenes: Sequence[Any]) -> list[FittedScene]:
         params = start_params(self.shared, self.settings, [views.scene_id for views in scenes])
         return [FittedScene(views.scene_id, params[index], 0.0) for index, views in enumerate(scenes)]
 

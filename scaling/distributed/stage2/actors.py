@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,48 +15,45 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from scaling.config import Settings, make_settings
+from scaling.config import make_settings
 from scaling.data.scene_ref import SceneError
 from scaling.data.scene_views import SceneViews, views_from_row
-from scaling.data.stores import SceneSource, SourceSpec
+from scaling.data.stores import SourceSpec
 from scaling.distributed.stage2.messages import FITTED, Fitted, Outcome
-from scaling.library.cohorts import commit_cohort
-from scaling.library.failures import FailureLog, event
 from scaling.library.parts import Part, commit_part, part_name
 from scaling.library.run_folder import RunFolder, settings_hash
 from scaling.library.scene_row import NotFinite, pack_scene, unpack_scene
+from scaling.models.cpu_render import one_blas_thread
 from scaling.models.shared_files import load_shared
 from scaling.models.shared_model import SharedModel
 from scaling.storage import atomic
-from scaling.storage.mirror import mirrored
-from scaling.storage.paths import AnyPath, remove_tree, to_path
-from scaling.storage.tensors import tensors_hash
+from scaling.storage.paths import to_path
 from scaling.training import watchdog
 from scaling.training.evaluate import evaluate_scene
-from scaling.training.fit_cohort import CohortFit, fit_cohort, started_with
-from scaling.training.fit_frozen import FittedScene, fit_scenes
+from scaling.training.fit_frozen import FittedScene, fit_ready
 from scaling.training.phase_loop import Diverged
-from scaling.training.training_scene import prepare_scene
+from scaling.training.training_scene import EncodedScene, ready_scene
 
 
 @dataclass(frozen=True)
 class FitJob:
     """What an actor needs to know, in plain values. run, shared: as `paths.uri_of` returns them; spec: of a SourceSpec;
-    epoch: of the driver's lease, the fencing token of its commits."""
+    epoch: of the driver's lease, the fencing token of its commits; overlaps: whether there is a GPU, or a second core
+    for each actor, so that work on batches of views may run beside a fit."""
 
     run: str
     shared: str
     settings: dict[str, Any]
     spec: tuple[str | None, int, int, str | None]
     epoch: int = 0
+    overlaps: bool = False
 
 
 class Fitter:
     """What the actors of both modes have in common: the shared model, evaluation, commits."""
 
     def __init__(self, job: FitJob) -> None:
-        # With more threads the order of sums, and so the planes, would depend on how many actors share the machine.
-        torch.set_num_threads(1)
+        _one_thread()
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.settings = make_settings(job.settings)
         self.spec = SourceSpec(*job.spec)
@@ -104,19 +102,50 @@ class Fitter:
 
 
 class SceneFitter(Fitter):
-    """Mode frozen: the scenes of a batch share its cost and nothing else."""
+    """Mode frozen: the scenes of a batch share its cost and nothing else.
+
+    Several calls of `fit` at once are a pipeline: one batch is made ready, another one fitted, a third one evaluated,
+    each by one thread at a time; a commit waits for nobody. Where an actor has no more than one core, only commits run
+    beside other work. What becomes of a batch does not depend on the others.
+    """
+
+    def __init__(self, job: FitJob) -> None:
+        super().__init__(job)
+        self.core: Any = nullcontext() if job.overlaps else threading.Lock()
+        self.preparing, self.fitting, self.finishing = threading.Lock(), threading.Lock(), threading.Lock()
 
     def fit(self, batch: pa.Table, attempt: int) -> Fitted:
         """Fit and commit a batch of store rows. Raises OSError where the part cannot be written."""
+        _one_thread()
         with watchdog.Watchdog(self.settings.stage2.stall_seconds):
-            scenes, unread = _decode(batch, self.settings.data.image_size)
-            fitted = self._fit(scenes)
-            rows, failed = self._finished_rows(self.shared, None, scenes, fitted)
+            with self.core:
+                with self.preparing:
+                    scenes, unread = _decode(batch, self.settings.data.image_size)
+                    ready = self._ready(scenes)
+                with self.fitting:
+                    fitted = self._fit(scenes, ready)
+                with self.finishing:
+                    rows, failed = self._finished_rows(self.shared, None, scenes, fitted)
             part = self._commit(rows, attempt, batch["scene_id"].to_pylist())
-            return Fitted(unread + failed + _fitted(rows, fitted), part)
+            return Fitted(unread + failed + fitted_outcomes(rows, fitted), part)
 
-    def _fit(self, scenes: list[SceneViews]) -> list[FittedScene | Exception]:
-        """Fit a batch together; where this raises (memory may be short), its halves, down to single scenes."""
+    def _ready(self, scenes: list[SceneViews]) -> list[EncodedScene | Exception]:
+        ready = []
+        for views in scenes:
+            ready.append(_attempt(partial(ready_scene, self.shared, views)))
+            watchdog.beat()
+        return ready
+
+    def _fit(self, scenes: list[SceneViews], ready: list[EncodedScene | Exception]) -> list[FittedScene | Exception]:
+        """Fit those of a batch's scenes that are ready. → a result or an exception for each."""
+        for index, views in enumerate(scenes):
+            if isinstance(ready[index], torch.OutOfMemoryError):  # there is more memory now than beside another fit
+                [ready[index]] = self._ready([views])
+        fitted = iter(self._fit_halves([scene for scene in ready if not isinstance(scene, Exception)]))
+        return [scene if isinstance(scene, Exception) else next(fitted) for scene in ready]
+
+    def _fit_halves(self, scenes: list[EncodedScene]) -> list[FittedScene | Exception]:
+        """Fit scenes together; where this raises (memory may be short), their halves, down to single scenes."""
         if not scenes:
             return []
         fitted = _attempt(lambda: self._fit_together(scenes))
@@ -127,111 +156,17 @@ class SceneFitter(Fitter):
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         middle = len(scenes) // 2
-        return self._fit(scenes[:middle]) + self._fit(scenes[middle:])
+        return self._fit_halves(scenes[:middle]) + self._fit_halves(scenes[middle:])
 
-    def _fit_together(self, scenes: list[SceneViews]) -> list[FittedScene]:
-        return list(fit_scenes(self.shared, scenes, self.settings))
-
-
-@dataclass(frozen=True)
-class _Members:
-    """The views of a cohort's members. Each iteration decodes them anew, as all of them at once would fill memory."""
-
-    source: SceneSource
-    ids: list[str]
-    image_size: int
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __contains__(self, views: object) -> bool:
-        return isinstance(views, SceneViews) and views.scene_id in self.ids
-
-    def __iter__(self) -> Iterator[SceneViews]:
-        for row in self.source.rows(self.ids):
-            yield views_from_row(row, self.image_size)
+    def _fit_together(self, scenes: list[EncodedScene]) -> list[FittedScene]:
+        return list(fit_ready(self.shared, scenes, self.settings))
 
 
-class CohortFitter(Fitter):
-    """Mode cohort: fits the members of a cohort together, with a copy of the shared parts that they fine-tune."""
-
-    def fit(self, members: pa.Table, attempt: int) -> Fitted:
-        """Fit and commit a cohort, or resume it at its last epoch.
-
-        members: scene ids. Their rows are read here, as those of a large cohort would not fit into Ray's object store.
-        Raises an error that is no member's own (a disk, the GPU's memory): the job ends, and the next one resumes here.
-        """
-        with watchdog.Watchdog(self.settings.stage2.stall_seconds):
-            return self._fit(members["scene_id"].to_pylist(), attempt)
-
-    def _fit(self, members: list[str], attempt: int) -> Fitted:
-        # A member that cannot be used must not stop its cohort, so members are checked one by one before the fit.
-        source, outcomes, ids = self.spec.open(), [], []
-        for scene_id in members:
-            unusable = self._unusable(source, scene_id)
-            watchdog.beat()
-            if unusable is None:
-                ids.append(scene_id)
-            else:
-                outcomes.append(Outcome(scene_id, "bad input", unusable))
-        if not ids:
-            return Fitted(outcomes, None)
-        scenes = _Members(source, ids, self.settings.data.image_size)
-        folder = cohort_checkpoints(self.run, self.shared_hash, self.settings, members)
-        try:
-            done = self._fit_members(scenes, folder)
-        except Diverged as error:
-            return Fitted(outcomes + [Outcome(scene_id, "diverged", str(error)) for scene_id in ids], None)
-        except torch.AcceleratorError:
-            os._exit(1)  # the GPU fails every later call too
-        outcomes += [Outcome(scene_id, "diverged", why) for scene_id, why in done.left_out.items()]
-        rows, failed = self._finish(done, scenes, attempt)
-        part = self._commit(rows, attempt, members)
-        remove_tree(folder)
-        return Fitted(outcomes + failed + _fitted(rows, done.scenes), part)
-
-    def _fit_members(self, scenes: _Members, folder: AnyPath) -> CohortFit:
-        with mirrored(folder) as (local, bring_back):
-            # Where a member could be read then and cannot now, or the other way round, the cohort starts over.
-            if not started_with(local, scenes.ids):
-                remove_tree(local)
-            return fit_cohort(
-                self.shared, self.shared_hash, scenes, self.settings, local, on_epoch=lambda report: bring_back()
-            )
-
-    def _unusable(self, source: SceneSource, scene_id: str) -> str | None:
-        """Why a scene cannot be fitted with its cohort; None where it can."""
-        try:
-            views = views_from_row(next(iter(source.rows([scene_id]))), self.settings.data.image_size)
-            prepare_scene(self.shared, views)
-        except (OSError, ValueError) as error:
-            return str(error)
-        return None
-
-    def _finish(self, done: CohortFit, scenes: _Members, attempt: int) -> tuple[list[dict[str, Any]], list[Outcome]]:
-        """Commit the cohort's copy of the shared parts. → library rows, and outcomes of the scenes that failed.
-
-        Members that were left out are recorded first, so that a run resumed after a crash does not try them as new.
-        """
-        log = FailureLog(self.run.failures, self.epoch)
-        log.add(event(scene_id, attempt, "diverged", why) for scene_id, why in done.left_out.items())
-        fitted = {scene.scene_id: scene for scene in done.scenes}
-        cohort = tensors_hash(done.tuned) if done.tuned else None
-        rows, failed = [], []
-        for views in scenes:
-            if views.scene_id in fitted:
-                finished, unfinished = self._finished_rows(done.shared, cohort, [views], [fitted[views.scene_id]])
-                rows += finished
-                failed += unfinished
-        if rows and done.tuned:
-            commit_cohort(self.run.library.folder, done.tuned, self.shared_hash, [row["scene_id"] for row in rows])
-        return rows, failed
-
-
-def cohort_checkpoints(run: RunFolder, shared_hash: str, settings: Settings, ids: Sequence[str]) -> AnyPath:
-    """The folder of a cohort's checkpoints. Its name is a hash of the shared model, the settings and the members."""
-    job = "|".join([shared_hash, settings_hash(settings), *ids])
-    return run.checkpoints / "cohorts" / hashlib.sha256(job.encode()).hexdigest()[:20]
+def _one_thread() -> None:
+    """Let this thread, and BLAS in all threads, use one core: with more, the order of sums, and so the planes, would
+    depend on how many actors share the machine."""
+    torch.set_num_threads(1)
+    one_blas_thread()
 
 
 def _decode(batch: pa.Table, image_size: int) -> tuple[list[SceneViews], list[Outcome]]:
@@ -273,6 +208,7 @@ def _kind(error: Exception) -> str:
     return "out of memory" if isinstance(error, torch.OutOfMemoryError | MemoryError) else "raised"
 
 
-def _fitted(rows: Sequence[dict[str, Any]], fitted: Sequence[FittedScene | Exception]) -> list[Outcome]:
+def fitted_outcomes(rows: Sequence[dict[str, Any]], fitted: Sequence[FittedScene | Exception]) -> list[Outcome]:
+    """The outcomes of scenes that have a library row. fitted: results of all scenes of the batch or cohort."""
     told = {scene.scene_id: scene.warning for scene in fitted if not isinstance(scene, Exception)}
     return [Outcome(row["scene_id"], FITTED, told.get(row["scene_id"], ""), row["psnr"]) for row in rows]

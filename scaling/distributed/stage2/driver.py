@@ -2,8 +2,9 @@
 
 1. Ray Data reads the scenes that are neither committed nor given up, in bounded batches; in mode cohort actors get ids
    alone, and read the scenes themselves;
-2. actors, each with a GPU of its own (or a share of the CPUs), hold the shared model and take one batch at a time:
-   encode once, 2a, 2b, pack, evaluate what was packed, commit the batch as one part of the library;
+2. actors, each with a GPU of its own (or a share of the CPUs), hold the shared model and take batches: encode once,
+   2a, 2b, pack, evaluate what was packed, commit the batch as one part of the library; a batch is made ready while the
+   one before it is fitted, and the one before that is evaluated;
 3. the driver keeps the ledger. A scene that fails is recorded. A batch whose actor died is tried again: in halves in
    mode frozen, from its last epoch in mode cohort. The manifest says what is committed and what failed.
 """
@@ -23,7 +24,8 @@ from scaling.data.stores import EMBEDDED, SourceSpec
 from scaling.distributed.cluster import actor_class, gpus_now, share, share_for_actors
 from scaling.distributed.job import Job
 from scaling.distributed.scene_rows import batches_of, bound_reading, scene_dataset
-from scaling.distributed.stage2.actors import CohortFitter, FitJob, Fitter, SceneFitter, cohort_checkpoints
+from scaling.distributed.stage2.actors import FitJob, Fitter, SceneFitter
+from scaling.distributed.stage2.cohort_actors import CohortFitter, cohort_checkpoints
 from scaling.distributed.stage2.dispatcher import Dispatcher
 from scaling.distributed.stage2.messages import Counts
 from scaling.library.compact import compact_after_job, forget_after_job
@@ -145,10 +147,13 @@ def _finish(job: Stage2Job, ledger: Ledger, tracker: Tracker) -> dict[str, Any]:
 def _dispatcher(job: Stage2Job, ledger: Ledger, source: SourceSpec, shared_hash: str, num_batches: int) -> Dispatcher:
     """A dispatcher whose actors fit: num_actors of them, else as many as the cluster can hold."""
     settings, parts = job.settings, share_for_actors(job.resources, job.num_actors, num_batches)
+    cohort, overlaps = settings.stage2.mode == "cohort", parts.gpus > 0 or parts.threads > 1
     fit_job = FitJob(
-        uri_of(job.run.path), uri_of(job.shared_folder), settings.model_dump(), astuple(source), ledger.epoch
+        uri_of(job.run.path), uri_of(job.shared_folder), settings.model_dump(), astuple(source), ledger.epoch, overlaps
     )
-    actor = actor_class(job.fitter or FITTERS[settings.stage2.mode], parts)
+    # One batch is fitted; where there is a device or a core for it, one more is made ready, and one evaluated.
+    at_once = 1 if cohort else 3 if overlaps else 2
+    actor = actor_class(job.fitter or FITTERS[settings.stage2.mode], parts, at_once)
 
     # Machines with GPUs join and leave during a job, so their GPUs are counted anew each time.
     def wanted() -> int:
@@ -156,7 +161,6 @@ def _dispatcher(job: Stage2Job, ledger: Ledger, source: SourceSpec, shared_hash:
             return parts.workers
         return job.num_actors or max(job.resources.gpus_asked, gpus_now())
 
-    cohort = settings.stage2.mode == "cohort"
     return Dispatcher(
         make_actor=lambda: actor.remote(fit_job),
         wanted=wanted,
@@ -164,6 +168,7 @@ def _dispatcher(job: Stage2Job, ledger: Ledger, source: SourceSpec, shared_hash:
         deadline=settings.stage2.deadline_seconds,
         accounts=ledger,
         cohorts=_CohortEpochs(ledger.run, shared_hash, settings) if cohort else None,
+        at_once=at_once,
     )
 
 

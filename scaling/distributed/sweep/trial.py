@@ -21,7 +21,8 @@ import torch
 from scaling.config import Settings, make_settings
 from scaling.data.scene_store import SCHEMA
 from scaling.data.stores import EMBEDDED, SourceSpec, read_rows
-from scaling.distributed.stage2.actors import CohortFitter, FitJob, SceneFitter
+from scaling.distributed.stage2.actors import FitJob, SceneFitter
+from scaling.distributed.stage2.cohort_actors import CohortFitter
 from scaling.distributed.stage2.messages import FITTED
 from scaling.distributed.sweep.results import FAILED, FINISHED, read_record, write_record
 from scaling.distributed.sweep.shared_stage1 import STAGE1_SHARE, Report, stage1_folder, train_once
