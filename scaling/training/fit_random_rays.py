@@ -11,9 +11,8 @@ makes up for what rounding loses. A scene that stopped before that is rounded at
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -22,12 +21,14 @@ from scaling.config import Stage2Phase
 from scaling.models.rounding import LEVELS, best_scale, rounded
 from scaling.models.shared_model import SharedModel
 from scaling.models.triplanes import SceneParams, texels_together
-from scaling.training.cpu_fit import CpuFit
 from scaling.training.fit_context import FitContext
-from scaling.training.losses import rendered, weighted
+from scaling.training.losses import rendered
 from scaling.training.optim import lr_factor, lr_factors
 from scaling.training.random_ray_batches import RayTable
-from scaling.training.scene_step import SceneOptimiser, by_autograd, of_rows, scene_loss
+from scaling.training.scene_step import of_rows
+from scaling.training.steps.autograd_fit import AutogradFit, Span
+from scaling.training.steps.cpu_fit import CpuFit
+from scaling.training.steps.graph_fit import GraphFit
 from scaling.training.training_scene import EncodedScene, TrainingScene
 
 HELD_OUT = 2  # training views of a scene that are held out for early stopping
@@ -36,25 +37,6 @@ RAYS_CHECKED = 512  # held-out rays at most, evenly spread: all rays of pixels w
 LEAST_GAIN = 0.02  # part of the error that a scene must have lost since its best check to go on
 REFRESHED_BEFORE = frozenset(100 << power for power in range(10))  # steps before which cells are filled again
 SCALES_AGAIN = 200  # steps after which the scales of rounded planes are measured again
-
-
-@dataclass(frozen=True)
-class Span:
-    """Some steps in a row, between which nothing changes but the rates.
-
-    first: the number of the first one, from 0; rows [N]: the scenes that move, ascending; moving: names of what moves;
-    factors: for each step, the factor on the rates, one for all scenes or [N]; uniforms [N, n, R, 1 + D] in [0, 1):
-    see `RayTable.batch`; cells [N, CELLS³]; scale [N, P, F_mic, 1, 1]: planes are rendered as they are rounded to
-    multiples of it; None: as they are.
-    """
-
-    first: int
-    rows: Tensor
-    moving: Sequence[str]
-    factors: Sequence[float | Tensor]
-    uniforms: Tensor
-    cells: Tensor | None
-    scale: Tensor | None
 
 
 def fit_random_rays(
@@ -71,7 +53,8 @@ def fit_random_rays(
     micro = texels_together(params.micro_planes.detach())
     moved = replace(params, micro_planes=micro, coefs=params.coefs.detach())
     rounding = Rounding(moved, fit.settings.stage2.micro_dtype, round(phase.rounded_from * total))
-    fitter = (CpuFit if CpuFit.serves(shared, phase) else AutogradFit)(shared, phase, table, moved, rounding.dtype)
+    kind = CpuFit if CpuFit.serves(shared, phase) else GraphFit if GraphFit.serves(shared) else AutogradFit
+    fitter = kind(shared, phase, table, moved, rounding.dtype)
     moving = [part for part in ("micro_planes", "coefs") if getattr(phase.lr, part) and getattr(moved, part).numel()]
     cells = Cells(shared, ready)
     # While coefs stand still, base planes need not be mixed again. Unless coefs are all that moves.
@@ -98,39 +81,6 @@ def fit_random_rays(
             step = stop
     rounding.finish()
     params.micro_planes.data.copy_(moved.micro_planes)
-
-
-class AutogradFit:
-    """Takes steps by autograd: for any phase on any device; the reference for `CpuFit`."""
-
-    def __init__(
-        self, shared: SharedModel, phase: Stage2Phase, table: RayTable, params: SceneParams, micro_dtype: str
-    ) -> None:
-        self.shared, self.phase, self.table, self.micro_dtype = shared, phase, table, micro_dtype
-        self.optimiser = SceneOptimiser(params, phase.lr, together=not phase.check_every)
-
-    def take(self, span: Span) -> Iterator[Tensor]:
-        """Take the steps of a span. → after each step, the scenes' weighted losses [N]."""
-        if "coefs" not in span.moving:
-            self.optimiser.adams.pop("coefs", None)
-        scale, dtype = span.scale, self.micro_dtype
-        seen_as = None if scale is None else lambda micro: rounded(micro, scale, dtype)
-        for number, factor in enumerate(span.factors):
-            gradients_of = partial(self.gradients, rows=span.rows, uniforms=span.uniforms[:, number], cells=span.cells)
-            losses, _ = self.optimiser.step(span.rows, gradients_of, factor, seen_as)
-            yield losses
-
-    def gradients(
-        self, values: SceneParams, moving: Sequence[str], rows: Tensor, uniforms: Tensor, cells: Tensor | None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """One step's losses and gradients.
-
-        values: params of the scenes in `rows` [N] of the table; uniforms [N, R, 1 + D]; cells [N, CELLS³] → the scenes'
-        weighted losses [N], and the gradients of their sum for the names of `values` in `moving`.
-        """
-        batch = self.table.batch(uniforms, rows, cells)
-        losses, found = by_autograd(values, moving, lambda now: scene_loss(self.shared, self.phase, batch, now))
-        return weighted(losses, self.phase.loss).detach(), found
 
 
 class Cells:

@@ -18,9 +18,9 @@ from scaling.models.sampling import samples_in, surface_depths
 from scaling.models.shared_model import SharedModel
 from scaling.models.triplanes import SceneParams, combine_planes, point_features, sample_planes, texels_together
 from scaling.storage import compiled
-from scaling.training.cpu_fit import CpuFit
-from scaling.training.fit_random_rays import AutogradFit, Span
 from scaling.training.random_ray_batches import RayTable
+from scaling.training.steps.autograd_fit import AutogradFit, Span
+from scaling.training.steps.cpu_fit import CpuFit
 from scaling.training.training_scene import encode_scene, prepare_scene
 
 PLANE_AXES = ("xy", "xz", "zy")

@@ -1,6 +1,6 @@
 """For step.py: the steps of stage 2, written out so that each part can be timed.
 
-They use autograd. On a CPU a frozen fit on random rays no longer does: its steps are those of training/cpu_fit.py.
+They use autograd. On a CPU a frozen fit on random rays no longer does: see training/steps/cpu_fit.py.
 """
 
 from __future__ import annotations

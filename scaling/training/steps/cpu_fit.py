@@ -21,11 +21,11 @@ from scaling.models.cpu_render_loops import World
 from scaling.models.rounding import LEVELS
 from scaling.models.shared_model import SharedModel
 from scaling.models.triplanes import SceneParams
-from scaling.training.cpu_fit_loops import Moving, Room, Scene, Task, fit_scene
 from scaling.training.random_ray_batches import RayTable
+from scaling.training.steps.cpu_fit_loops import Moving, Room, Scene, Task, fit_scene
 
 if TYPE_CHECKING:
-    from scaling.training.fit_random_rays import Span
+    from scaling.training.steps.autograd_fit import Span
 
 
 class CpuFit:
