@@ -25,11 +25,28 @@ def compiled(**options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any
             dispatcher = njit(cache=True, **options)(loop)
         except RuntimeError:  # no folder for the cache is writable, neither beside this file nor the user's
             return njit(**options)(loop)
+        _forget_what_is_unreadable(dispatcher)
         dispatcher.sources = _sources(loop)
         _forget_what_is_older(dispatcher, loop)
         return dispatcher
 
     return decorate
+
+
+def _forget_what_is_unreadable(dispatcher: Any) -> None:
+    """Let a loop be compiled where its cache names types that no longer exist, as after an update: Numba would raise
+    what unpickling raises."""
+    cache = dispatcher._cache
+    load = cache.load_overload
+
+    def load_or_forget(*args: Any) -> Any:
+        try:
+            return load(*args)
+        except (ImportError, AttributeError):
+            cache.flush()
+            return None
+
+    cache.load_overload = load_or_forget
 
 
 def _sources(loop: Callable[..., Any]) -> frozenset[str]:
