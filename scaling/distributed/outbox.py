@@ -7,12 +7,9 @@ latest by the next command of the run.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
-import re
-import secrets
 import socket
 import sys
 import tempfile
@@ -20,7 +17,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -28,13 +25,21 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from sqlalchemy.exc import SQLAlchemyError
 
+from scaling.distributed.kept_messages import (
+    LOGGED,
+    MESSAGES,
+    MOST_WAITING,
+    hash_of,
+    kept_messages,
+    new_file,
+    read_note,
+    slug,
+)
 from scaling.library.run_folder import RunFolder
 from scaling.storage.addresses import masked
 from scaling.storage.atomic import replace_file
-from scaling.storage.json_yaml import parse_json
 from scaling.storage.limited import read_limited
 from scaling.storage.links import refuse_links
 from scaling.storage.paths import AnyPath, uri_of
@@ -44,16 +49,10 @@ from scaling.storage.text import shown
 UNUSABLE = (MlflowException, SQLAlchemyError, ImportError, OSError)
 RETRY_SECONDS = 30.0  # between tries while MLflow does not answer
 ANSWER_SECONDS = 5.0  # in which a server must take a connection
-MAX_KEPT_BYTES = 16 << 20
-MOST_FILES = 100  # of kept messages, that are read
 TRIES = 3
 MAX_LOGGED_BYTES = 1 << 30
-MOST_WAITING, MOST_IMAGES = 20_000, 32  # messages that wait: some megabytes
+MOST_IMAGES = 32  # that wait: some megabytes
 KEEP_SECONDS = 5.0  # between writes of what waits
-# The files of a run folder that are logged: names from a file must not lead to others.
-LOGGED = re.compile(
-    r"(?:metrics\.json|scenes\.parquet|sweep\.json|pictures/pareto\.png|trials/\w[\w.=,+-]*/metrics\.json)"
-)
 # MLflow's own defaults are 7 tries with growing pauses, and 120 s each: minutes in which a job would stand still.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
@@ -84,7 +83,7 @@ class Outbox:
         self.run_id: str | None = None
         self._client: MlflowClient | None = None
         self._waiting: list[dict[str, Any]] = []
-        self._kept = self.folder / f"{_slug(name)}-{time.time_ns():020d}-{secrets.token_hex(4)}.json"
+        self._kept = new_file(run, name)
         self._kept_at = -KEEP_SECONDS
         self._tries = 0  # of the first message that waits
         self._silent_until: float | None = None  # None: MLflow answers
@@ -102,7 +101,8 @@ class Outbox:
         self._open(dict(tags), parent)
         earlier = kept_messages(self.run, self.name)
         for _, messages in earlier:
-            self._waiting += messages
+            # How an earlier command ended does not end the run while this one is at work: it says its own end.
+            self._waiting += [message for message in messages if message["do"] != "end"]
         self._waiting = self._waiting[-MOST_WAITING:]
         self.send(at_once=True)
         # Only now, and only if what could not be sent is in this command's own file.
@@ -181,7 +181,7 @@ class Outbox:
 
     def _keep(self) -> None:
         """Write what waits to the run folder; pictures are left out, as they lie in RUN/pictures."""
-        messages = [message for message in self._waiting if message["do"] in _MESSAGES]
+        messages = [message for message in self._waiting if message["do"] in MESSAGES]
         with suppress(OSError):  # a full disk has its own warning elsewhere
             data = json.dumps({"name": self.name, "messages": messages}, allow_nan=False).encode()
             replace_file(self._kept, data)
@@ -194,9 +194,9 @@ class Outbox:
         self.run_id = noted if noted and is_of(self.client, noted, self.run.name, self.name) else None
         if self.run_id is None:
             self.run_id = self.client.create_run(self.experiment(self.client), run_name=self.name).info.run_id
-            note = {"name": self.name, "address": _hash(masked(self.uri)), "place": _place(self.run)}
+            note = {"name": self.name, "address": hash_of(masked(self.uri)), "place": _place(self.run)}
             note["run_id"] = self.run_id
-            replace_file(self.folder / f"{_slug(self.name)}.json", json.dumps(note).encode())
+            replace_file(self.folder / f"{slug(self.name)}.json", json.dumps(note).encode())
         self.client.update_run(self.run_id, status="RUNNING")
         above = read_run_id(self.run, parent, self.uri) if parent else None
         if above and not is_of(self.client, above, self.run.name, str(parent)):
@@ -256,64 +256,16 @@ def read_run_id(run: RunFolder, name: str, uri: str, here: bool = False) -> str 
 
     here: only if it was noted at this place: a copy of the folder has runs of its own.
     """
-    noted = _read(run.path / "mlflow" / f"{_slug(name)}.json")
+    noted = read_note(run.path / "mlflow" / f"{slug(name)}.json")
     run_id = noted.get("run_id")
-    if noted.get("address") != _hash(masked(uri)) or (here and noted.get("place") != _place(run)):
+    if noted.get("address") != hash_of(masked(uri)) or (here and noted.get("place") != _place(run)):
         return None
     return run_id if isinstance(run_id, str) else None
-
-
-def kept_messages(run: RunFolder, name: str) -> list[tuple[AnyPath, list[dict[str, Any]]]]:
-    """The files of messages that earlier commands have kept for one run, oldest first. Messages that this program would
-    not write are left out."""
-    found: list[tuple[AnyPath, list[dict[str, Any]]]] = []
-    names = re.compile(rf"{_slug(name)}-(?:[0-9]{{20}}-)?[0-9a-f]{{8}}\.json")
-    paths = [path for path in (run.path / "mlflow").glob("*.json") if names.fullmatch(path.name) and path.is_file()]
-    for path in sorted(paths, key=str)[-MOST_FILES:]:
-        messages = _read(path).get("messages")
-        if isinstance(messages, list):  # what cannot be read stays where it is
-            found.append((path, [message for message in messages[-MOST_WAITING:] if _is_sound(message)]))
-    return found
-
-
-_MESSAGES = ("params", "tag", "metrics", "file", "end")  # that are kept
-_EXACT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-_NAME = Annotated[str, Field(pattern=f"^{LOGGED.pattern}$")]
-_WHOLE = Annotated[int, Field(ge=-(2**53), le=2**53)]
-_STATUS = Literal["FINISHED", "FAILED", "KILLED"]
-_ARGUMENTS: dict[str, type[BaseModel]] = {
-    "params": create_model("Params", __config__=_EXACT, values=(dict[str, str], ...)),
-    "tag": create_model("Tag", __config__=_EXACT, key=(str, ...), value=(str, ...)),
-    "metrics": create_model(
-        "Metrics", __config__=_EXACT, values=(dict[str, float], ...), when=(_WHOLE, ...), step=(_WHOLE, ...)
-    ),
-    "file": create_model("File", __config__=_EXACT, name=(_NAME, ...)),
-    "end": create_model("End", __config__=_EXACT, status=(_STATUS, ...)),
-}
-
-
-def _is_sound(message: Any) -> bool:
-    """Whether a message from a file is one of ours, with arguments of the right types."""
-    if not isinstance(message, dict) or message.get("do") not in _ARGUMENTS:
-        return False
-    try:
-        _ARGUMENTS[message["do"]].model_validate({key: value for key, value in message.items() if key != "do"})
-    except ValidationError:
-        return False
-    return True
 
 
 def finite(values: Mapping[str, float | None]) -> dict[str, float]:
     """The numbers that are finite: neither JSON nor a chart shows the others."""
     return {key: float(value) for key, value in values.items() if value is not None and math.isfinite(value)}
-
-
-def _read(path: AnyPath) -> dict[str, Any]:
-    try:
-        found = parse_json(read_limited(path, MAX_KEPT_BYTES))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def is_of(client: MlflowClient, run_id: str, experiment: str, name: str) -> bool:
@@ -328,16 +280,8 @@ def is_of(client: MlflowClient, run_id: str, experiment: str, name: str) -> bool
     return run.info.lifecycle_stage == "active" and (found, run.info.run_name) == (experiment, name)
 
 
-def _slug(name: str) -> str:
-    return _hash(name)[:16]
-
-
 def _place(run: RunFolder) -> str:
-    return _hash(uri_of(run.path))
-
-
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hash_of(uri_of(run.path))
 
 
 def _line(error: Exception) -> str:

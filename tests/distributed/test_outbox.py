@@ -15,6 +15,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
+from scaling.distributed.kept_messages import kept_messages
 from scaling.distributed.outbox import RETRY_SECONDS, check_answers
 from scaling.distributed.tracking import Tracker, read_curves, tracking_uri, ui_command
 from scaling.library.run_folder import RunFolder
@@ -227,6 +228,31 @@ def test_kept_curves_survive_ctrl_c(run, monkeypatch):
     assert path.exists()
     Tracker(run, "stage2")
     assert read_curves(run) == {"stage2/psnr": [(1, 20.0), (2, 20.0)]} and not path.exists()
+
+
+def test_how_an_earlier_command_ended_does_not_end_the_run_of_this_one(run, server):
+    """The end was kept: while the next command is at work its run is running, and it ends as that one says."""
+    first = Tracker(run, "stage2")
+    server.on = False
+    first.end("FAILED")
+    server.on = True
+    again = Tracker(run, "stage2")
+    assert again.run_id == first.run_id and status_of(run, again) == "RUNNING"
+    again.end()
+    assert status_of(run, again) == "FINISHED"
+
+
+def test_kept_files_are_in_order_whatever_the_clock_says(run, server, monkeypatch):
+    """An earlier command's clock was far ahead: what the next one keeps still comes after it."""
+    ahead = keep(run, "stage2", METRICS)
+    ahead = ahead.rename(ahead.with_name(f"{ahead.name.split('-')[0]}-{9 * 10**19}-{'0' * 8}.json"))
+    server.on = False
+    tracker = Tracker(run, "stage2", must_answer=False)
+    tracker.log_metrics({"stage2/psnr": 21.0}, 2)
+    tracker.end()
+    found = kept_messages(run, "stage2")
+    assert next(path.name for path, _ in found) == ahead.name and len(found) == 2
+    assert [message["step"] for _, messages in found for message in messages if message["do"] == "metrics"] == [1, 2]
 
 
 @pytest.mark.parametrize("password", ["hunter2/pw", "hunter2#x", "hunter2?x", "hunter2%20x"])
