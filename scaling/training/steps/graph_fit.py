@@ -37,9 +37,10 @@ class GraphFit(AutogradFit):
         self.trusted = True
 
     @staticmethod
-    def serves(shared: SharedModel) -> bool:
-        """Whether the model is on a GPU."""
-        return shared.device.type == "cuda"
+    def serves(shared: SharedModel, phase: Stage2Phase) -> bool:
+        """Whether the model is on a GPU, and all scenes move to the end: with early stopping nearly every number of
+        scenes would need a graph, and its memory."""
+        return shared.device.type == "cuda" and not phase.check_every
 
     def gradients(
         self, values: SceneParams, moving: Sequence[str], rows: Tensor, uniforms: Tensor, cells: Tensor | None
