@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import numpy as np
 from mlflow import MlflowClient
@@ -24,6 +26,7 @@ from scaling.library.run_folder import RunFolder
 from scaling.storage.addresses import masked
 from scaling.storage.paths import AnyPath
 from scaling.storage.progress import waiting_for
+from scaling.storage.text import shown
 from scaling.training.stage1 import PHASES
 
 LONGEST_PARAM = 500
@@ -32,7 +35,17 @@ UNFIT = re.compile(r"[^\w\-. :/]+")  # characters that MLflow refuses in the key
 
 def tracking_uri(run: RunFolder) -> str:
     """MLFLOW_TRACKING_URI, else a database beside the run folder: runs/mlflow.db for runs/<name> and for s3://…."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or str(URL.create("sqlite", database=str(_home(run) / "mlflow.db")))
+    return os.environ.get("MLFLOW_TRACKING_URI") or _local_uri(run)
+
+
+def _local_uri(run: RunFolder) -> str:
+    return str(URL.create("sqlite", database=str(_home(run) / "mlflow.db")))
+
+
+def _path_of(location: str) -> Path | None:
+    """The path that a file's address names; None for other addresses."""
+    parts = urlsplit(location)
+    return Path(url2pathname(parts.path)) if parts.scheme == "file" else None
 
 
 def _home(run: RunFolder) -> Path:
@@ -158,12 +171,19 @@ def _chatter_to_file(run: RunFolder) -> None:
 
 
 def _experiment(client: MlflowClient, run: RunFolder, uri: str) -> str:
-    """The id of the experiment that is named like the run folder. Raises RuntimeError where it was deleted."""
-    known = client.get_experiment_by_name(run.name)
+    """The id of the experiment that is named like the run folder. Raises RuntimeError where it was deleted, or where
+    its files would go to the place that the folder was moved from."""
+    known, artefacts = client.get_experiment_by_name(run.name), _home(run) / "mlartifacts"
     if known is None:
-        local = uri.startswith("sqlite")
-        artefacts = (_home(run) / "mlartifacts").as_uri() if local else None
-        return client.create_experiment(run.name, artifact_location=artefacts)
+        return client.create_experiment(
+            run.name, artifact_location=artefacts.as_uri() if uri.startswith("sqlite") else None
+        )
+    named = _path_of(known.artifact_location)
+    if named is not None and uri == _local_uri(run) and named.resolve() != artefacts.resolve():
+        raise RuntimeError(
+            f"{_home(run) / 'mlflow.db'} keeps the files of {run.name!r} in {shown(str(named))}: was its folder moved? "
+            "Move it back, or rename mlflow.db (runs then begin anew in MLflow), or set MLFLOW_TRACKING_URI"
+        )
     if known.lifecycle_stage != "active":
         command = f"mlflow experiments restore --experiment-id {known.experiment_id}"
         raise RuntimeError(

@@ -140,6 +140,22 @@ def test_a_deleted_experiment_is_told_with_the_remedy(run):
         Tracker(run, "stage1")
 
 
+def test_a_database_that_was_moved_writes_nothing_to_the_old_place(database, tmp_path, monkeypatch):
+    """runs/ with its mlflow.db is renamed: the experiment still names the old folder, which must not come back."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    old, new = tmp_path / "a b", tmp_path / "new"
+    (old / "cars").mkdir(parents=True)
+    shutil.copy(database, old / "mlflow.db")
+    Tracker(RunFolder(old / "cars"), "stage1").end()
+    Tracker(RunFolder(old / "cars"), "stage2").end()  # at its own place it goes on
+    shutil.move(old, new)
+    with pytest.raises(RuntimeError, match=r"in .*/a b/mlartifacts: was its folder moved\?"):
+        Tracker(RunFolder(new / "cars"), "stage2")
+    assert not old.exists()
+    old.symlink_to(new)  # a link at the old place leads to the files
+    Tracker(RunFolder(new / "cars"), "stage2").end()
+
+
 def test_a_server_that_is_not_there_is_told_at_once(run, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     with pytest.raises(RuntimeError, match=r"MLflow at http://127\.0\.0\.1:9 cannot be used"):
