@@ -91,9 +91,9 @@ def part_actions(shared: Any, scenes: Sequence[Any], settings: Settings) -> dict
     from scaling.training.evaluate import render_views
     from scaling.training.fit_context import FitContext
     from scaling.training.fit_frozen import run_phase, start_params
-    from scaling.training.training_scene import encode_scene, prepare_scene
+    from scaling.training.training_scene import encode_scene, ready_scene
 
-    ready = [encode_scene(shared, prepare_scene(shared, views)) for views in scenes]
+    ready = [ready_scene(shared, views) for views in scenes]
     params = start_params(shared, settings, [scene.scene_id for scene in ready])
 
     # As in a fit, the phases move the same params one after another.

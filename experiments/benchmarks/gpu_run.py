@@ -29,8 +29,6 @@ from scaling.cli import positive_int, run_command
 from scaling.storage.own_folder import new_folder
 
 PARTS = ("checks", "sweep", "parts", "run")
-PROFILED = 20  # steps
-CEILING_SIZES = {"cuda": (8192, 2**30), "cpu": (512, 2**27)}  # side of matrices, bytes copied
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -68,7 +66,7 @@ class Benchmark:
         from scaling.training.training_scene import ready_scene
 
         self.plan = plan
-        some = cars(plan, 0, 4)
+        some = cars(plan, 4)
         self.shared, _ = train(plan.settings({**FEW_STEPS, "precision": "float32"}), some, plan.device)
         self.views = some
         self.ready = [ready_scene(self.shared, views) for views in some]
@@ -77,7 +75,7 @@ class Benchmark:
         """See gpu_parts/checks.py."""
         from gpu_parts.checks import check_all
 
-        return check_all(self.plan, self.shared, self.ready)
+        return check_all(self.shared, self.ready)
 
     def sweep(self) -> list[dict[str, Any]]:
         """Scenes a second of 2a, after one batch that is not counted; what does not fit memory says so."""
@@ -102,7 +100,7 @@ class Benchmark:
 
     def parts(self) -> list[dict[str, Any]]:
         """ms of each part of a batch, and its work a second beside the device's limits."""
-        from gpu_fit import measure_parts
+        from gpu_fit import CEILING_SIZES, measure_parts
         from shared.counted import ceilings
 
         limits = ceilings(self.plan.device, *CEILING_SIZES[self.plan.device.type])
@@ -112,7 +110,7 @@ class Benchmark:
         return [*rows, *({"part": f"limit: {name}", "per_second": value} for name, value in limits.items())]
 
     def profile(self) -> None:
-        """Print what takes most of PROFILED steps, and write their trace."""
+        """Print what takes most of some steps, and write their trace."""
         from gpu_parts.checks import losses_of
         from torch.profiler import ProfilerActivity, profile
 
@@ -120,7 +118,7 @@ class Benchmark:
 
         gpu = [ProfilerActivity.CUDA] if self.plan.on_gpu else []
         with profile(activities=[ProfilerActivity.CPU, *gpu]) as profiled:
-            losses_of(AutogradFit, self.shared, self.ready, self.shared.settings)
+            losses_of(AutogradFit, self.shared, self.ready)
         order = "self_cuda_time_total" if gpu else "self_cpu_time_total"
         print(profiled.key_averages().table(sort_by=order, row_limit=12, max_name_column_width=40))
         profiled.export_chrome_trace(str(self.plan.out / "trace.json"))

@@ -12,8 +12,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 import numpy as np
 from mlflow import MlflowClient
@@ -24,7 +22,7 @@ from scaling.config import Settings, flatten
 from scaling.distributed.outbox import UNUSABLE, Outbox, check_answers, finite, is_of, log_file, read_run_id
 from scaling.library.run_folder import RunFolder
 from scaling.storage.addresses import masked
-from scaling.storage.paths import AnyPath
+from scaling.storage.paths import AnyPath, to_path
 from scaling.storage.progress import waiting_for
 from scaling.storage.text import shown
 from scaling.training.stage1 import PHASES
@@ -40,12 +38,6 @@ def tracking_uri(run: RunFolder) -> str:
 
 def _local_uri(run: RunFolder) -> str:
     return str(URL.create("sqlite", database=str(_home(run) / "mlflow.db")))
-
-
-def _path_of(location: str) -> Path | None:
-    """The path that a file's address names; None for other addresses."""
-    parts = urlsplit(location)
-    return Path(url2pathname(parts.path)) if parts.scheme == "file" else None
 
 
 def _home(run: RunFolder) -> Path:
@@ -178,8 +170,9 @@ def _experiment(client: MlflowClient, run: RunFolder, uri: str) -> str:
         return client.create_experiment(
             run.name, artifact_location=artefacts.as_uri() if uri.startswith("sqlite") else None
         )
-    named = _path_of(known.artifact_location)
-    if named is not None and uri == _local_uri(run) and named.resolve() != artefacts.resolve():
+    ours = uri == _local_uri(run) and known.artifact_location.startswith("file://")
+    named = to_path(known.artifact_location) if ours else artefacts
+    if isinstance(named, Path) and named.resolve() != artefacts.resolve():
         raise RuntimeError(
             f"{_home(run) / 'mlflow.db'} keeps the files of {run.name!r} in {shown(str(named))}: was its folder moved? "
             "Move it back, or rename mlflow.db (runs then begin anew in MLflow), or set MLFLOW_TRACKING_URI"

@@ -25,13 +25,18 @@ if TYPE_CHECKING:
 RAYS = 128  # that go through the field together: their numbers fit into a core's cache
 
 
-def serves(shared: SharedModel, *tensors: Tensor) -> bool:
-    """Whether these loops take a model and tensors: one pass of samples in hulls, a field with ReLU, single precision
-    on a CPU, and no gradient wanted."""
-    plain = shared.settings.rendering.sampled == "hull" and not shared.settings.rendering.importance_samples
+def takes_model(shared: SharedModel) -> bool:
+    """Whether the loops of a CPU take a model: samples in hulls, a field with ReLU, single precision on a CPU."""
+    hulls = shared.settings.rendering.sampled == "hull"
     relu = shared.settings.representation.field_activation == "relu"
+    return hulls and relu and takes(shared.background, shared.base_planes)
+
+
+def serves(shared: SharedModel, *tensors: Tensor) -> bool:
+    """Whether these loops take a model and tensors: `takes_model`, one pass of samples, and no gradient wanted."""
     wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*tensors, *shared.parameters()))
-    return plain and relu and not wanted and takes(shared.background, *tensors)
+    one_pass = not shared.settings.rendering.importance_samples
+    return one_pass and not wanted and takes_model(shared) and takes(*tensors)
 
 
 def world_of(shared: SharedModel) -> World:

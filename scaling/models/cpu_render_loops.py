@@ -1,6 +1,6 @@
 """Whole views and cells of one scene as compiled loops: rays, samples, field, quadrature, without gradients.
 
-Rays that meet no cell above 0 cost next to nothing; the others go through the field a few hundred at a time, so that
+Rays that meet no cell above 0 cost next to nothing; the others go through the field a hundred at a time, so that
 their numbers stay in the core's cache. Matrix products go to BLAS. The torch code of `SharedModel.render_planes` and
 `Renderer` stays the reference; tests compare the two.
 """

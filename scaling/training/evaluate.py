@@ -65,11 +65,13 @@ def evaluate_scene(shared: SharedModel, params: SceneParams, views: SceneViews) 
     spread = torch.linspace(0, len(train) - 1, min(TRAIN_VIEWS, len(train)) + 2)[1:-1].round().long()
     train_part = [train[int(i)] for i in spread]
     truth = views.images[test].to(shared.device)
-    rendered = render_views(shared, params, views.cam2world[test], views.intrinsics[test])
-    values: dict[str, float | None] = dict(view_metrics(rendered["images"], truth))
-    values["lpips"] = lpips(rendered["images"], truth)
-    seen = render_views(shared, params, views.cam2world[train_part], views.intrinsics[train_part])
-    of_train = view_metrics(seen["images"], views.images[train_part].to(shared.device))
+    # Together: the scene's planes are fused, and its cells filled, once.
+    both = [*test, *train_part]
+    everything = render_views(shared, params, views.cam2world[both], views.intrinsics[both])
+    rendered, seen = everything["images"].split([len(test), len(train_part)])
+    values: dict[str, float | None] = dict(view_metrics(rendered, truth))
+    values["lpips"] = lpips(rendered, truth)
+    of_train = view_metrics(seen, views.images[train_part].to(shared.device))
     values |= {f"train_{name}": value for name, value in of_train.items()}
     mean_image = views.images[train].mean(0, keepdim=True).to(shared.device).expand_as(truth)
     values["mean_image_psnr"] = psnr(mean_image, truth).mean().item()
@@ -79,5 +81,5 @@ def evaluate_scene(shared: SharedModel, params: SceneParams, views: SceneViews) 
         decoded = shared.autoencoder.decode(encoded)
         values |= {f"autoencoder_{name}": value for name, value in view_metrics(decoded, truth).items()}
         # Latents span [−1, 1], twice the range of images; halved, they are compared on the images' scale.
-        values["latent_psnr"] = psnr(rendered["latents"] / 2, encoded / 2).mean().item()
+        values["latent_psnr"] = psnr(everything["latents"][: len(test)] / 2, encoded / 2).mean().item()
     return values

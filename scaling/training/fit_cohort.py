@@ -31,7 +31,7 @@ from scaling.training.fit_frozen import PHASES, FittedScene, hulls_of, start_par
 from scaling.training.phase_loop import Diverged, EpochReport, Phases, PhaseStep
 from scaling.training.process_group import Workers
 from scaling.training.random_streams import stream
-from scaling.training.training_scene import encode_scene, prepare_scene
+from scaling.training.training_scene import ready_scene
 
 CHECKPOINTS = "epoch-[0-9][0-9][0-9][0-9][0-9]"
 
@@ -57,7 +57,7 @@ class Cohort(Phases):
         own = copy.deepcopy(shared)
         ready = []
         for views in scenes:
-            ready.append(encode_scene(own, prepare_scene(own, views)))
+            ready.append(ready_scene(own, views))
             watchdog.beat()
         ids = [scene.scene_id for scene in ready]
         phases = {name: getattr(settings.stage2, name) for name in PHASES}

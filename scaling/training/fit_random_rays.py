@@ -53,7 +53,8 @@ def fit_random_rays(
     micro = texels_together(params.micro_planes.detach())
     moved = replace(params, micro_planes=micro, coefs=params.coefs.detach())
     rounding = Rounding(moved, fit.settings.stage2.micro_dtype, round(phase.rounded_from * total))
-    kind = CpuFit if CpuFit.serves(shared, phase) else GraphFit if GraphFit.serves(shared, phase) else AutogradFit
+    elsewhere = GraphFit if GraphFit.serves(shared, phase, total) else AutogradFit
+    kind = CpuFit if CpuFit.serves(shared, phase) else elsewhere
     fitter = kind(shared, phase, table, moved, rounding.dtype)
     moving = [part for part in ("micro_planes", "coefs") if getattr(phase.lr, part) and getattr(moved, part).numel()]
     cells = Cells(shared, ready)

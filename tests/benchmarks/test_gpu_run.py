@@ -44,7 +44,7 @@ def test_what_computes_something_else_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(checks, "_ways", lambda *_: {"torch.compile": lambda: 1.0, "bfloat16": lambda: 1 / 0})
     monkeypatch.setattr(checks, "losses_of", lambda *_: 2.0)
     shared = type("Model", (), {"settings": None})
-    first, second = checks.check_all(None, shared, [])
+    first, second = checks.check_all(shared, [])
     assert not first["ok"] and first["difference"] == 0.5
     assert not second["ok"] and second["note"] == "ZeroDivisionError: division by zero"
 

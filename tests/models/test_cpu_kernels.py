@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from helpers.pixels import PIXELS
 from torch import Tensor
 
 from scaling.cameras import Rays
@@ -107,11 +108,6 @@ def test_zero_planes_are_neutral():
     torch.testing.assert_close(alone, point_features(one, points, PLANE_AXES, "sum"), rtol=1e-5, atol=1e-5)
 
 
-PIXELS = {
-    "autoencoder": {"kind": "super_resolution", "shrink": 1, "decoder_blocks": 0},
-    "stage1": {name: {"num_epochs": 0} for name in ("joint", "adapt", "distil")},
-    "stage2": {"rgb": {"num_epochs": 0}},
-}
 SHAPES = {
     "product of micro and base planes": {"combine": "product", "field_layers": 2},
     "sum of micro and base planes": {"combine": "sum", "field_layers": 1},

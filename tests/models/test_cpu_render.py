@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from helpers.pixels import PIXELS
 
 from scaling.config import make_settings, merge
 from scaling.data.embedded.scenes import embedded_ids, embedded_scene
@@ -13,11 +14,6 @@ from scaling.models.triplanes import SceneParams
 from scaling.training.evaluate import render_views
 from scaling.training.training_scene import prepare_scene
 
-PIXELS = {
-    "autoencoder": {"kind": "super_resolution", "shrink": 1, "decoder_blocks": 0},
-    "stage1": {name: {"num_epochs": 0} for name in ("joint", "adapt", "distil")},
-    "stage2": {"rgb": {"num_epochs": 0}},
-}
 SHAPES = {
     "product": {"combine": "product", "field_layers": 2},
     "sum": {"combine": "sum", "field_layers": 1},

@@ -17,7 +17,7 @@ from scaling.training.fit_cohort import Cohort
 from scaling.training.fit_context import FitContext
 from scaling.training.fit_frozen import hulls_of, run_phase, start_params
 from scaling.training.phase_loop import EpochReport
-from scaling.training.training_scene import EncodedScene, encode_scene, prepare_scene
+from scaling.training.training_scene import EncodedScene, ready_scene
 
 POINTS = (*range(5, 100, 5), *range(100, 10_001, 50))  # steps at which our 2a is measured
 
@@ -56,7 +56,7 @@ def our_2a(
 ) -> tuple[Curve, SceneParams, list[EncodedScene], float]:
     """Run our 2a. → its curve, the params at its end, the encoded scenes, and the CPU seconds of encoding them."""
     clock = Clock()
-    ready = [encode_scene(shared, prepare_scene(shared, views)) for views in scenes]
+    ready = [ready_scene(shared, views) for views in scenes]
     encoding = clock.seconds
     params = replace(start_params(shared, settings, [scene.scene_id for scene in ready]), hull=hulls_of(ready))
     curve = Curve([test_point(shared, scenes, params, 0, 0.0)])

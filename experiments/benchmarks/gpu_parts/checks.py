@@ -8,8 +8,6 @@ from typing import Any
 
 import torch
 
-from gpu_parts.workload import Plan
-from scaling.config import Settings
 from scaling.models.shared_model import SharedModel
 from scaling.models.triplanes import SceneParams
 from scaling.training.fit_frozen import start_params
@@ -24,10 +22,10 @@ STEPS = 20
 ALLOWED = {"CUDA graphs": 0.01, "torch.compile": 0.01, "bfloat16": 0.05}
 
 
-def check_all(plan: Plan, shared: SharedModel, ready: Sequence[EncodedScene]) -> list[dict[str, Any]]:
+def check_all(shared: SharedModel, ready: Sequence[EncodedScene]) -> list[dict[str, Any]]:
     """A row {what, ok, loss, plain, difference, note} for each check. What fails does not end the run: its row says
     why."""
-    plain = losses_of(AutogradFit, shared, ready, shared.settings)
+    plain = losses_of(AutogradFit, shared, ready)
     rows = []
     for what, measure in _ways(shared, ready).items():
         with warnings.catch_warnings(record=True) as told:
@@ -50,7 +48,7 @@ def _ways(shared: SharedModel, ready: Sequence[EncodedScene]) -> dict[str, Calla
     def compiled() -> float:
         try:
             shared.renderer.compile(dynamic=True)
-            return losses_of(AutogradFit, shared, ready, shared.settings)
+            return losses_of(AutogradFit, shared, ready)
         finally:
             shared.renderer._compiled_call_impl = None  # what `compile` sets
 
@@ -58,18 +56,19 @@ def _ways(shared: SharedModel, ready: Sequence[EncodedScene]) -> dict[str, Calla
         full = shared.field.precision
         try:
             shared.field.precision = "bfloat16"
-            return losses_of(AutogradFit, shared, ready, shared.settings)
+            return losses_of(AutogradFit, shared, ready)
         finally:
             shared.field.precision = full
 
     ways: dict[str, Callable[[], float]] = {"torch.compile": compiled}
     if shared.device.type == "cuda":
-        ways = {"CUDA graphs": lambda: losses_of(GraphFit, shared, ready, shared.settings), **ways, "bfloat16": half}
+        ways = {"CUDA graphs": lambda: losses_of(GraphFit, shared, ready), **ways, "bfloat16": half}
     return ways
 
 
-def losses_of(kind: type[AutogradFit], shared: SharedModel, ready: Sequence[EncodedScene], settings: Settings) -> float:
+def losses_of(kind: type[AutogradFit], shared: SharedModel, ready: Sequence[EncodedScene]) -> float:
     """The mean loss of the last of STEPS steps of 2a."""
+    settings = shared.settings
     ids = [scene.scene_id for scene in ready]
     params = start_params(shared, settings, ids)
     params = SceneParams(params.micro_planes.clone(), params.coefs.clone(), params.hull)

@@ -23,7 +23,7 @@ EPOCHS = 16
 def real_run(plan: Plan) -> dict[str, Any]:
     """→ figures; the picture is OUT/cars.png. Times of drawing and of evaluation are not in those of the stages."""
     start = time.perf_counter()
-    scenes = cars(plan, 0, plan.stage1_scenes + plan.stage2_scenes)
+    scenes = cars(plan, plan.stage1_scenes + plan.stage2_scenes)
     drawing = time.perf_counter() - start
     print(f"  {len(scenes)} cars drawn in {drawing:.0f} s", flush=True)
     some, further = scenes[: plan.stage1_scenes], scenes[plan.stage1_scenes :]

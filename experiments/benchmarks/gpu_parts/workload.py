@@ -54,9 +54,9 @@ class Plan:
         return make_settings(merge(values, over or {}))
 
 
-def cars(plan: Plan, first: int, count: int) -> list[SceneViews]:
-    """`count` embedded cars from number `first`, drawn by processes of their own."""
-    ids = embedded_ids(first + count)[first:]
+def cars(plan: Plan, count: int) -> list[SceneViews]:
+    """The first `count` embedded cars, drawn by processes of their own."""
+    ids = embedded_ids(count)
     draw = partial(embedded_car, image_size=plan.image_size, num_views=plan.num_views)
     if plan.processes < 2:
         rows = [draw(scene_id) for scene_id in ids]

@@ -22,7 +22,7 @@ from scaling.models.shared_model import SharedModel
 from scaling.training.measure.box import set_box
 from scaling.training.process_group import Workers
 from scaling.training.random_streams import stream
-from scaling.training.training_scene import EncodedScene, encode_scene, prepare_scene
+from scaling.training.training_scene import EncodedScene, ready_scene
 
 SMALL = {"autoencoder": {"pretrained": None}}  # from scratch: in preset sd 8 times smaller a side, 4 channels
 
@@ -67,6 +67,5 @@ def random_scenes(count: int, settings: Settings, num_views: int | None = None) 
 
 def ready_scenes(shared: SharedModel, count: int, num_views: int | None = None) -> list[EncodedScene]:
     """Scenes that are ready for a step: one is encoded, and all are copies of it with memory of their own."""
-    views = random_scenes(1, shared.settings, num_views)[0]
-    scene = encode_scene(shared, prepare_scene(shared, views))
+    scene = ready_scene(shared, random_scenes(1, shared.settings, num_views)[0])
     return [copy.deepcopy(scene) for _ in range(count)]

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from scaling.config import Stage2Phase
-from scaling.models.cpu_ops import as_numpy, takes
-from scaling.models.cpu_render import one_blas_thread, world_of
+from scaling.models.cpu_ops import as_numpy
+from scaling.models.cpu_render import one_blas_thread, takes_model, world_of
 from scaling.models.cpu_render_loops import World
 from scaling.models.rounding import LEVELS
 from scaling.models.shared_model import SharedModel
@@ -50,12 +50,10 @@ class CpuFit:
 
     @staticmethod
     def serves(shared: SharedModel, phase: Stage2Phase) -> bool:
-        """Whether a phase on random rays needs no more than `CpuFit` does: samples in hulls, the latent loss alone, a
-        field with ReLU, and single precision on a CPU."""
+        """Whether a phase on random rays needs no more than `CpuFit` does: a model that the loops take, and the latent
+        loss alone."""
         plain = not (phase.loss.rgb or phase.loss.student or phase.tv_weight)
-        hulls = shared.settings.rendering.sampled == "hull"
-        relu = shared.settings.representation.field_activation == "relu"
-        return plain and hulls and relu and takes(shared.background, shared.base_planes)
+        return plain and takes_model(shared)
 
     def take(self, span: Span) -> Iterator[Tensor]:
         """Take the steps of a span. → for each step, the scenes' weighted losses [N]."""

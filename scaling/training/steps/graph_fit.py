@@ -20,6 +20,7 @@ from scaling.models.triplanes import SceneParams
 from scaling.training.random_ray_batches import RayTable
 from scaling.training.steps.autograd_fit import AutogradFit
 
+LEAST_STEPS = 50  # of a fit: warm-up, capture and comparison take about as long as ten eager steps
 WARM_UP = 3  # steps before a capture: libraries choose their kernels and take memory in the first ones
 # A replay computes what the eager step does, in another order at most where gradients are added up.
 RELATIVE, ABSOLUTE = 1e-2, 1e-5  # by how much
@@ -37,10 +38,10 @@ class GraphFit(AutogradFit):
         self.trusted = True
 
     @staticmethod
-    def serves(shared: SharedModel, phase: Stage2Phase) -> bool:
-        """Whether the model is on a GPU, and all scenes move to the end: with early stopping nearly every number of
-        scenes would need a graph, and its memory."""
-        return shared.device.type == "cuda" and not phase.check_every
+    def serves(shared: SharedModel, phase: Stage2Phase, steps: int) -> bool:
+        """Whether the model is on a GPU, a capture pays, and all scenes move to the end: with early stopping nearly
+        every number of scenes would need a graph, and its memory."""
+        return shared.device.type == "cuda" and steps >= LEAST_STEPS and not phase.check_every
 
     def gradients(
         self, values: SceneParams, moving: Sequence[str], rows: Tensor, uniforms: Tensor, cells: Tensor | None
